@@ -1,0 +1,1 @@
+"""Compiled twins of the formulas in minigdino/, by the same names."""

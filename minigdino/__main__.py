@@ -1,0 +1,8 @@
+"""`python -m minigdino` is the command `minigdino`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Boxes and positions: logits of fractions, corners, sine embeddings.
+
+A box is (cx, cy, w, h) as fractions of the image's width and height, unless a name says xyxy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)) without overflow at either end: x [...] -> [...]"""
+    e = np.exp(-abs(x))
+    return np.where(x < 0, e, 1) / (1 + e)
+
+
+def logit(p, eps=1e-5):
+    """Inverse of the sigmoid on [eps, 1 - eps]; what lies outside is moved to the border. p [...] -> [...]"""
+    # != paper's code: it bounds numerator and denominator at 1e-3 each; transformers, and so we, clamp p at 1e-5
+    inside = np.clip(p, eps, 1 - eps)
+    return np.log(inside / (1 - inside))
+
+
+def cxcywh_to_xyxy(boxes):
+    """boxes [N, 4] as centre and size -> [N, 4] as left, top, right, bottom"""
+    centre, half = boxes[:, :2], 0.5 * boxes[:, 2:]
+    return np.concatenate([centre - half, centre + half], axis=1)
+
+
+def sine_embedding(x, width, temperature):
+    """Positional encoding of arXiv 1706.03762, section 3.5, its sines and cosines interleaved: x [...] -> [..., width]"""
+    pair = np.arange(width, like=x) // 2
+    frequency = np.asarray(temperature, x.dtype, like=x) ** (2 * pair / width).astype(x.dtype)  # [width]
+    angle = (x * (2 * np.pi))[..., None] / frequency  # [..., width]
+    return np.stack([np.sin(angle[..., 0::2]), np.cos(angle[..., 1::2])], axis=-1).reshape(angle.shape)
+
+
+def image_positions(H, W, width, temperature, like):
+    """Sine embedding of every pixel of a map, rows in the first half of the channels: -> [H*W, width]"""
+
+    def axis(n):
+        return sine_embedding(np.arange(1, n + 1, dtype=like.dtype, like=like) / (n + 1e-6), width // 2, temperature)
+
+    rows = np.broadcast_to(axis(H)[:, None], (H, W, width // 2))
+    cols = np.broadcast_to(axis(W), (H, W, width // 2))
+    return np.concatenate([rows, cols], axis=-1).reshape(H * W, width)
+
+
+def box_positions(boxes, width, temperature=10000):
+    """Sine embedding of boxes in the order cy, cx, w, h (DAB-DETR, arXiv 2201.12329, Eq. 5): [Q, 4] -> [Q, 4*width]"""
+    cx, cy, w, h = boxes.T
+    return sine_embedding(np.stack([cy, cx, w, h], axis=-1), width, temperature).reshape(len(boxes), -1)
+
+
+def pixel_centres(H, W, like):
+    """Centres of a map's pixels as fractions (x, y), row by row: -> [H*W, 2]"""
+    y = (np.arange(H, dtype=like.dtype, like=like) + 0.5) / H
+    x = (np.arange(W, dtype=like.dtype, like=like) + 0.5) / W
+    grid = np.stack([np.broadcast_to(x, (H, W)), np.broadcast_to(y[:, None], (H, W))], axis=-1)
+    return grid.reshape(H * W, 2)

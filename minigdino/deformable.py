@@ -1,0 +1,77 @@
+"""Multi-scale deformable attention. Deformable DETR (arXiv 2010.04159), section 4.1.
+
+S pixels over all levels, L levels, M heads, D channels a head, Q queries, P points a head and level.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .kernels import accelerated
+from .ops import linear, softmax
+
+
+@accelerated(numpy="minigdino._ext.bilinear:forward")
+def bilinear(image, xy):
+    """Sample each head's channels at points given in fractions of width and height; outside is zero.
+
+    The centre of pixel (row r, column c) is at ((c + 0.5) / W, (r + 0.5) / H).
+    image [H, W, M, D], xy [Q, M, P, 2] -> [Q, M, P, D]
+    """
+    H, W, M, D = image.shape
+    x = xy[..., 0] * W - 0.5  # [Q, M, P]
+    y = xy[..., 1] * H - 0.5  # [Q, M, P]
+    head = np.arange(M, like=image)[:, None]  # [M, 1]
+    total = np.zeros((*x.shape, D), image.dtype, like=image)  # [Q, M, P, D]
+    for row in (np.floor(y), np.floor(y) + 1):
+        for col in (np.floor(x), np.floor(x) + 1):
+            inside = (row >= 0) & (row < H) & (col >= 0) & (col < W)  # [Q, M, P]
+            tent = np.where(inside, (1 - abs(x - col)) * (1 - abs(y - row)), 0)  # [Q, M, P]
+            r = np.where(inside, row, 0).astype(int)  # [Q, M, P]
+            c = np.where(inside, col, 0).astype(int)  # [Q, M, P]
+            total = total + tent[..., None] * image[r, c, head]
+    return total
+
+
+@accelerated(numpy="minigdino._ext.deform_attn:forward")
+def deform_attn(value, sizes, locations, weights):
+    """Eq. 3 between its two linear maps: the sum over levels l and points p of A_lp * x_l(p_lp), for every head.
+
+    value [S, M, D], sizes ((H, W), ...) per level, locations [Q, M, L, P, 2], weights [Q, M, L, P] -> [Q, M*D]
+    """
+    Q, M, L, P, _ = locations.shape
+    total, start = 0, 0
+    for level, (H, W) in enumerate(sizes):
+        image = value[start : start + H * W].reshape(H, W, M, -1)
+        sampled = bilinear.reference(image, locations[:, :, level])  # [Q, M, P, D]
+        attended = (weights[:, :, level, :, None] * sampled).sum(axis=2)  # [Q, M, D]
+        total, start = total + attended, start + H * W
+    return total.reshape(Q, -1)
+
+
+def sampling_locations(references, offsets, sizes):
+    """Where each head looks: p_q + delta p of Eq. 3. Offsets count pixels of their level around a point, and
+    P-ths of half the box's size around a box.
+
+    references [Q, 2] points or [Q, 4] boxes, offsets [Q, M, L, P, 2] -> [Q, M, L, P, 2]
+    """
+    at = references[:, None, None, None, :]
+    if references.shape[-1] == 2:
+        pixels = np.asarray([(W, H) for H, W in sizes], offsets.dtype, like=offsets)[:, None]  # [L, 1, 2]
+        return at + offsets / pixels
+    return at[..., :2] + offsets / offsets.shape[3] * at[..., 2:] * 0.5
+
+
+def deformable_attention(queries, references, memory, sizes, sampling_offsets, attention_weights, value_proj,
+                         output_proj, n_heads, n_points):
+    """Eq. 3 of 2010.04159: M heads, each weighing P points on every level.
+
+    queries [Q, C], references [Q, 2] or [Q, 4], memory [S, C], sizes ((H, W), ...) -> [Q, C]
+    """
+    Q, L = len(queries), len(sizes)
+    value = linear(memory, **value_proj).reshape(len(memory), n_heads, -1)  # [S, M, D]
+    offsets = linear(queries, **sampling_offsets).reshape(Q, n_heads, L, n_points, 2)  # [Q, M, L, P, 2]
+    scores = linear(queries, **attention_weights).reshape(Q, n_heads, L * n_points)  # [Q, M, L*P]
+    weights = softmax(scores).reshape(Q, n_heads, L, n_points)  # [Q, M, L, P]
+    locations = sampling_locations(references, offsets, sizes)  # [Q, M, L, P, 2]
+    return linear(deform_attn(value, sizes, locations, weights), **output_proj)

@@ -1,0 +1,216 @@
+"""Image and text in, detections out. The one place that checks what a caller hands over."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from . import image as images
+from .config import Config
+from .errors import ArgumentError, CheckpointError, ImageError, PromptError
+from .image import ImageSettings
+from .model import Output, forward
+from .parameters import random_tensors
+from .prompt import PUBLISHED_DELIMITERS, Prompt, Tokenizer
+from .results import Detections, post_process
+from .weights import build, read_checkpoint
+
+ImageLike = "str | os.PathLike | PIL.Image.Image | np.ndarray"
+
+
+class Model:
+    """A loaded checkpoint. It holds no state between calls, so threads may share it."""
+
+    def __init__(self, tensors: dict[str, np.ndarray], config: Config, *, tokenizer: Tokenizer | None = None,
+                 settings: ImageSettings | None = None, source: str | Path = "tensors"):
+        """tensors under their published names; `load` and `Model.random` are the usual ways in.
+
+        Raises CheckpointError naming the tensor that does not fit the config.
+        """
+        self.weights = build(tensors, config, source)
+        self.tensors, self.config, self.source = tensors, config, source
+        self.tokenizer, self.settings = tokenizer, settings or ImageSettings()
+
+    def __repr__(self) -> str:
+        return f"Model({self.config.model_type}, {str(self.source)!r})"
+
+    @classmethod
+    def random(cls, config: Config | None = None, seed: int = 0, *, tokenizer: Tokenizer | None = None,
+               settings: ImageSettings | None = None) -> Model:
+        """A model of any geometry whose every parameter is random and alive: for tests and for teaching."""
+        config = config or Config()
+        return cls(random_tensors(config, seed), config, tokenizer=tokenizer, settings=settings, source="random")
+
+    def save(self, directory: str | Path) -> None:
+        """Write a directory that `load` and transformers read."""
+        from safetensors.numpy import save_file
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        shared = not any(name.startswith(("bbox_embed.1.", "model.decoder.bbox_embed.1.")) for name in self.tensors)
+        config = {**self.config.to_dict(), "decoder_bbox_embed_share": shared, "decoder_cls_embed_share": shared,
+                  "two_stage_bbox_embed_share": False}
+        for name, values in (("config.json", config), ("preprocessor_config.json", self.settings.to_dict())):
+            (directory / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        save_file({name: np.asarray(array, order="C") for name, array in self.tensors.items()}, directory / "model.safetensors",
+                  {"format": "pt"})
+        if self.tokenizer:
+            self.tokenizer.save(directory)
+
+    def preprocess(self, image: ImageLike, *, size: Sequence[int] | None = None) -> np.ndarray:
+        """Image -> pixels [3, H, W] float32, resized and normalised as the checkpoint asks.
+
+        size (shortest, longest) edge in pixels replaces the checkpoint's. Raises ImageError, ArgumentError.
+        """
+        return images.preprocess(images.open_image(image), self.settings, _checked_size(size))
+
+    def tokenize(self, text: str | Sequence[str]) -> Prompt:
+        """Text, or a list of phrases -> Prompt. Raises PromptError if there is nothing, or too much, to look for."""
+        if self.tokenizer is None:
+            raise CheckpointError(f"{self.source}: holds neither tokenizer.json nor vocab.txt, which reading text needs; "
+                                  "copy one of them there from the published checkpoint. forward() works without")
+        prompt = self.tokenizer.encode(text)
+        if len(prompt.ids) > self.config.max_text_len:
+            raise PromptError(f"the prompt has {len(prompt.ids)} tokens; {self.config.max_text_len} is the most this "
+                              "model reads. Ask for fewer phrases at a time")
+        return prompt
+
+    def forward(self, pixels: np.ndarray, token_ids: Sequence[int], *, selected: Sequence[int] | None = None,
+                details: bool = False) -> Output:
+        """The pure network.
+
+        pixels [3, H, W] float32 normalised; token_ids [T] ints, [CLS] and [SEP] included; selected [Q] image tokens,
+        best first, to use instead of the model's own choice; details: keep the large intermediates too.
+        Raises ArgumentError for arrays that do not fit the model.
+        """
+        pixels, ids = self._checked_inputs(pixels, token_ids)
+        if selected is not None:
+            selected = self._checked_selection(selected, pixels)
+        delimiters = self.tokenizer.delimiters if self.tokenizer else PUBLISHED_DELIMITERS
+        return forward(pixels, ids, delimiters, self.weights, self.config, selected, details)
+
+    def detect(self, image, text, *, threshold: float = 0.25, text_threshold: float = 0.25,
+               size: Sequence[int] | None = None) -> Detections | list[Detections]:
+        """Find what the text names.
+
+        image: a path, a PIL image, a uint8 array [H, W, 3] in RGB, or a list of these (then a list comes back).
+        text: "a cat. a remote control." or ["a cat", "a remote control"], for every image; a list of such lists is
+        one prompt per image.
+        threshold: least score of a box; text_threshold: least score of a token in `phrases`; size: (shortest,
+        longest) edge in pixels to resize to instead of the checkpoint's.
+        Raises ImageError, PromptError, ArgumentError.
+        """
+        for name, value in (("threshold", threshold), ("text_threshold", text_threshold)):
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
+                raise ArgumentError(f"{name} is a probability from 0 to 1; got {value!r}")
+        if not isinstance(image, (list, tuple)):
+            prompt, = self._prompts(text, 1)
+            return self._detect(image, prompt, threshold, text_threshold, size)
+        prompts = self._prompts(text, len(image))
+        return [self._detect(one, prompt, threshold, text_threshold, size) for one, prompt in zip(image, prompts)]
+
+    def _detect(self, image, prompt, threshold, text_threshold, size):
+        picture = images.open_image(image)
+        pixels = images.preprocess(picture, self.settings, _checked_size(size))
+        output = self.forward(pixels, prompt.ids)
+        return post_process(output.logits, output.boxes, prompt, self.tokenizer.decode, picture.size,
+                            threshold, text_threshold)
+
+    def _prompts(self, text, n_images):
+        if isinstance(text, (list, tuple)) and any(isinstance(t, (list, tuple)) for t in text):
+            if len(text) != n_images:
+                raise PromptError(f"got {len(text)} prompts for {n_images} image{'s' * (n_images != 1)}; "
+                                  "give one list of phrases for all, or one list per image")
+            return [self.tokenize(phrases) for phrases in text]
+        return [self.tokenize(text)] * n_images
+
+    def _checked_inputs(self, pixels, token_ids):
+        pixels, ids = np.asarray(pixels), np.asarray(token_ids)
+        if pixels.dtype != np.float32 or pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
+            raise ArgumentError(f"pixels must be float32 [3, H, W], as preprocess() makes them; got {pixels.dtype} "
+                                f"{list(pixels.shape)}")
+        config, bert = self.config, self.config.text_config
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 1 <= len(ids) <= config.max_text_len:
+            raise ArgumentError(f"token_ids must be 1 to {config.max_text_len} ints, as tokenize().ids; got {ids.dtype} "
+                                f"{list(ids.shape)}")
+        if ids.min() < 0 or ids.max() >= bert.vocab_size:
+            raise ArgumentError(f"token_ids must lie in 0..{bert.vocab_size - 1}; got {ids.min()}..{ids.max()}")
+        if len(ids) > bert.max_position_embeddings:
+            raise ArgumentError(f"this model has {bert.max_position_embeddings} text positions; got {len(ids)} tokens")
+        if (n := self._n_image_tokens(pixels)) < config.num_queries:
+            raise ImageError(f"an image of {pixels.shape[2]} x {pixels.shape[1]} pixels after resizing gives {n} tokens, "
+                             f"and this model chooses {config.num_queries} of them; use a larger `size`, or an image "
+                             "that is less elongated")
+        return np.ascontiguousarray(pixels), ids.astype(np.int64)
+
+    def _checked_selection(self, selected, pixels):
+        chosen, n = np.asarray(selected), self._n_image_tokens(pixels)
+        if chosen.shape != (self.config.num_queries,) or chosen.dtype.kind not in "iu" or chosen.min() < 0 or chosen.max() >= n:
+            raise ArgumentError(f"selected must be {self.config.num_queries} image tokens in 0..{n - 1}; got {chosen.dtype} "
+                                f"{list(chosen.shape)}")
+        return chosen
+
+    def _n_image_tokens(self, pixels):
+        """S: pixels of all levels together."""
+        stages = self.config.backbone_config.out_indices
+        n = 0
+        for level in range(self.config.num_feature_levels):
+            stage = stages[level] if level < len(stages) else stages[-1] + level - len(stages) + 1
+            stride = 2 ** (stage + 1)
+            n += -(-pixels.shape[1] // stride) * -(-pixels.shape[2] // stride)
+        return n
+
+
+def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
+    """Read a checkpoint: a directory, or a .safetensors file with its config.json beside it.
+
+    Without a source, $MINIGDINO_MODEL names it. Raises CheckpointError, ConfigError, ArgumentError.
+    """
+    if device != "cpu":
+        raise ArgumentError(f'device must be "cpu"; got {device!r}. This version has no GPU support')
+    source = source or os.environ.get("MINIGDINO_MODEL")
+    if not source:
+        raise CheckpointError("no model given: pass model=DIRECTORY (to load(), its source), or set MINIGDINO_MODEL. "
+                              "A directory holds config.json, model.safetensors and tokenizer.json")
+    path = Path(source)
+    if not path.exists():
+        raise CheckpointError(f"{source}: no such file or directory. A model is a directory with config.json, "
+                              "model.safetensors and tokenizer.json, or a .safetensors file in one")
+    directory = path if path.is_dir() else path.parent
+    config = Config.from_file(directory / "config.json")
+    return Model(read_checkpoint(path), config, tokenizer=Tokenizer.from_directory(directory),
+                 settings=ImageSettings.from_directory(directory), source=source)
+
+
+_models: dict[tuple[str, str], Model] = {}
+_loading = threading.Lock()
+
+
+def detect(image, text, *, model: str | Path | Model | None = None, threshold: float = 0.25,
+           text_threshold: float = 0.25, size: Sequence[int] | None = None,
+           device: str = "cpu") -> Detections | list[Detections]:
+    """Find what the text names, in one call: `Model.detect` on a model that is loaded once and kept.
+
+    model: a Model, or what `load` takes. The other arguments and errors are those of `load` and `Model.detect`.
+    """
+    if not isinstance(model, Model):
+        source = str(model or os.environ.get("MINIGDINO_MODEL") or "")
+        with _loading:
+            if (source, device) not in _models:
+                _models[source, device] = load(source, device=device)
+            model = _models[source, device]
+    return model.detect(image, text, threshold=threshold, text_threshold=text_threshold, size=size)
+
+
+def _checked_size(size):
+    if size is None:
+        return None
+    edges = list(size) if isinstance(size, (list, tuple)) else [size]
+    if len(edges) != 2 or not all(isinstance(e, (int, np.integer)) and not isinstance(e, bool) and e > 0 for e in edges):
+        raise ArgumentError(f"size is (shortest, longest) edge in pixels, for example (800, 1333); got {size!r}")
+    return tuple(map(int, edges))

@@ -1,0 +1,82 @@
+"""§3.1  Feature enhancer. Maps of one width, then six layers: fuse, text self-attention, image deformable attention.
+
+S image tokens over all levels, T text tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .boxes import image_positions, pixel_centres, sine_embedding
+from .deformable import deformable_attention
+from .fusion import fusion_layer
+from .ops import attention, feed_forward, group_norm, layer_norm, linear
+
+
+def conv_1x1(x, weight, bias):
+    """x [H, W, I], weight [O, I, 1, 1] -> [H, W, O]"""
+    return linear(x, weight.reshape(weight.shape[:2]), bias)
+
+
+def conv_3x3_stride_2(x, weight, bias):
+    """One pixel of zeros around: x [H, W, I], weight [O, I, 3, 3] -> [ceil(H/2), ceil(W/2), O]"""
+    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+    H, W = (x.shape[0] + 1) // 2, (x.shape[1] + 1) // 2
+    taps = [linear(padded[i : i + 2 * H - 1 : 2, j : j + 2 * W - 1 : 2], weight[:, :, i, j])
+            for i in range(3) for j in range(3)]
+    return sum(taps) + bias
+
+
+def neck(features, input_proj_vision):
+    """Backbone maps to C channels, and coarser maps after them: features [H, W, I] each -> [H, W, C] each"""
+    maps = []
+    for level, (conv, norm) in enumerate(input_proj_vision):
+        if level < len(features):
+            projected = conv_1x1(features[level], **conv)
+        else:  # the first coarser map is made from the backbone's last, not from its projection
+            projected = conv_3x3_stride_2(features[-1] if level == len(features) else maps[-1], **conv)
+        maps.append(group_norm(projected, **norm))
+    return maps
+
+
+def vision_positions(sizes, level_embed, temperature):
+    """Where each token is, and on which level. sizes ((H, W), ...), level_embed [L, C] -> [S, C]"""
+    C = level_embed.shape[1]
+    return np.concatenate([image_positions(H, W, C, temperature, like=level_embed) + level_embed[i]
+                           for i, (H, W) in enumerate(sizes)])
+
+
+def text_enhancer_layer(text, positions, mask, self_attn, fc1, fc2, layer_norm_before, layer_norm_after, n_heads,
+                        activation, eps):
+    """text [T, C], positions [T, C], mask [T, T] -> [T, C]"""
+    placed = text + positions  # [T, C]
+    attended = attention(placed, placed, text, **self_attn, n_heads=n_heads, mask=mask)  # [T, C]
+    mixed = layer_norm(text + attended, **layer_norm_before, eps=eps)  # [T, C]
+    return layer_norm(mixed + feed_forward(mixed, fc1, fc2, activation), **layer_norm_after, eps=eps)
+
+
+def deformable_layer(vision, positions, references, sizes, self_attn, self_attn_layer_norm, fc1, fc2,
+                     final_layer_norm, n_heads, n_points, activation, eps):
+    """vision [S, C], positions [S, C], references [S, 2] -> [S, C]"""
+    attended = deformable_attention(vision + positions, references, vision, sizes, **self_attn,
+                                    n_heads=n_heads, n_points=n_points)  # [S, C]
+    mixed = layer_norm(vision + attended, **self_attn_layer_norm, eps=eps)  # [S, C]
+    return layer_norm(mixed + feed_forward(mixed, fc1, fc2, activation), **final_layer_norm, eps=eps)
+
+
+def enhancer(maps, text, mask, token_positions, layers, level_embed, config):
+    """maps [H, W, C] each, text [T, C], mask [T, T], token_positions [T] -> [S, C], [T, C]"""
+    sizes = tuple(m.shape[:2] for m in maps)
+    vision = np.concatenate([m.reshape(-1, m.shape[-1]) for m in maps])  # [S, C]
+    vision_pos = vision_positions(sizes, level_embed, config.positional_embedding_temperature)  # [S, C]
+    text_pos = sine_embedding(token_positions.astype(text.dtype), text.shape[1], 10000)  # [T, C]
+    references = np.concatenate([pixel_centres(H, W, like=vision) for H, W in sizes])  # [S, 2]
+    heads, act, eps = config.encoder_attention_heads, config.activation_function, config.layer_norm_eps
+    for layer in layers:
+        # != paper: Figure 3 draws self-attention first; the released encoder fuses first
+        vision, text = fusion_layer(vision, text, **layer["fusion_layer"], n_heads=heads // 2, eps=eps)
+        text = text_enhancer_layer(text, text_pos, mask, **layer["text_enhancer_layer"], n_heads=heads // 2,
+                                   activation=act, eps=eps)
+        vision = deformable_layer(vision, vision_pos, references, sizes, **layer["deformable_layer"], n_heads=heads,
+                                  n_points=config.encoder_n_points, activation=act, eps=eps)
+    return vision, text

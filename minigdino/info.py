@@ -1,0 +1,34 @@
+"""What this installation runs on: asked first when something is slow."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+
+from . import kernels
+from ._ext import threads
+from .version import __version__
+
+
+def info() -> dict:
+    """{"minigdino", "python", "numpy", "cpu", "blas": str, "threads": int, "kernels": mode, "twins": {op: built}}"""
+    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
+    return {
+        "minigdino": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "cpu": _cpu(),
+        "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
+        "threads": threads.count(),
+        "kernels": kernels.mode(),
+        "twins": kernels.live(),
+    }
+
+
+def _cpu():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,92 @@
+"""Pair each NumPy reference with its compiled twins. Nothing here knows any op."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from .errors import ArgumentError
+
+MODES = ("fast", "reference")
+OPS: dict[str, Callable] = {}  # name -> op; the test suite walks this, so no twin can escape it
+
+_mode: ContextVar[str | None] = ContextVar("minigdino kernels", default=None)  # None: as MINIGDINO_KERNELS says
+
+
+def mode() -> str:
+    """"fast" (compiled twins) or "reference" (the NumPy you read): of this thread, else of the process."""
+    return _checked(_mode.get() or os.environ.get("MINIGDINO_KERNELS") or "fast")
+
+
+@contextmanager
+def use(mode: str) -> Iterator[None]:
+    """`with minigdino.use("reference"): ...` runs the NumPy formulas instead of their compiled twins.
+
+    Holds for the calling thread until the block ends; MINIGDINO_KERNELS sets the whole process.
+    Raises ArgumentError for anything but "fast" and "reference".
+    """
+    token = _mode.set(_checked(mode))
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def accelerated(**twins: str):
+    """Decorate a NumPy reference with its twins, as "module:function" per array library (numpy=, cupy=).
+
+    The op runs the twin for the library of its arrays; the formula stays reachable as `op.reference`.
+    """
+
+    def decorate(reference):
+        @functools.wraps(reference)
+        def op(*args):
+            path = twins.get(array_library(args))
+            twin = load(path) if path and mode() == "fast" else None
+            return (twin or reference)(*args)
+
+        op.reference, op.twins = reference, twins
+        OPS[reference.__name__] = op
+        return op
+
+    return decorate
+
+
+def array_library(arrays) -> str:
+    """"cupy" if any argument is a CuPy array, else "numpy". Never imports CuPy: whoever made the array did."""
+    return "cupy" if any(type(a).__module__.partition(".")[0] == "cupy" for a in arrays) else "numpy"
+
+
+@functools.cache
+def load(path: str) -> Callable | None:
+    """The function at "module:function", or None, said once, when it was not built."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        outside = 2  # warn at the first line of the caller's own code
+        while (frame := sys._getframe(outside - 1)).f_globals.get("__name__", "").startswith("minigdino") and frame.f_back:
+            outside += 1
+        warnings.warn(f"{path} is unavailable ({error}); its NumPy reference runs instead, which is much slower.\n"
+                      "---> hint: with a C compiler present, run: pip install --no-binary minigdino minigdino "
+                      '(in a clone: pip install -e .)', RuntimeWarning, stacklevel=outside)
+        return None
+
+
+def live() -> dict[str, bool]:
+    """Which CPU twins were built: {op: True or False}. Loads them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return {name: load(op.twins["numpy"]) is not None for name, op in OPS.items() if "numpy" in op.twins}
+
+
+def _checked(mode):
+    if mode not in MODES:
+        raise ArgumentError(f'kernels must be "fast" or "reference"; got {mode!r} (from use() or MINIGDINO_KERNELS)')
+    return mode

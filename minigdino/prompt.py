@@ -1,0 +1,172 @@
+"""§3.4  Text: phrases to tokens, and which token may see which (sub-sentence level text features).
+
+T tokens, [CLS] and [SEP] included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .config import read_json
+from .errors import CheckpointError, PromptError
+
+DELIMITERS = ("[CLS]", "[SEP]", ".", "?")
+PUBLISHED_DELIMITERS = (101, 102, 1012, 1029)  # their ids in the published vocabulary
+BLANK = " \t\r\n"
+
+
+def phrase_mask(token_ids, delimiters):
+    """Figure 4 (c): split the tokens at the delimiters; a token sees the tokens of its own phrase.
+
+    A phrase is closed by its delimiter, which belongs to it; the first and the last token stand alone, and so does
+    any token that no delimiter closes. token_ids [T] -> mask [T, T] bool, positions [T] counted from 0 in each phrase
+    """
+    # a page of Python on short host lists: it decides sizes and positions, not arithmetic
+    ids = [int(i) for i in token_ids]
+    block, position = list(range(-1, -1 - len(ids), -1)), [0] * len(ids)  # alone, until a delimiter says otherwise
+    start = 0
+    for i, token in enumerate(ids):
+        if token in delimiters:
+            if 0 < i < len(ids) - 1:
+                block[start : i + 1] = [i] * (i + 1 - start)
+                position[start : i + 1] = range(i + 1 - start)
+            start = i + 1
+    blocks = np.asarray(block, like=token_ids)
+    return blocks[:, None] == blocks[None, :], np.asarray(position, like=token_ids)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenised prompt."""
+
+    ids: np.ndarray  # [T] int64, from [CLS] to [SEP]
+    phrases: list[str]  # the caller's, in order
+    spans: list[tuple[int, int]]  # tokens [start, stop) of each phrase, delimiters left out
+
+
+class Tokenizer:
+    """A checkpoint's WordPiece tokenizer, never padding and never truncating."""
+
+    def __init__(self, backend, clean_up: bool = False):
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend, self.clean_up = backend, clean_up
+        found = {token: backend.token_to_id(token) for token in DELIMITERS}
+        if missing := [token for token in ("[CLS]", "[SEP]", ".") if found[token] is None]:
+            raise CheckpointError(f"the tokenizer has no token {missing[0]!r}; expected a BERT vocabulary")
+        self.delimiters = tuple(i for i in found.values() if i is not None)
+        self.cls, self.sep, self.dot = found["[CLS]"], found["[SEP]"], found["."]
+        self.special = [t.content for t in backend.get_added_tokens_decoder().values() if t.special]
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> Tokenizer | None:
+        """Read `tokenizer.json`, else `vocab.txt`; None if there is neither. Raises CheckpointError if it is damaged."""
+        from tokenizers import Tokenizer as Backend  # a compiled package: loaded when a checkpoint is, not at import
+
+        directory = Path(directory)
+        settings_file, settings = directory / "tokenizer_config.json", {}
+        if settings_file.exists():
+            settings = read_json(settings_file)
+        for name, read in (("tokenizer.json", Backend.from_file), ("vocab.txt", lambda p: _from_vocab(p, settings))):
+            if (path := directory / name).exists():
+                try:
+                    backend = read(str(path))
+                except Exception as error:  # the library raises bare Exception
+                    raise CheckpointError(f"{path}: not a readable tokenizer ({error}); download it again") from None
+                return cls(backend, bool(settings.get("clean_up_tokenization_spaces", False)))
+        return None
+
+    def encode(self, text: str | Sequence[str]) -> Prompt:
+        """A str as transformers would read it, its final dot added if missing, or a list of phrases.
+
+        Raises PromptError for a prompt without any phrase, and in a list for a phrase without tokens, one with
+        a special token in it, and two with the same tokens.
+        """
+        if isinstance(text, str):
+            return self._encode_text(text)
+        if isinstance(text, (list, tuple)) and all(isinstance(phrase, str) for phrase in text):
+            return self._encode_phrases(text)
+        raise PromptError(f"a prompt is a str or a list of str; got {_describe(text)}")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of some tokens, as transformers spells it."""
+        text = self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        if self.clean_up:
+            for old, new in CLEAN_UP:
+                text = text.replace(old, new)
+        return text
+
+    def save(self, directory: str | Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`."""
+        self.backend.save(str(Path(directory) / "tokenizer.json"))
+        settings = {"tokenizer_class": "BertTokenizer", "clean_up_tokenization_spaces": self.clean_up}
+        (Path(directory) / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def _encode_text(self, text):
+        closed = text if text.rstrip(BLANK).endswith((".", "?")) else text + "."
+        encoding = self.backend.encode(closed)
+        runs, start = [], 0
+        for i, token in enumerate(encoding.ids):
+            if token in self.delimiters:
+                runs += [(start, i)] if i > start else []
+                start = i + 1
+        if not runs:
+            raise PromptError(f'the prompt {text!r} names nothing to look for; write for example "a cat. a remote control."')
+        where = encoding.offsets
+        phrases = [closed[where[start][0] : where[stop - 1][1]].strip(BLANK) for start, stop in runs]
+        return Prompt(np.array(encoding.ids, np.int64), phrases, runs)
+
+    def _encode_phrases(self, phrases):
+        if not phrases:
+            raise PromptError('the list of phrases is empty; give at least one, for example ["a cat"]')
+        ids, spans, labels, seen = [self.cls], [], [], {}
+        for phrase in phrases:
+            label = phrase.strip(BLANK).rstrip(BLANK + ".")
+            if special := [token for token in self.special if token in phrase]:
+                raise PromptError(f"phrase {phrase!r} contains {special[0]}, which the model reads as a command; take it out")
+            # inside a phrase these would end it: the model reads blanks, the label keeps them
+            words = label.lower().replace(".", " ").replace("?", " ")
+            tokens = self.backend.encode(words, add_special_tokens=False).ids
+            if not tokens:
+                raise PromptError(f"phrase {phrase!r} has no words; every phrase needs at least one token")
+            if (other := seen.setdefault(tuple(tokens), phrase)) is not phrase or len(seen) != len(spans) + 1:
+                raise PromptError(f"phrases {other!r} and {phrase!r} are the same to the model; keep one of them")
+            spans.append((len(ids), len(ids) + len(tokens)))
+            labels.append(label)
+            ids += [*tokens, self.dot]
+        return Prompt(np.array([*ids, self.sep], np.int64), labels, spans)
+
+
+# transformers' "clean_up_tokenization", for checkpoints that ask for it
+CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
+            (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
+
+
+def _from_vocab(path, settings):
+    """BERT's tokenizer from its vocabulary alone: what a tokenizer.json would spell out."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    vocab = models.WordPiece.read_file(path)
+    backend = Backend(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.add_special_tokens([t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocab])
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=settings.get("do_lower_case", True), strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(t, vocab[t]) for t in ("[CLS]", "[SEP]")])
+    return backend
+
+
+def _describe(value):
+    if isinstance(value, (list, tuple)):
+        odd = next((v for v in value if not isinstance(v, str)), None)
+        return f"a {type(value).__name__} holding {odd!r}"
+    return type(value).__name__

@@ -1,0 +1,52 @@
+"""Watch named intermediates of a pass from outside, without a line of it in the layers.
+
+Layers are pure functions that give every step a name, so the interpreter already knows what is worth seeing: when a
+function returns, its locals are the intermediates.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+PACKAGE = __name__.partition(".")[0] + "."
+LAYERS = {PACKAGE + name for name in ("model", "swin", "bert", "enhancer", "queries", "decoder", "fusion", "deformable",
+                                      "boxes", "ops", "prompt")}
+
+
+@contextmanager
+def trace(pattern: str = "*") -> Iterator[dict]:
+    """Record arrays of the calling thread whose path matches: `with trace("*/fusion_layer.1/*") as seen: ...`
+
+    A path is function.call/function.call/.../name, calls counted from 0 within their caller. `return` names a result
+    that has no name of its own. Arrays are kept as they were when their function returned. A step inside a compiled twin
+    has no locals: trace under `use("reference")` to see it.
+    """
+    seen: dict = {}
+    path: list[str] = []
+    counts: list[dict[str, int]] = [{}]
+
+    def watch(frame, event, value):
+        function, module = frame.f_code.co_name, frame.f_globals.get("__name__")
+        if event not in ("call", "return") or module not in LAYERS or not function.isidentifier():
+            return
+        if event == "call":
+            i = counts[-1][function] = counts[-1].get(function, -1) + 1
+            path.append(f"{function}.{i}")
+            counts.append({})
+        elif path:
+            for name, array in [*frame.f_locals.items(), ("return", value)]:
+                key = "/".join([*path, name])
+                if hasattr(array, "shape") and fnmatchcase(key, pattern):
+                    seen[key] = array
+            path.pop()
+            counts.pop()
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(before)

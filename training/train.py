@@ -1,0 +1,102 @@
+"""Train the embedded checkpoint: python -m training.train [--runs FOLDER]; run it again to go on where it stopped."""
+
+import argparse
+import ctypes
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from training.batches import Batches
+from training.evaluate import average_precision
+from training.losses import loss
+from training.model import create
+from training.predict import with_network
+
+BATCH = 16
+RATE, WARM_UP = 5e-4, 200
+CLIP = 0.1
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed: a step's large arrays come back every step, and fresh pages cost a quarter of it."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL("libc.so.6")
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            libc.mallopt(option, 2**31 - 1)
+
+
+def rate(step: int, steps: int) -> float:
+    """The learning rate: a linear warm-up, then a cosine down to nothing."""
+    if step < WARM_UP:
+        return RATE * (step + 1) / WARM_UP
+    return RATE * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / (steps - WARM_UP)))
+
+
+def save(path: Path, step: int, network: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Everything the run needs to go on after `step` steps, in one move, so that a kill leaves the former file."""
+    fresh = path.with_suffix(".new")
+    torch.save({"step": step, "network": network.state_dict(), "optimiser": optimiser.state_dict()}, fresh)
+    os.replace(fresh, path)
+
+
+def progress(network: torch.nn.Module) -> str:
+    """A small estimate, on the first scenes of the evaluation."""
+    network.eval()
+    result = {name: average_precision(with_network(network), name, 60) for name in ("seen", "unseen")}
+    network.train()
+    return "  ".join(f"{name} AP {r['AP']:.2f} AP50 {r['AP50']:.2f}" for name, r in result.items())
+
+
+def train(path: Path, steps: int, seed: int) -> None:
+    """To the end of the schedule, from `path` if it is there."""
+    network = create(seed).train()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-4)
+    done = 0
+    if path.exists():
+        state = torch.load(path)
+        done = state["step"]
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+    ahead = Subset(Batches(seed, steps, BATCH), range(done, steps))
+    total, clock = 0.0, time.monotonic()
+    for step, batch in enumerate(DataLoader(ahead, batch_size=None, num_workers=1, prefetch_factor=8), start=done):
+        for group in optimiser.param_groups:
+            group["lr"] = rate(step, steps)
+        value = loss(network, batch)
+        optimiser.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        optimiser.step()
+        total += value.item()
+        if (step + 1) % 50 == 0:
+            seconds, clock = time.monotonic() - clock, time.monotonic()
+            print(f"step {step + 1}/{steps}  loss {total / 50:.3f}  {50 * BATCH / seconds:.1f} pictures/s", flush=True)
+            total = 0.0
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            save(path, step + 1, network, optimiser)
+        if (step + 1) % 500 == 0:
+            print(progress(network), flush=True)
+            clock = time.monotonic()
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path(__file__).parent / "runs")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    keep_memory()
+    torch.set_num_threads(options.threads)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    train(options.runs / "checkpoint.pt", options.steps, options.seed)
+
+
+if __name__ == "__main__":
+    main()

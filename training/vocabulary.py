@@ -1,0 +1,63 @@
+"""A WordPiece vocabulary of 1,030 rows: this world's words, and letters so that any other word can be spelt.
+
+transformers finds the ends of phrases by fixed ids, so [PAD], [UNK], [CLS], [SEP], "." and "?" stand where BERT has them;
+the ASCII marks between "!" and "?" are a run there, which is kept whole.
+"""
+
+import json
+import string
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from training.outlines import SHAPES
+from training.prompts import ANYTHING, ARTICLES
+from training.world import COLOURS
+
+ROWS = 1030
+SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
+PIECES = ("##s", "##es", "##ed", "##er", "##ing", "##ish", "##y")  # s and y are letters too, and come once
+
+
+def vocabulary() -> dict[str, int]:
+    """Word to id, every id below ROWS taken."""
+    rows = [f"[unused{i}]" for i in range(ROWS)]
+    for word, i in SPECIAL.items():
+        rows[i] = word
+    for mark in map(chr, range(ord("!"), ord("?") + 1)):  # digits are among them
+        rows[999 + ord(mark) - ord("!")] = mark
+    letters = string.ascii_lowercase
+    words = [*letters, *(f"##{c}" for c in letters + string.digits), *PIECES, *"@[\\]^_`{|}~"]
+    words += [*ARTICLES, *ANYTHING, *COLOURS, *SHAPES]
+    for i, word in enumerate(dict.fromkeys(words), start=104):
+        rows[i] = word
+    return {word: i for i, word in enumerate(rows)}
+
+
+def tokenizer() -> Tokenizer:
+    """BERT's uncased tokenizer over that vocabulary: no padding, no truncation."""
+    words = Tokenizer(models.WordPiece(vocabulary(), unk_token="[UNK]", max_input_chars_per_word=100))
+    words.normalizer = normalizers.BertNormalizer(lowercase=True)
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words.decoder = decoders.WordPiece()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", SPECIAL["[CLS]"]), ("[SEP]", SPECIAL["[SEP]"])],
+    )
+    words.add_special_tokens(list(SPECIAL))
+    return words
+
+
+def write_tokenizer(folder: Path) -> None:
+    """tokenizer.json, vocab.txt and tokenizer_config.json, as transformers looks for them."""
+    tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary()))
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "model_max_length": 256,
+        "clean_up_tokenization_spaces": True,
+        **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,0 +1,175 @@
+"""The drawn world: coloured shapes on backgrounds, with their boxes. One generator decides everything."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from training.backgrounds import KINDS, background
+from training.outlines import SHAPES, outline, rotate, wobble
+
+# Hue in degrees, saturation and value in 0..1: each name owns a box of HSV, and no two boxes come close even under the
+# lighting of `photograph`, so jitter never turns one name into another.
+COLOURS = {
+    "red": ((-7, 6), (0.8, 1.0), (0.72, 1.0)),
+    "green": ((100, 145), (0.6, 1.0), (0.45, 0.85)),
+    "blue": ((212, 238), (0.7, 1.0), (0.6, 1.0)),
+    "yellow": ((51, 60), (0.75, 1.0), (0.92, 1.0)),
+    "orange": ((24, 34), (0.85, 1.0), (0.94, 1.0)),
+    "purple": ((270, 288), (0.6, 0.95), (0.45, 0.72)),
+    "pink": ((325, 345), (0.28, 0.5), (0.95, 1.0)),
+    "brown": ((18, 30), (0.6, 0.85), (0.3, 0.48)),
+    "black": ((0, 360), (0.0, 0.2), (0.0, 0.1)),
+    "white": ((0, 360), (0.0, 0.03), (0.95, 1.0)),
+}
+
+# Never drawn and never named in training: finding them by name is the zero-shot test.
+HELD_OUT = frozenset(
+    [
+        ("purple", "star"),
+        ("green", "heart"),
+        ("orange", "square"),
+        ("blue", "ring"),
+        ("red", "cross"),
+        ("yellow", "diamond"),
+        ("pink", "triangle"),
+        ("brown", "circle"),
+    ]
+)
+SEEN = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
+
+SUPERSAMPLE = 4  # masks are drawn this much larger, then averaged down
+
+
+@dataclass
+class Thing:
+    """One drawn object; box is xyxy in pixels, the part inside the picture."""
+
+    colour: str
+    shape: str
+    box: tuple[float, float, float, float]
+
+
+@dataclass
+class Scene:
+    """image [H, W, 3] uint8 and what is in it"""
+
+    image: np.ndarray
+    things: list[Thing]
+
+
+def tint(colour: str, rng: np.random.Generator) -> np.ndarray:
+    """A colour of that name, [3] float32 in 0..1"""
+    hue, saturation, value = (rng.uniform(*bounds) for bounds in COLOURS[colour])
+    sector = (hue % 360) / 60 + np.array([5.0, 3.0, 1.0])
+    wave = np.clip(np.minimum(sector % 6, 4 - sector % 6), 0, 1)
+    return (value - value * saturation * wave).astype(np.float32)
+
+
+def silhouette(polygons: list[np.ndarray], width: int, height: int) -> np.ndarray:
+    """Coverage of each pixel by the first polygon less the second, 0..1 -> [height, width]"""
+    mask = Image.new("L", (width * SUPERSAMPLE, height * SUPERSAMPLE))
+    pen = ImageDraw.Draw(mask)
+    for fill, polygon in zip((255, 0), polygons, strict=False):
+        pen.polygon([(x * SUPERSAMPLE - 0.5, y * SUPERSAMPLE - 0.5) for x, y in polygon], fill=fill)
+    return np.asarray(mask.reduce(SUPERSAMPLE), np.float32) / 255
+
+
+def _extent(polygons: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """-> lowest and highest corner, [2] each"""
+    return polygons[0].min(axis=0), polygons[0].max(axis=0)
+
+
+def _place(shape: str, rng: np.random.Generator, width: int, height: int, other: bool) -> list[np.ndarray]:
+    """The shape's polygons somewhere in the picture, in pixels; its longer side is a tenth to half of the short edge."""
+    polygons = outline(shape, rng, other)
+    if other:
+        polygons = wobble(polygons, rng, amount=0.03)
+    polygons = rotate(polygons, rng.uniform(-np.pi, np.pi))
+    low, high = _extent(polygons)
+    scale = rng.uniform(0.1, 0.5) * min(width, height) / (high - low).max()
+    half = (high - low) * scale / 2
+    centre = rng.uniform(half * 0.9, (width, height) - half * 0.9)  # at most a twentieth of it leaves the picture
+    return [(p - (low + high) / 2) * scale + centre for p in polygons]
+
+
+def _crowded(box: np.ndarray, things: list[Thing]) -> bool:
+    """Whether a box [4] shares more than a fifth of the smaller area with another's."""
+    for thing in things:
+        other = np.array(thing.box)
+        side = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+        area = min(np.prod(box[2:] - box[:2]), np.prod(other[2:] - other[:2]))
+        if side.min() > 0 and side.prod() > 0.2 * area:
+            return True
+    return False
+
+
+def _draw(canvas: np.ndarray, polygons: list[np.ndarray], paint: np.ndarray, rng: np.random.Generator, other: bool) -> bool:
+    """Paint the polygons on canvas [H, W, 3] in place; False, and nothing painted, if they would hardly show."""
+    low, high = _extent(polygons)
+    x0, y0 = np.maximum(np.floor(low).astype(int), 0)
+    x1, y1 = np.minimum(np.ceil(high).astype(int), canvas.shape[1::-1])
+    patch = canvas[y0:y1, x0:x1]
+    local = [p - (x0, y0) for p in polygons]
+    cover = silhouette(local, x1 - x0, y1 - y0)[..., None]
+    hidden = np.linalg.norm(patch - paint, axis=-1) < 0.25
+    if hidden.mean() > 0.2:
+        return False
+    shade = np.linspace(1 - 0.08 * rng.random(), 1, y1 - y0, dtype=np.float32)[:, None, None]
+    patch += cover * (paint * shade - patch)
+    if other:  # a pencil line round it, darker than the fill, or paler if the fill is dark
+        line = Image.new("L", (x1 - x0, y1 - y0))
+        stroke = max(1, round(0.03 * max(line.size)))
+        for p in local:
+            ImageDraw.Draw(line).polygon([tuple(q) for q in p], outline=255, width=stroke)
+        edge = np.asarray(line, np.float32)[..., None] / 255 * cover
+        patch += edge * (paint * 0.55 + 0.3 * (paint.max() < 0.25) - patch)
+    return True
+
+
+def photograph(canvas: np.ndarray, rng: np.random.Generator, jpeg: int | None = None) -> np.ndarray:
+    """Light, blur, noise and JPEG: canvas [H, W, 3] in 0..1 -> uint8. jpeg: this quality, instead of a chance of one."""
+    gain = rng.uniform(0.82, 1.12) * rng.uniform(0.96, 1.04, 3)
+    picture = Image.fromarray((np.clip(canvas * gain, 0, 1) * 255).astype(np.uint8))
+    if rng.random() < 0.4:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.0) * min(picture.size) / 128))
+    pixels = np.asarray(picture)
+    if rng.random() < 0.5:
+        pixels = pixels + rng.normal(0, rng.uniform(1, 10), pixels.shape)
+        pixels = np.clip(pixels, 0, 255).astype(np.uint8)
+    quality = jpeg or (int(rng.integers(40, 96)) if rng.random() < 0.4 else None)
+    if quality is None:
+        return pixels
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+def draw_scene(
+    rng: np.random.Generator,
+    pairs: tuple[tuple[str, str], ...] = SEEN,
+    size: tuple[int, int] = (128, 128),
+    count: int | None = None,
+    kind: str | None = None,
+    other: bool = False,
+    jpeg: int | None = None,
+) -> Scene:
+    """A picture of `size` (height, width) with up to `count` things (None: one to six) out of `pairs` (colour, shape).
+
+    A thing that finds no room or no contrast is left out. kind: the background's; other: another drawing of the shapes.
+    """
+    height, width = size
+    canvas = background(kind or KINDS[rng.integers(len(KINDS))], rng, height, width)
+    wanted = count or int(rng.integers(1, 7))
+    things: list[Thing] = []
+    for _ in range(4 * wanted):
+        if len(things) == wanted:
+            break
+        colour, shape = pairs[rng.integers(len(pairs))]
+        polygons = _place(shape, rng, width, height, other)
+        low, high = _extent(polygons)
+        box = np.concatenate([np.maximum(low, 0), np.minimum(high, (width, height))])
+        if not _crowded(box, things) and _draw(canvas, polygons, tint(colour, rng), rng, other):
+            things.append(Thing(colour, shape, tuple(box.tolist())))
+    return Scene(photograph(canvas, rng, jpeg), things)
