@@ -44,4 +44,4 @@ def forward(value, sizes, locations, weights):
     if out.size:
         arrays = contiguous(value), at, contiguous(locations), contiguous(weights)
         for_rows(lambda first, last: _rows(*arrays, out, first, last), Q)
-    return out.reshape(Q, -1)
+    return out.reshape(Q, M * value.shape[2])

@@ -46,7 +46,7 @@ def deform_attn(value, sizes, locations, weights):
         sampled = bilinear.reference(image, locations[:, :, level])  # [Q, M, P, D]
         attended = (weights[:, :, level, :, None] * sampled).sum(axis=2)  # [Q, M, D]
         total, start = total + attended, start + H * W
-    return total.reshape(Q, -1)
+    return total.reshape(Q, M * value.shape[2])
 
 
 def sampling_locations(references, offsets, sizes):

@@ -20,9 +20,9 @@ LAYERS = {PACKAGE + name for name in ("model", "swin", "bert", "enhancer", "quer
 def trace(pattern: str = "*") -> Iterator[dict]:
     """Record arrays of the calling thread whose path matches: `with trace("*/fusion_layer.1/*") as seen: ...`
 
-    A path is function.call/function.call/.../name, calls counted from 0 within their caller. `return` names a result
-    that has no name of its own. Arrays are kept as they were when their function returned. A step inside a compiled twin
-    has no locals: trace under `use("reference")` to see it.
+    A path is function.call/function.call/.../name, calls counted from 0 within their caller. `return` is a function's
+    result, `return.0`, `return.1` ... the parts of a result with several. A step inside a compiled twin has no names:
+    trace under `use("reference")` to see it.
     """
     seen: dict = {}
     path: list[str] = []
@@ -37,7 +37,8 @@ def trace(pattern: str = "*") -> Iterator[dict]:
             path.append(f"{function}.{i}")
             counts.append({})
         elif path:
-            for name, array in [*frame.f_locals.items(), ("return", value)]:
+            parts = enumerate(value) if isinstance(value, (tuple, list)) else ()
+            for name, array in [*frame.f_locals.items(), ("return", value), *((f"return.{i}", v) for i, v in parts)]:
                 key = "/".join([*path, name])
                 if hasattr(array, "shape") and fnmatchcase(key, pattern):
                     seen[key] = array

@@ -1,0 +1,10 @@
+"""Hypothesis: the same examples on every run in CI, and no deadline, since machines differ."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("default", deadline=None, suppress_health_check=quiet)
+settings.register_profile("ci", deadline=None, suppress_health_check=quiet, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")

@@ -1,0 +1,104 @@
+"""What defines sampling and deformable attention."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import linear_weights, loose_deform_attn_problems, rngs, sizes
+
+from minigdino.boxes import pixel_centres
+from minigdino.deformable import bilinear, deform_attn, deformable_attention, sampling_locations
+
+
+@given(rngs(), sizes())
+def test_reading_a_pixel_centre_reads_the_pixel(rng, size):
+    H, W = size
+    image = rng.standard_normal((H, W, 1, 3))
+    xy = pixel_centres(H, W, like=image)[:, None, None]
+    np.testing.assert_allclose(bilinear(image, xy)[:, 0, 0], image.reshape(H * W, 3), atol=1e-12)
+
+
+@given(rngs(), sizes())
+def test_outside_is_zero_and_the_border_fades(rng, size):
+    H, W = size
+    image = np.ones((H, W, 1, 1))
+    far = rng.uniform(0.5, 3, (8, 1, 1, 2)) / (W, H)  # half a pixel and more beyond the edge
+    np.testing.assert_array_equal(bilinear(image, -far), 0)
+    np.testing.assert_allclose(bilinear(image, 1 + far), 0, atol=1e-12)
+    edge = np.float64([[[[0, 0.5 / H]]]])  # the left edge: half a pixel from the first centre
+    np.testing.assert_allclose(bilinear(image, edge), 0.5)
+
+
+@given(rngs(), sizes(), st.floats(-3, 3))
+def test_sampling_is_linear_in_the_image(rng, size, a):
+    one, two = rng.standard_normal((2, *size, 2, 3))
+    xy = rng.uniform(-0.2, 1.2, (4, 2, 3, 2))
+    np.testing.assert_allclose(bilinear(a * one + two, xy), a * bilinear(one, xy) + bilinear(two, xy), atol=1e-10)
+
+
+@given(rngs())
+def test_sampling_a_plane_reads_the_plane(rng):
+    H, W = 6, 9
+    y, x = np.mgrid[:H, :W]
+    a, b, c = rng.standard_normal(3)
+    image = (a * x + b * y + c)[..., None, None]
+    xy = rng.uniform(0.5, (W - 0.5, H - 0.5), (7, 1, 1, 2)) / (W, H)
+    want = a * (xy[..., 0] * W - 0.5) + b * (xy[..., 1] * H - 0.5) + c
+    np.testing.assert_allclose(bilinear(image, xy)[..., 0], want, atol=1e-9)
+
+
+@given(loose_deform_attn_problems(), rngs())
+def test_queries_do_not_see_each_other(problem, rng):
+    value, levels, at, weights = problem
+    some = rng.permutation(len(at))
+    np.testing.assert_array_equal(deform_attn(value, levels, at[some], weights[some]),
+                                  deform_attn(value, levels, at, weights)[some])
+
+
+@given(loose_deform_attn_problems(), rngs())
+def test_the_order_of_points_does_not_matter(problem, rng):
+    value, levels, at, weights = problem
+    some = rng.permutation(at.shape[3])
+    np.testing.assert_allclose(deform_attn(value, levels, at[:, :, :, some], weights[:, :, :, some]),
+                               deform_attn(value, levels, at, weights), atol=1e-12)
+
+
+@given(loose_deform_attn_problems())
+def test_levels_add_up(problem):
+    value, levels, at, weights = problem
+    start, total = 0, 0
+    for level, (H, W) in enumerate(levels):
+        part = value[start : start + H * W]
+        total = total + deform_attn(part, ((H, W),), at[:, :, level : level + 1].copy(), weights[:, :, level : level + 1].copy())
+        start += H * W
+    np.testing.assert_allclose(deform_attn(value, levels, at, weights), total, atol=1e-12)
+
+
+@given(rngs(), sizes(6), sizes(6))
+def test_offsets_count_pixels_around_a_point(rng, one, two):
+    levels = (one, two)
+    references, offsets = rng.random((3, 2)), rng.standard_normal((3, 2, 2, 4, 2))
+    at = sampling_locations(references, offsets, levels)
+    for level, (H, W) in enumerate(levels):
+        np.testing.assert_allclose((at[:, :, level] - references[:, None, None]) * (W, H), offsets[:, :, level], atol=1e-9)
+
+
+@given(rngs())
+def test_offsets_count_fractions_of_half_a_box_around_a_box(rng):
+    boxes, offsets = rng.random((3, 4)) + 0.1, np.ones((3, 2, 1, 4, 2))
+    at = sampling_locations(boxes, offsets * 4, ((5, 5),))  # P = 4, so an offset of 4 is half the box
+    np.testing.assert_allclose(at, np.broadcast_to((boxes[:, :2] + boxes[:, 2:] / 2)[:, None, None, None], at.shape))
+
+
+@given(rngs())
+def test_a_constant_image_gives_a_constant_whatever_the_weights(rng):
+    """Weights sum to 1 over levels and points, so what every pixel holds is what every query reads."""
+    C, levels = 8, ((30, 30), (15, 15))
+    w = {"sampling_offsets": linear_weights(rng, 2 * 2 * 3 * 2, C), "attention_weights": linear_weights(rng, 2 * 2 * 3, C),
+         "value_proj": linear_weights(rng, C, C), "output_proj": linear_weights(rng, C, C)}
+    pixel, queries = rng.standard_normal(C), rng.standard_normal((4, C))
+    memory = np.tile(pixel, (30 * 30 + 15 * 15, 1))
+    w["sampling_offsets"] = {k: np.clip(v, -1, 1) * 0.3 for k, v in w["sampling_offsets"].items()}  # stay inside
+    y = deformable_attention(queries, np.full((4, 2), 0.5), memory, levels, **w, n_heads=2, n_points=3)
+    value = pixel @ w["value_proj"]["weight"].T + w["value_proj"]["bias"]
+    want = value @ w["output_proj"]["weight"].T + w["output_proj"]["bias"]
+    np.testing.assert_allclose(y, np.tile(want, (4, 1)), atol=1e-9)

@@ -1,0 +1,125 @@
+"""What defines the basic ops."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import attention_weights, linear_weights, rngs
+
+from minigdino import ops
+
+
+@given(rngs(), st.integers(1, 8), st.floats(-1e3, 1e3))
+def test_softmax_rows_are_positive_and_sum_to_one_and_ignore_a_shift(rng, n, shift):
+    x = rng.normal(0, 5, (4, n))
+    y = ops.softmax(x)
+    assert (y > 0).all()
+    np.testing.assert_allclose(y.sum(axis=-1), 1, rtol=1e-14)
+    np.testing.assert_allclose(ops.softmax(x + shift), y, rtol=1e-9)
+    np.testing.assert_allclose(ops.softmax(x.T, axis=0), y.T, rtol=1e-14)
+
+
+def test_softmax_of_minus_infinity_is_zero():
+    np.testing.assert_array_equal(ops.softmax(np.float32([[0, -np.inf, 0]])), [[0.5, 0, 0.5]])
+
+
+@given(rngs(), st.integers(2, 40), st.floats(0.1, 10), st.floats(-5, 5))
+def test_layer_norm_gives_zero_mean_unit_variance_whatever_scale_and_shift(rng, C, scale, shift):
+    x = rng.standard_normal((3, C))
+    one, zero = np.ones(C), np.zeros(C)
+    y = ops.layer_norm(x, one, zero, eps=0)
+    np.testing.assert_allclose(y.mean(axis=-1), 0, atol=1e-12)
+    np.testing.assert_allclose((y * y).mean(axis=-1), 1, rtol=1e-9)
+    np.testing.assert_allclose(ops.layer_norm(x * scale + shift, one, zero, eps=0), y, atol=1e-9)
+    np.testing.assert_allclose(ops.layer_norm(x, 2 * one, 3 * one, eps=0), 2 * y + 3)
+
+
+def test_layer_norm_keeps_berts_tiny_eps():
+    x = np.full((1, 8), 5, np.float32)
+    np.testing.assert_array_equal(ops.layer_norm(x, np.ones(8, "f4"), np.zeros(8, "f4"), eps=1e-12), 0 * x)
+
+
+@given(rngs(), st.integers(1, 9), st.integers(1, 9))
+def test_group_norm_normalises_each_group_over_the_whole_map(rng, H, W):
+    x = rng.normal(3, 2, (H, W, 64))
+    y = ops.group_norm(x, np.ones(64), np.zeros(64), eps=0).reshape(H * W, 32, 2)
+    if H * W > 1:
+        np.testing.assert_allclose(y.mean(axis=(0, 2)), 0, atol=1e-9)
+        np.testing.assert_allclose((y * y).mean(axis=(0, 2)), 1, rtol=1e-9)
+
+
+def test_group_norm_survives_a_large_mean_on_a_large_map():
+    rng = np.random.default_rng(0)
+    x = rng.normal(100, 1, (200, 300, 32))
+    exact = ops.group_norm(x, np.ones(32), np.zeros(32))
+    single = ops.group_norm(x.astype("f4"), np.ones(32, "f4"), np.zeros(32, "f4"))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, exact, atol=2e-5)
+
+
+def test_gelu_is_exact_to_float32_rounding():
+    x = np.linspace(-12, 12, 100_001).astype(np.float32)
+    exact = np.array([v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x.astype(float)])
+    y = ops.gelu(x)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, exact, rtol=4e-7, atol=1e-7)
+    double = ops.gelu(x.astype(float))
+    np.testing.assert_allclose(double, exact, rtol=1e-7, atol=1e-12)  # the fit itself: 4.3e-8 of the tail
+
+
+def test_gelu_is_not_the_tanh_one():
+    x = np.linspace(-4, 4, 999)
+    tanh = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    assert abs(ops.gelu(x) - tanh).max() > 4e-4
+
+
+@given(rngs(), st.integers(1, 6), st.sampled_from([1, 2, 4]))
+def test_heads_split_and_merge(rng, n, heads):
+    x = rng.standard_normal((n, 8))
+    np.testing.assert_array_equal(ops.merge_heads(ops.split_heads(x, heads)), x)
+
+
+@given(rngs(), st.integers(1, 6), st.integers(1, 6))
+def test_attention_permutes_with_its_queries_and_not_with_its_keys(rng, Q, T):
+    w = attention_weights(rng, 8)
+    q, k, v = rng.standard_normal((Q, 8)), rng.standard_normal((T, 8)), rng.standard_normal((T, 8))
+    some, other = rng.permutation(Q), rng.permutation(T)
+    y = ops.attention(q, k, v, **w, n_heads=2)
+    np.testing.assert_allclose(ops.attention(q[some], k, v, **w, n_heads=2), y[some], atol=1e-12)
+    np.testing.assert_allclose(ops.attention(q, k[other], v[other], **w, n_heads=2), y, atol=1e-12)
+
+
+@given(rngs(), st.integers(2, 6))
+def test_attention_never_reads_a_masked_key(rng, T):
+    w, x = attention_weights(rng, 8), rng.standard_normal((T, 8))
+    mask = np.ones((T, T), bool)
+    mask[:, -1] = False
+    mask[-1, -1] = True
+    changed = x.copy()
+    changed[-1] += 100
+    y = ops.attention(x, x, x, **w, n_heads=2, mask=mask)
+    z = ops.attention(x, changed, changed, **w, n_heads=2, mask=mask)
+    np.testing.assert_array_equal(y[:-1], z[:-1])
+    np.testing.assert_allclose(y[:-1], ops.attention(x[:-1], x[:-1], x[:-1], **w, n_heads=2), atol=1e-12)
+
+
+@given(rngs())
+def test_attention_is_its_definition(rng):
+    w, q, k = attention_weights(rng, 6), rng.standard_normal((3, 6)), rng.standard_normal((4, 6))
+    Q, K, V = (x @ w[n]["weight"].T + w[n]["bias"] for x, n in ((q, "query"), (k, "key"), (k, "value")))
+    heads = []
+    for h in (slice(0, 3), slice(3, 6)):
+        e = np.exp(Q[:, h] @ K[:, h].T / math.sqrt(3))
+        heads.append(e / e.sum(1, keepdims=True) @ V[:, h])
+    want = np.concatenate(heads, 1) @ w["out_proj"]["weight"].T + w["out_proj"]["bias"]
+    np.testing.assert_allclose(ops.attention(q, k, k, **w, n_heads=2), want, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(ops.ACTIVATIONS))
+def test_feed_forward_treats_rows_alone(name):
+    rng = np.random.default_rng(0)
+    fc1, fc2, x = linear_weights(rng, 12, 6), linear_weights(rng, 6, 12), rng.standard_normal((5, 6))
+    whole = ops.feed_forward(x, fc1, fc2, name)
+    np.testing.assert_allclose(whole[2:3], ops.feed_forward(x[2:3], fc1, fc2, name), atol=1e-12)

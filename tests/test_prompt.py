@@ -1,0 +1,149 @@
+"""Phrases, their tokens, and who may see whom."""
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minigdino
+from minigdino.prompt import Tokenizer, phrase_mask
+
+TOKENIZER = tiny.tokenizer()
+DELIMITERS = (101, 102, 1012, 1029)
+words = st.lists(st.sampled_from(tiny.WORDS), min_size=1, max_size=4).map(" ".join)
+phrase_lists = st.lists(words, min_size=1, max_size=6, unique=True)
+
+
+def blocks(ids):
+    mask, positions = phrase_mask(np.array(ids), DELIMITERS)
+    return [set(np.flatnonzero(row)) for row in mask], positions.tolist()
+
+
+def test_each_phrase_sees_itself_and_its_delimiter_and_counts_from_zero():
+    seen, positions = blocks([101, 7, 8, 1012, 9, 1029, 102])
+    assert seen == [{0}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {4, 5}, {4, 5}, {6}]
+    assert positions == [0, 0, 1, 2, 0, 1, 0]
+
+
+def test_what_no_delimiter_closes_stands_alone():
+    seen, positions = blocks([101, 7, 1012, 8, 9, 102])
+    assert seen == [{0}, {1, 2}, {1, 2}, {3}, {4}, {5}]
+    assert positions == [0, 0, 1, 0, 0, 0]
+
+
+def test_an_inner_sep_closes_a_phrase_and_empty_phrases_are_their_delimiter():
+    seen, positions = blocks([101, 7, 102, 8, 1012, 1012, 102])
+    assert seen == [{0}, {1, 2}, {1, 2}, {3, 4}, {3, 4}, {5}, {6}]
+    assert positions == [0, 0, 1, 0, 1, 0, 0]
+
+
+@given(st.lists(st.sampled_from([5, 6, 101, 102, 1012, 1029]), min_size=1, max_size=20))
+def test_the_mask_is_an_equivalence_of_neighbours(ids):
+    mask, positions = phrase_mask(np.array(ids), DELIMITERS)
+    assert mask.diagonal().all()
+    np.testing.assert_array_equal(mask, mask.T)
+    np.testing.assert_array_equal(mask @ mask, mask)
+    for i, row in enumerate(mask):
+        seen = np.flatnonzero(row)
+        np.testing.assert_array_equal(seen, np.arange(seen[0], seen[-1] + 1))
+        assert positions[i] == i - seen[0]
+
+
+@given(phrase_lists)
+def test_spans_cover_the_phrases_and_nothing_else(phrases):
+    try:
+        prompt = TOKENIZER.encode(phrases)
+    except minigdino.PromptError as error:  # "t shirt" and "t  shirt" and the like
+        assert "same to the model" in str(error)
+        return
+    covered = [i for start, stop in prompt.spans for i in range(start, stop)]
+    assert covered == [i for i, token in enumerate(prompt.ids) if token not in DELIMITERS]
+    assert prompt.phrases == phrases
+    for phrase, (start, stop) in zip(phrases, prompt.spans):
+        assert TOKENIZER.decode(prompt.ids[start:stop]) == phrase
+
+
+@given(phrase_lists)
+def test_a_list_reads_as_its_joined_text(phrases):
+    joined = TOKENIZER.encode(". ".join(phrases) + ".")
+    try:
+        listed = TOKENIZER.encode(phrases)
+    except minigdino.PromptError:
+        return
+    np.testing.assert_array_equal(listed.ids, joined.ids)
+    assert listed.phrases == joined.phrases
+    assert listed.spans == joined.spans
+
+
+def test_a_text_is_lower_cased_closed_and_keeps_the_callers_words():
+    prompt = TOKENIZER.encode("A Cat. the  Remote control")
+    np.testing.assert_array_equal(prompt.ids, TOKENIZER.encode("a cat. the remote control.").ids)
+    assert prompt.phrases == ["A Cat", "the  Remote control"]
+    assert prompt.ids.dtype == np.int64
+
+
+@pytest.mark.parametrize(("text", "phrases"), [
+    ("cat . dog . ", ["cat", "dog"]), ("cat? dog", ["cat", "dog"]), ("cat. . dog.", ["cat", "dog"]),
+    ("is it a cat?", ["is it a cat"]), ("cat.cat.", ["cat", "cat"]), ("cat [SEP] dog", ["cat", "dog"]),
+])
+def test_phrases_of_a_text(text, phrases):
+    assert TOKENIZER.encode(text).phrases == phrases
+
+
+def test_dots_inside_a_listed_phrase_stay_in_its_label():
+    prompt = TOKENIZER.encode(["St. Bernard", " a cat. ", "what? hat."])
+    assert prompt.phrases == ["St. Bernard", "a cat", "what? hat"]
+    np.testing.assert_array_equal(prompt.ids, TOKENIZER.encode("st bernard. a cat. what hat.").ids)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "names nothing"), (" . ? ", "names nothing"), ([], "list of phrases is empty"),
+    (["cat", " . "], "phrase ' . ' has no words"), (["a cat", "A  cat."], "'a cat' and 'A  cat.' are the same"),
+    (["cat", "cat"], "'cat' and 'cat' are the same"), (["cat", "dog [SEP]"], r"contains \[SEP\]"),
+    (7, "a str or a list of str; got int"), (["cat", 7], "a list holding 7"), (b"cat", "got bytes"),
+])
+def test_a_prompt_without_a_question_is_refused_by_name(text, message):
+    with pytest.raises(minigdino.PromptError, match=message):
+        TOKENIZER.encode(text)
+
+
+def test_padding_and_truncation_are_always_off():
+    backend = TOKENIZER.backend.from_str(TOKENIZER.backend.to_str())
+    backend.enable_padding(length=128)
+    backend.enable_truncation(4)
+    assert len(Tokenizer(backend).encode("a cat. a dog. a hat.").ids) == 11
+
+
+def test_decode_spells_like_transformers():
+    ids = TOKENIZER.encode("man at the man ' s hat, tennis").ids
+    assert tiny.tokenizer().decode(ids) == "[CLS] man at the man ' s hat, tennis. [SEP]"
+    assert tiny.tokenizer(clean_up=True).decode(ids) == "[CLS] man at the man's hat, tennis. [SEP]"
+    assert TOKENIZER.decode(TOKENIZER.encode("tennis").ids[2:3]) == "##n"
+
+
+def test_vocab_txt_alone_gives_the_same_tokens(tmp_path):
+    vocab = sorted(TOKENIZER.backend.get_vocab().items(), key=lambda item: item[1])
+    (tmp_path / "vocab.txt").write_text("\n".join(token for token, _ in vocab) + "\n")
+    again = Tokenizer.from_directory(tmp_path)
+    text = "A cát. remote-control? man's [SEP] tennis xyz \u4e2d \U0001f431."
+    np.testing.assert_array_equal(again.encode(text).ids, TOKENIZER.encode(text).ids)
+    assert again.delimiters == DELIMITERS
+
+
+def test_a_saved_tokenizer_comes_back(tmp_path):
+    tiny.tokenizer(clean_up=True).save(tmp_path)
+    again = Tokenizer.from_directory(tmp_path)
+    assert again.clean_up
+    np.testing.assert_array_equal(again.encode(["a cat", "tennis"]).ids, TOKENIZER.encode(["a cat", "tennis"]).ids)
+
+
+def test_no_tokenizer_is_none_and_a_damaged_one_an_error(tmp_path):
+    assert Tokenizer.from_directory(tmp_path) is None
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(minigdino.CheckpointError, match=r"tokenizer\.json: not a readable tokenizer"):
+        Tokenizer.from_directory(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.txt").write_text("cat\ndog\n")
+    with pytest.raises(minigdino.CheckpointError, match="vocab.txt: not a readable tokenizer"):
+        Tokenizer.from_directory(tmp_path)

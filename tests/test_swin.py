@@ -1,0 +1,126 @@
+"""Windows tile, shifts undo, pieces stay apart."""
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import attention_weights, linear_weights, rngs, sizes
+
+from minigdino import swin
+
+
+@given(rngs(), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
+def test_windows_tile_the_image(rng, rows, cols, k):
+    x = rng.standard_normal((rows * k, cols * k, 3))
+    cut = swin.windows(x, k)
+    assert cut.shape == (rows * cols, k * k, 3)
+    np.testing.assert_array_equal(cut[-1].reshape(k, k, 3), x[-k:, -k:])
+    np.testing.assert_array_equal(swin.unwindow(cut, rows * k, cols * k), x)
+
+
+@given(rngs(), sizes(), st.integers(1, 5))
+def test_padding_goes_below_and_right(rng, size, k):
+    x = rng.standard_normal((*size, 2))
+    y = swin.pad_to_multiple(x, k)
+    assert y.shape[0] % k == y.shape[1] % k == 0
+    assert y.shape[0] - size[0] < k
+    np.testing.assert_array_equal(y[: size[0], : size[1]], x)
+    assert not y[size[0] :].any()
+    assert not y[:, size[1] :].any()
+
+
+@given(rngs(), st.integers(1, 5))
+def test_relative_position_bias_depends_on_the_offset_alone(rng, k):
+    table = rng.standard_normal(((2 * k - 1) ** 2, 2))
+    bias = swin.relative_position_bias(table, k)
+    for i, j in rng.integers(0, k * k, (20, 2)):
+        dy, dx = i // k - j // k, i % k - j % k
+        np.testing.assert_array_equal(bias[:, i, j], table[(dy + k - 1) * (2 * k - 1) + dx + k - 1])
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(2, 6))
+def test_shift_mask_keeps_apart_what_was_not_adjacent(rows, cols, k):
+    H, W, shift = rows * k, cols * k, k // 2
+    mask = swin.shift_mask(H, W, k, shift, like=np.zeros(0, np.float32))
+    r, c = np.mgrid[:H, :W]
+    # after rolling, a pixel's old place; two pixels of a window belong together if the roll moved them alike
+    old = np.stack([(r + shift) % H, (c + shift) % W], -1) - np.stack([r, c], -1)
+    moved = swin.windows(old, k)
+    alike = (moved[:, :, None] == moved[:, None]).all(-1)
+    np.testing.assert_array_equal(mask, np.where(alike, 0, -100))
+
+
+def block(rng, C, k, heads):
+    return {"layernorm_before": {"weight": rng.random(C) + 0.5, "bias": rng.standard_normal(C)},
+            "layernorm_after": {"weight": rng.random(C) + 0.5, "bias": rng.standard_normal(C)},
+            "self_attn": {**attention_weights(rng, C),
+                          "relative_position_bias_table": rng.standard_normal(((2 * k - 1) ** 2, heads))},
+            "fc1": linear_weights(rng, 2 * C, C), "fc2": linear_weights(rng, C, 2 * C)}
+
+
+SETTINGS = {"n_heads": 2, "k": 4, "activation": "gelu", "eps": 1e-5}
+
+
+@given(rngs(), st.integers(1, 3), st.integers(1, 3))
+def test_a_block_without_shift_sees_nothing_beyond_its_window(rng, rows, cols):
+    w, x = block(rng, 4, 4, 2), rng.standard_normal((rows * 4, cols * 4, 4))
+    y = swin.swin_block(x, **w, shift=0, **SETTINGS)
+    np.testing.assert_allclose(swin.swin_block(x[:4, :4], **w, shift=0, **SETTINGS), y[:4, :4], atol=1e-10)
+
+
+@given(rngs())
+def test_a_shifted_block_sees_across_windows_but_not_round_the_edge(rng):
+    w, x = block(rng, 4, 4, 2), rng.standard_normal((8, 8, 4))
+    changed = x.copy()
+    changed[:2] = rng.standard_normal((2, 8, 4))  # the top rows travel to the bottom when rolled
+    y, z = (swin.swin_block(v, **w, shift=2, **SETTINGS) for v in (x, changed))
+    np.testing.assert_allclose(y[2:], z[2:], atol=1e-10)
+    other = x.copy()
+    other[2] = rng.standard_normal((8, 4))
+    assert abs(swin.swin_block(other, **w, shift=2, **SETTINGS) - y)[4].max() > 1e-6  # row 4 is in another window
+
+
+@given(rngs(), sizes(9), st.sampled_from([0, 2]))
+def test_padding_tokens_are_keys_with_the_biases(rng, size, shift):
+    """The block on an odd map is the block of the padded map in which padding enters after the norm."""
+    w, x = block(rng, 4, 4, 2), rng.standard_normal((*size, 4))
+    y = swin.swin_block(x, **w, shift=shift, **SETTINGS)
+    assert y.shape == x.shape
+    if any(n % 4 for n in size):
+        bias = {**w["self_attn"], "value": {**w["self_attn"]["value"], "bias": w["self_attn"]["value"]["bias"] + 5}}
+        assert abs(swin.swin_block(x, **{**w, "self_attn": bias}, shift=shift, **SETTINGS) - y).max() > 1e-3
+
+
+@given(rngs(), sizes(7))
+def test_patch_merging_reads_each_neighbourhood_in_the_files_order(rng, size):
+    x = rng.standard_normal((*size, 2))
+    w = rng.standard_normal((4, 8))
+    y = swin.patch_merging(x, {"weight": np.ones(8), "bias": np.zeros(8)}, {"weight": w}, eps=1e-5)
+    padded = np.pad(x, ((0, size[0] % 2), (0, size[1] % 2), (0, 0)))
+    v = np.concatenate([padded[0, 0], padded[1, 0], padded[0, 1], padded[1, 1]])
+    v = (v - v.mean()) / np.sqrt(v.var() + 1e-5)
+    np.testing.assert_allclose(y[0, 0], w @ v, atol=1e-9)
+    assert y.shape == (-(-size[0] // 2), -(-size[1] // 2), 4)
+
+
+@given(rngs(), st.integers(1, 13), st.integers(1, 13))
+def test_patch_embedding_is_a_strided_convolution(rng, H, W):
+    pixels, kernel, bias = rng.standard_normal((3, H, W)), rng.standard_normal((6, 3, 4, 4)), rng.standard_normal(6)
+    norm = {"weight": np.ones(6), "bias": np.zeros(6)}
+    y = swin.patch_embedding(pixels, {"weight": kernel, "bias": bias}, norm, eps=1e-5)
+    assert y.shape == (-(-H // 4), -(-W // 4), 6)
+    corner = np.zeros((3, 4, 4))
+    corner[:, : min(H, 4), : min(W, 4)] = pixels[:, :4, :4]
+    v = (kernel * corner).sum((1, 2, 3)) + bias
+    np.testing.assert_allclose(y[0, 0], (v - v.mean()) / np.sqrt(v.var() + 1e-5), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (33, 5), (64, 64)])
+def test_maps_halve_rounding_up(size):
+    model = tiny.model(stages=(1, 2, 3, 4), levels=5)
+    maps = swin.swin(tiny.pixels(*size), **model.weights["backbone"], config=model.config.backbone_config)
+    edges = [[-(-n // 4) for n in size]]
+    for _ in range(3):
+        edges.append([-(-n // 2) for n in edges[-1]])
+    assert [list(m.shape) for m in maps] == [[h, w, 16 * 2**i] for i, (h, w) in enumerate(edges)]

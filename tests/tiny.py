@@ -1,0 +1,70 @@
+"""Models and inputs small enough to run the whole of minigdino many times in a test."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from minigdino import Config, Model
+from minigdino.image import ImageSettings
+from minigdino.prompt import Tokenizer
+
+WORDS = "a an the cat cats dog remote control red blue green star st bernard man with hat person at ten nis t shirt".split()
+
+
+def tokenizer(clean_up: bool = False) -> Tokenizer:
+    """Words, letters and letter pieces, with the special tokens where the published vocabulary has them."""
+    vocab = [f"[unused{i}]" for i in range(1100)]
+    for place, token in ((0, "[PAD]"), (100, "[UNK]"), (101, "[CLS]"), (102, "[SEP]"), (1012, "."), (1029, "?")):
+        vocab[place] = token
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = [*WORDS, *(c for c in letters if c not in WORDS), *(f"##{c}" for c in letters), "##ten", "##s", "-", "'", ",", "!", "[", "]"]
+    for place, piece in enumerate(dict.fromkeys(pieces), start=200):
+        vocab[place] = piece
+    ids = {token: i for i, token in enumerate(vocab)}
+    backend = Backend(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 101), ("[SEP]", 102)])
+    backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    return Tokenizer(backend, clean_up)
+
+
+def config(family: str = "grounding-dino", stages=(2, 3, 4), levels: int = 4, queries: int = 20, **changes) -> Config:
+    """Every part of the published geometry, a few channels wide."""
+    values = dict(
+        backbone_config=dict(embed_dim=16, depths=(2, 2, 2, 2), num_heads=(2, 2, 4, 4), window_size=4, out_indices=stages),
+        text_config=dict(vocab_size=1100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48),
+        d_model=64, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=64, decoder_ffn_dim=80, num_queries=queries, num_feature_levels=levels)
+    return Config(family, **{**values, **changes})
+
+
+SETTINGS = ImageSettings(size=(("longest_edge", 128), ("shortest_edge", 96)))
+
+
+@functools.cache
+def model(family: str = "grounding-dino", seed: int = 0, **geometry) -> Model:
+    """A random model with a tokenizer, kept for the session: nothing may change it."""
+    return Model.random(config(family, **geometry), seed, tokenizer=tokenizer(), settings=SETTINGS)
+
+
+def photo(height: int = 90, width: int = 120, seed: int = 0) -> np.ndarray:
+    """Smooth random colours: uint8 [H, W, 3]"""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width, None][:2]
+    waves = sum(np.sin(x * rng.normal(0, 0.2, 3) + y * rng.normal(0, 0.2, 3) + rng.uniform(0, 6, 3)) for _ in range(4))
+    return (128 + 30 * waves).clip(0, 255).astype(np.uint8)
+
+
+def pixels(height: int = 64, width: int = 80, seed: int = 0) -> np.ndarray:
+    """Normalised noise: float32 [3, H, W]"""
+    return np.random.default_rng(seed).standard_normal((3, height, width), np.float32)
+
+
+IDS = np.array([101, 200, 203, 1012, 206, 207, 1012, 102])  # two phrases of two words
