@@ -121,7 +121,10 @@ class Config:
     @classmethod
     def from_file(cls, path: str | Path) -> Config:
         """Read `config.json`. Raises CheckpointError if it is not JSON, ConfigError as `from_dict` does."""
-        return cls.from_dict(read_json(path))
+        try:
+            return cls.from_dict(read_json(path))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
     def to_dict(self) -> dict:
         """What `config.json` holds; transformers reads it too."""

@@ -53,7 +53,7 @@ def sampling_locations(references, offsets, sizes):
     """Where each head looks: p_q + delta p of Eq. 3. Offsets count pixels of their level around a point, and
     P-ths of half the box's size around a box.
 
-    references [Q, 2] points or [Q, 4] boxes, offsets [Q, M, L, P, 2] -> [Q, M, L, P, 2]
+    references [Q, R], R = 2 for points and 4 for boxes, offsets [Q, M, L, P, 2] -> [Q, M, L, P, 2]
     """
     at = references[:, None, None, None, :]
     if references.shape[-1] == 2:
@@ -66,7 +66,7 @@ def deformable_attention(queries, references, memory, sizes, sampling_offsets, a
                          output_proj, n_heads, n_points):
     """Eq. 3 of 2010.04159: M heads, each weighing P points on every level.
 
-    queries [Q, C], references [Q, 2] or [Q, 4], memory [S, C], sizes ((H, W), ...) -> [Q, C]
+    queries [Q, C], references [Q, R], R = 2 or 4, memory [S, C], sizes ((H, W), ...) -> [Q, C]
     """
     Q, L = len(queries), len(sizes)
     value = linear(memory, **value_proj).reshape(len(memory), n_heads, -1)  # [S, M, D]

@@ -57,8 +57,8 @@ class Model:
                   "two_stage_bbox_embed_share": False}
         for name, values in (("config.json", config), ("preprocessor_config.json", self.settings.to_dict())):
             (directory / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        save_file({name: np.asarray(array, order="C") for name, array in self.tensors.items()}, directory / "model.safetensors",
-                  {"format": "pt"})
+        tensors = {name: np.asarray(array, order="C") for name, array in self.tensors.items()}
+        save_file(tensors, directory / "model.safetensors", {"format": "pt"})
         if self.tokenizer:
             self.tokenizer.save(directory)
 
@@ -72,8 +72,8 @@ class Model:
     def tokenize(self, text: str | Sequence[str]) -> Prompt:
         """Text, or a list of phrases -> Prompt. Raises PromptError if there is nothing, or too much, to look for."""
         if self.tokenizer is None:
-            raise CheckpointError(f"{self.source}: holds neither tokenizer.json nor vocab.txt, which reading text needs; "
-                                  "copy one of them there from the published checkpoint. forward() works without")
+            raise CheckpointError(f"{self.source}: holds neither tokenizer.json nor vocab.txt, which reading text "
+                                  "needs; copy one of them there from the published checkpoint. forward() works without")
         prompt = self.tokenizer.encode(text)
         if len(prompt.ids) > self.config.max_text_len:
             raise PromptError(f"the prompt has {len(prompt.ids)} tokens; {self.config.max_text_len} is the most this "
@@ -136,23 +136,22 @@ class Model:
                                 f"{list(pixels.shape)}")
         config, bert = self.config, self.config.text_config
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 1 <= len(ids) <= config.max_text_len:
-            raise ArgumentError(f"token_ids must be 1 to {config.max_text_len} ints, as tokenize().ids; got {ids.dtype} "
-                                f"{list(ids.shape)}")
+            raise ArgumentError(f"token_ids must be 1 to {config.max_text_len} ints, as tokenize().ids; got "
+                                f"{ids.dtype} {list(ids.shape)}")
         if ids.min() < 0 or ids.max() >= bert.vocab_size:
             raise ArgumentError(f"token_ids must lie in 0..{bert.vocab_size - 1}; got {ids.min()}..{ids.max()}")
         if len(ids) > bert.max_position_embeddings:
             raise ArgumentError(f"this model has {bert.max_position_embeddings} text positions; got {len(ids)} tokens")
         if (n := self._n_image_tokens(pixels)) < config.num_queries:
-            raise ImageError(f"an image of {pixels.shape[2]} x {pixels.shape[1]} pixels after resizing gives {n} tokens, "
-                             f"and this model chooses {config.num_queries} of them; use a larger `size`, or an image "
-                             "that is less elongated")
+            raise ImageError(f"an image of {pixels.shape[2]} x {pixels.shape[1]} pixels after resizing gives {n} "
+                             f"tokens, and this model chooses {config.num_queries} of them; use a larger `size`, or an "
+                             "image that is less elongated")
         return np.ascontiguousarray(pixels), ids.astype(np.int64)
 
     def _checked_selection(self, selected, pixels):
-        chosen, n = np.asarray(selected), self._n_image_tokens(pixels)
-        if chosen.shape != (self.config.num_queries,) or chosen.dtype.kind not in "iu" or chosen.min() < 0 or chosen.max() >= n:
-            raise ArgumentError(f"selected must be {self.config.num_queries} image tokens in 0..{n - 1}; got {chosen.dtype} "
-                                f"{list(chosen.shape)}")
+        chosen, n, Q = np.asarray(selected), self._n_image_tokens(pixels), self.config.num_queries
+        if chosen.shape != (Q,) or chosen.dtype.kind not in "iu" or not 0 <= chosen.min() <= chosen.max() < n:
+            raise ArgumentError(f"selected must be {Q} image tokens in 0..{n - 1}; got {chosen.dtype} {list(chosen.shape)}")
         return chosen
 
     def _n_image_tokens(self, pixels):
@@ -211,6 +210,7 @@ def _checked_size(size):
     if size is None:
         return None
     edges = list(size) if isinstance(size, (list, tuple)) else [size]
-    if len(edges) != 2 or not all(isinstance(e, (int, np.integer)) and not isinstance(e, bool) and e > 0 for e in edges):
+    whole = all(isinstance(edge, (int, np.integer)) and not isinstance(edge, bool) for edge in edges)
+    if len(edges) != 2 or not whole or min(edges) < 1:
         raise ArgumentError(f"size is (shortest, longest) edge in pixels, for example (800, 1333); got {size!r}")
     return tuple(map(int, edges))

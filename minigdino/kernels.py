@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,12 +69,9 @@ def load(path: str) -> Callable | None:
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:
-        outside = 2  # warn at the first line of the caller's own code
-        while (frame := sys._getframe(outside - 1)).f_globals.get("__name__", "").startswith("minigdino") and frame.f_back:
-            outside += 1
         warnings.warn(f"{path} is unavailable ({error}); its NumPy reference runs instead, which is much slower.\n"
                       "---> hint: with a C compiler present, run: pip install --no-binary minigdino minigdino "
-                      '(in a clone: pip install -e .)', RuntimeWarning, stacklevel=outside)
+                      '(in a clone: pip install -e .)', RuntimeWarning, stacklevel=3)
         return None
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from .bert import bert
-from .boxes import sigmoid
 from .decoder import decoder, refine
 from .enhancer import enhancer, neck
 from .ops import linear, mlp

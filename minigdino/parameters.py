@@ -40,12 +40,13 @@ def parameters(config: Config) -> dict[str, tuple[int, ...]]:
         shapes[f"{name}embeddings.patch_embeddings.projection.bias"] = (swin.embed_dim,)
         norm(f"{name}embeddings.norm", swin.embed_dim)
         for i, (depth, heads, width) in enumerate(zip(swin.depths, swin.num_heads, swin.channels)):
+            offsets = (2 * swin.window_size - 1) ** 2
             for j in range(depth):
                 block = f"{name}encoder.layers.{i}.blocks.{j}"
                 norm(f"{block}.layernorm_before", width)
                 for part in ("query", "key", "value"):
                     linear(f"{block}.attention.self.{part}", width, width)
-                shapes[f"{block}.attention.self.relative_position_bias_table"] = ((2 * swin.window_size - 1) ** 2, heads)
+                shapes[f"{block}.attention.self.relative_position_bias_table"] = (offsets, heads)
                 linear(f"{block}.attention.output.dense", width, width)
                 norm(f"{block}.layernorm_after", width)
                 linear(f"{block}.intermediate.dense", int(width * swin.mlp_ratio), width)

@@ -65,7 +65,7 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> Tokenizer | None:
-        """Read `tokenizer.json`, else `vocab.txt`; None if there is neither. Raises CheckpointError if it is damaged."""
+        """Read `tokenizer.json`, else `vocab.txt`; None if there is neither. Raises CheckpointError if damaged."""
         from tokenizers import Tokenizer as Backend  # a compiled package: loaded when a checkpoint is, not at import
 
         directory = Path(directory)
@@ -116,7 +116,7 @@ class Tokenizer:
                 runs += [(start, i)] if i > start else []
                 start = i + 1
         if not runs:
-            raise PromptError(f'the prompt {text!r} names nothing to look for; write for example "a cat. a remote control."')
+            raise PromptError(f'the prompt {text!r} names nothing to look for; write for example "a cat. a dog."')
         where = encoding.offsets
         phrases = [closed[where[start][0] : where[stop - 1][1]].strip(BLANK) for start, stop in runs]
         return Prompt(np.array(encoding.ids, np.int64), phrases, runs)
@@ -128,7 +128,7 @@ class Tokenizer:
         for phrase in phrases:
             label = phrase.strip(BLANK).rstrip(BLANK + ".")
             if special := [token for token in self.special if token in phrase]:
-                raise PromptError(f"phrase {phrase!r} contains {special[0]}, which the model reads as a command; take it out")
+                raise PromptError(f"phrase {phrase!r} contains {special[0]}, a command to the model; take it out")
             # inside a phrase these would end it: the model reads blanks, the label keeps them
             words = label.lower().replace(".", " ").replace("?", " ")
             tokens = self.backend.encode(words, add_special_tokens=False).ids

@@ -49,8 +49,8 @@ class Detections:
 
     def __getitem__(self, key):
         if isinstance(key, (int, np.integer)):
-            box = tuple(float(v) for v in self.boxes[key])
-            return Detection(box, float(self.scores[key]), self.labels[key], int(self.label_ids[key]), self.phrases[key])
+            box, score, label_id = tuple(self.boxes[key].tolist()), float(self.scores[key]), int(self.label_ids[key])
+            return Detection(box, score, self.labels[key], label_id, self.phrases[key])
         kept = np.arange(len(self))[key]
         return Detections(self.boxes[kept], self.scores[kept], [self.labels[i] for i in kept], self.label_ids[kept],
                           [self.phrases[i] for i in kept], self.image_size)

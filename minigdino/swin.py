@@ -12,10 +12,10 @@ from .ops import ACTIVATIONS, layer_norm, linear, softmax
 PATCH = 4  # pixels along the side of one patch
 
 
-def pad_to_multiple(x, size):
-    """Zero rows and columns below and right, up to the next multiple: x [H, W, C] -> [H', W', C]"""
+def pad_to_multiple(x, k):
+    """Zero rows and columns below and right, up to multiples of k: x [H, W, C] -> [ceil(H/k)*k, ceil(W/k)*k, C]"""
     H, W, _ = x.shape
-    return np.pad(x, ((0, -H % size), (0, -W % size), (0, 0))) if H % size or W % size else x
+    return np.pad(x, ((0, -H % k), (0, -W % k), (0, 0))) if H % k or W % k else x
 
 
 def windows(x, k):

@@ -29,8 +29,10 @@ def trace(pattern: str = "*") -> Iterator[dict]:
     counts: list[dict[str, int]] = [{}]
 
     def watch(frame, event, value):
-        function, module = frame.f_code.co_name, frame.f_globals.get("__name__")
-        if event not in ("call", "return") or module not in LAYERS or not function.isidentifier():
+        function = frame.f_code.co_name
+        if event not in ("call", "return") or frame.f_globals.get("__name__") not in LAYERS:
+            return
+        if not function.isidentifier() or function.startswith("__"):  # comprehensions, and methods nobody wrote
             return
         if event == "call":
             i = counts[-1][function] = counts[-1].get(function, -1) + 1

@@ -133,7 +133,7 @@ def _published(name):
 
 
 def head_names(config: Config, names) -> dict[str, list[str]]:
-    """Where each decoder layer's heads are in a file with these names: {"bbox_embed": [prefix, ...], "class_embed": ...}
+    """Where a file with these names keeps each decoder layer's heads: {"bbox_embed": [prefix, ...], ...}
 
     A file never holds a head twice, and which of its two names survived differs between checkpoints: layer i reads
     bbox_embed.i, else model.decoder.bbox_embed.i. Only if a file has none at all for layers 1 and up do the layers
@@ -173,7 +173,8 @@ def build(tensors: dict[str, np.ndarray], config: Config, source: str | Path) ->
             raise CheckpointError(f"{source}: tensor {name} has shape {list(tensors[name].shape)}; "
                                   f"config.json needs {list(shape)}. {_MIXED}")
         if tensors[name].dtype != np.float32:
-            raise CheckpointError(f"{source}: tensor {name} is {tensors[name].dtype}; expected F32, F16 or BF16")
+            raise CheckpointError(f"{source}: tensor {name} is {tensors[name].dtype}; expected F32, F16 or BF16. "
+                                  "\n---> hint: save the checkpoint again with 32-bit floats")
     if unknown := sorted(tensors.keys() - wanted.keys()):
         raise CheckpointError(f"{source}: tensor {unknown[0]} belongs to no layer of this model"
                               f"{f' (nor do {len(unknown) - 1} others)' if len(unknown) > 1 else ''}. {_MIXED}")

@@ -29,6 +29,7 @@ def attention_weights(rng, width):
 # Small integers, eighths and coordinates in 64ths on maps whose sides are powers of two: every product and every sum is
 # exact in float32, in any order, so twin and reference must agree to the bit.
 
+
 def _eighths(rng, shape, dtype):
     return (rng.integers(0, 9, shape) / 8).astype(dtype)
 

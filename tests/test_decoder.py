@@ -15,13 +15,25 @@ SIZES = ((4, 5), (2, 3), (1, 2), (1, 1))
 
 
 def run(model, queries, references, vision, text):
-    return decoder(queries, references, vision, text, SIZES, **model.weights["decoder"],
-                   bbox_embed=model.weights["bbox_embed"], config=model.config)
+    return decoder(
+        queries,
+        references,
+        vision,
+        text,
+        SIZES,
+        **model.weights["decoder"],
+        bbox_embed=model.weights["bbox_embed"],
+        config=model.config,
+    )
 
 
 def problem(rng, n=5):
-    return (rng.standard_normal((n, 64), np.float32), rng.random((n, 4), np.float32),
-            rng.standard_normal((29, 64), np.float32), rng.standard_normal((3, 64), np.float32))
+    return (
+        rng.standard_normal((n, 64), np.float32),
+        rng.random((n, 4), np.float32),
+        rng.standard_normal((29, 64), np.float32),
+        rng.standard_normal((3, 64), np.float32),
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

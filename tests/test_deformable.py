@@ -50,16 +50,20 @@ def test_sampling_a_plane_reads_the_plane(rng):
 def test_queries_do_not_see_each_other(problem, rng):
     value, levels, at, weights = problem
     some = rng.permutation(len(at))
-    np.testing.assert_array_equal(deform_attn(value, levels, at[some], weights[some]),
-                                  deform_attn(value, levels, at, weights)[some])
+    np.testing.assert_array_equal(
+        deform_attn(value, levels, at[some], weights[some]), deform_attn(value, levels, at, weights)[some]
+    )
 
 
 @given(loose_deform_attn_problems(), rngs())
 def test_the_order_of_points_does_not_matter(problem, rng):
     value, levels, at, weights = problem
     some = rng.permutation(at.shape[3])
-    np.testing.assert_allclose(deform_attn(value, levels, at[:, :, :, some], weights[:, :, :, some]),
-                               deform_attn(value, levels, at, weights), atol=1e-12)
+    np.testing.assert_allclose(
+        deform_attn(value, levels, at[:, :, :, some], weights[:, :, :, some]),
+        deform_attn(value, levels, at, weights),
+        atol=1e-12,
+    )
 
 
 @given(loose_deform_attn_problems())
@@ -68,7 +72,9 @@ def test_levels_add_up(problem):
     start, total = 0, 0
     for level, (H, W) in enumerate(levels):
         part = value[start : start + H * W]
-        total = total + deform_attn(part, ((H, W),), at[:, :, level : level + 1].copy(), weights[:, :, level : level + 1].copy())
+        total = total + deform_attn(
+            part, ((H, W),), at[:, :, level : level + 1].copy(), weights[:, :, level : level + 1].copy()
+        )
         start += H * W
     np.testing.assert_allclose(deform_attn(value, levels, at, weights), total, atol=1e-12)
 
@@ -79,7 +85,9 @@ def test_offsets_count_pixels_around_a_point(rng, one, two):
     references, offsets = rng.random((3, 2)), rng.standard_normal((3, 2, 2, 4, 2))
     at = sampling_locations(references, offsets, levels)
     for level, (H, W) in enumerate(levels):
-        np.testing.assert_allclose((at[:, :, level] - references[:, None, None]) * (W, H), offsets[:, :, level], atol=1e-9)
+        np.testing.assert_allclose(
+            (at[:, :, level] - references[:, None, None]) * (W, H), offsets[:, :, level], atol=1e-9
+        )
 
 
 @given(rngs())
@@ -93,8 +101,12 @@ def test_offsets_count_fractions_of_half_a_box_around_a_box(rng):
 def test_a_constant_image_gives_a_constant_whatever_the_weights(rng):
     """Weights sum to 1 over levels and points, so what every pixel holds is what every query reads."""
     C, levels = 8, ((30, 30), (15, 15))
-    w = {"sampling_offsets": linear_weights(rng, 2 * 2 * 3 * 2, C), "attention_weights": linear_weights(rng, 2 * 2 * 3, C),
-         "value_proj": linear_weights(rng, C, C), "output_proj": linear_weights(rng, C, C)}
+    w = {
+        "sampling_offsets": linear_weights(rng, 2 * 2 * 3 * 2, C),
+        "attention_weights": linear_weights(rng, 2 * 2 * 3, C),
+        "value_proj": linear_weights(rng, C, C),
+        "output_proj": linear_weights(rng, C, C),
+    }
     pixel, queries = rng.standard_normal(C), rng.standard_normal((4, C))
     memory = np.tile(pixel, (30 * 30 + 15 * 15, 1))
     w["sampling_offsets"] = {k: np.clip(v, -1, 1) * 0.3 for k, v in w["sampling_offsets"].items()}  # stay inside

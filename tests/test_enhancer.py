@@ -31,7 +31,9 @@ def test_a_1x1_convolution_is_a_linear_map_of_every_pixel():
 
 def test_coarser_maps_start_from_the_backbones_last_and_then_from_each_other():
     model = tiny.model(levels=6)
-    features = [np.random.default_rng(i).standard_normal((2**i, 2**i, c), np.float32) for i, c in ((4, 32), (3, 64), (2, 128))]
+    features = [
+        np.random.default_rng(i).standard_normal((2**i, 2**i, c), np.float32) for i, c in ((4, 32), (3, 64), (2, 128))
+    ]
     maps = neck(features, model.weights["input_proj_vision"])
     assert [m.shape for m in maps] == [(16, 16, 64), (8, 8, 64), (4, 4, 64), (2, 2, 64), (1, 1, 64), (1, 1, 64)]
     features[1] = features[1] + 1
@@ -50,8 +52,10 @@ def test_levels_are_told_apart_by_their_embedding(levels):
 
 def fusion_weights(rng, C=6, E=8):
     wide = ("vision_proj", "text_proj", "values_vision_proj", "values_text_proj")
-    return {**{n: linear_weights(rng, E, C) for n in wide},
-            **{n: linear_weights(rng, C, E) for n in ("out_vision_proj", "out_text_proj")}}
+    return {
+        **{n: linear_weights(rng, E, C) for n in wide},
+        **{n: linear_weights(rng, C, E) for n in ("out_vision_proj", "out_text_proj")},
+    }
 
 
 @given(rngs(), st.integers(1, 6), st.integers(1, 5))
@@ -107,6 +111,13 @@ def test_the_enhancer_keeps_shapes_and_float32():
     rng = np.random.default_rng(0)
     maps = [rng.standard_normal((*size, 64), np.float32) for size in ((4, 5), (2, 3), (1, 2), (1, 1))]
     text = rng.standard_normal((3, 64), np.float32)
-    v, t = enhancer(maps, text, np.eye(3, dtype=bool), np.arange(3), model.weights["encoder"]["layers"],
-                    model.weights["level_embed"], model.config)
+    v, t = enhancer(
+        maps,
+        text,
+        np.eye(3, dtype=bool),
+        np.arange(3),
+        model.weights["encoder"]["layers"],
+        model.weights["level_embed"],
+        model.config,
+    )
     assert (v.shape, v.dtype, t.shape, t.dtype) == ((29, 64), np.float32, (3, 64), np.float32)

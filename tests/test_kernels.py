@@ -61,10 +61,19 @@ def test_a_point_out_of_reach_reads_zero(odd):
 
 
 def test_twins_refuse_what_does_not_fit():
-    value, at, weights = np.zeros((6, 2, 4), np.float32), np.zeros((3, 2, 1, 1, 2), np.float32), np.zeros((3, 2, 1, 1), np.float32)
+    value, at, weights = (
+        np.zeros((6, 2, 4), np.float32),
+        np.zeros((3, 2, 1, 1, 2), np.float32),
+        np.zeros((3, 2, 1, 1), np.float32),
+    )
     assert deform_attn(value, ((2, 3),), at, weights).shape == (3, 8)
-    for args in [(value, ((2, 4),), at, weights), (value, ((2, 3), (0, 0)), at, weights), (value, ((-2, -3),), at, weights),
-                 (value, ((2, 3),), at[:2], weights), (value[:, :1], ((2, 3),), at, weights)]:
+    for args in [
+        (value, ((2, 4),), at, weights),
+        (value, ((2, 3), (0, 0)), at, weights),
+        (value, ((-2, -3),), at, weights),
+        (value, ((2, 3),), at[:2], weights),
+        (value[:, :1], ((2, 3),), at, weights),
+    ]:
         with pytest.raises(ValueError, match="do not fit"):
             deform_attn(*args)
     with pytest.raises(TypeError, match="float32 or all float64"):
@@ -113,7 +122,7 @@ def test_a_missing_twin_is_announced_once_with_the_build_command():
         warnings.simplefilter("always")
         assert kernels.load("minigdino._ext.not_built:forward") is None
         assert kernels.load("minigdino._ext.not_built:forward") is None
-    message, = [str(w.message) for w in heard]
+    (message,) = [str(w.message) for w in heard]
     assert "NumPy reference runs instead" in message
     assert "pip install" in message
 
@@ -136,8 +145,9 @@ with warnings.catch_warnings(record=True) as heard:
 print(len(heard), heard[0].category.__name__, boxes.sum(), minigdino.info()["twins"]["deform_attn"])
 """
     env = {k: v for k, v in os.environ.items() if k != "MINIGDINO_KERNELS"}
-    run = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True,
-                         env=env, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, env=env, check=False
+    )
     assert run.returncode == 0, run.stderr
     warned, category, total, built = run.stdout.split()
     assert (warned, category, built) == ("1", "RuntimeWarning", "False")

@@ -83,10 +83,17 @@ def test_a_text_is_lower_cased_closed_and_keeps_the_callers_words():
     assert prompt.ids.dtype == np.int64
 
 
-@pytest.mark.parametrize(("text", "phrases"), [
-    ("cat . dog . ", ["cat", "dog"]), ("cat? dog", ["cat", "dog"]), ("cat. . dog.", ["cat", "dog"]),
-    ("is it a cat?", ["is it a cat"]), ("cat.cat.", ["cat", "cat"]), ("cat [SEP] dog", ["cat", "dog"]),
-])
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("cat . dog . ", ["cat", "dog"]),
+        ("cat? dog", ["cat", "dog"]),
+        ("cat. . dog.", ["cat", "dog"]),
+        ("is it a cat?", ["is it a cat"]),
+        ("cat.cat.", ["cat", "cat"]),
+        ("cat [SEP] dog", ["cat", "dog"]),
+    ],
+)
 def test_phrases_of_a_text(text, phrases):
     assert TOKENIZER.encode(text).phrases == phrases
 
@@ -97,12 +104,21 @@ def test_dots_inside_a_listed_phrase_stay_in_its_label():
     np.testing.assert_array_equal(prompt.ids, TOKENIZER.encode("st bernard. a cat. what hat.").ids)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "names nothing"), (" . ? ", "names nothing"), ([], "list of phrases is empty"),
-    (["cat", " . "], "phrase ' . ' has no words"), (["a cat", "A  cat."], "'a cat' and 'A  cat.' are the same"),
-    (["cat", "cat"], "'cat' and 'cat' are the same"), (["cat", "dog [SEP]"], r"contains \[SEP\]"),
-    (7, "a str or a list of str; got int"), (["cat", 7], "a list holding 7"), (b"cat", "got bytes"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "names nothing"),
+        (" . ? ", "names nothing"),
+        ([], "list of phrases is empty"),
+        (["cat", " . "], "phrase ' . ' has no words"),
+        (["a cat", "A  cat."], "'a cat' and 'A  cat.' are the same"),
+        (["cat", "cat"], "'cat' and 'cat' are the same"),
+        (["cat", "dog [SEP]"], r"contains \[SEP\]"),
+        (7, "a str or a list of str; got int"),
+        (["cat", 7], "a list holding 7"),
+        (b"cat", "got bytes"),
+    ],
+)
 def test_a_prompt_without_a_question_is_refused_by_name(text, message):
     with pytest.raises(minigdino.PromptError, match=message):
         TOKENIZER.encode(text)

@@ -31,7 +31,7 @@ def test_proposals_are_boxes_around_pixels_that_keep_off_the_border(levels):
     for level, (H, W) in enumerate(levels):
         part, ok = boxes[start : start + H * W], inside[start : start + H * W]
         np.testing.assert_allclose(part[ok, 2:], 0.05 * 2**level, rtol=1e-9)
-        assert not ok.any() or (part[ok] > 0.01).all() and (part[ok] < 0.99).all()
+        assert not ok.any() or ((part[ok] > 0.01).all() and (part[ok] < 0.99).all())
         np.testing.assert_array_equal(part[~ok], 1)
         start += H * W
 
@@ -51,7 +51,9 @@ def test_top_is_the_largest_first_and_ties_in_order(scores, data):
 
 
 def select(vision, text, levels, selected=None, n=4):
-    return select_queries(vision, text, levels, **MODEL.weights["query_selection"], n_queries=n, eps=1e-5, selected=selected)
+    return select_queries(
+        vision, text, levels, **MODEL.weights["query_selection"], n_queries=n, eps=1e-5, selected=selected
+    )
 
 
 @given(rngs(), st.integers(1, 4))
@@ -77,7 +79,11 @@ def test_tokens_that_propose_nothing_all_score_the_same():
 
 def test_a_given_selection_is_taken_as_it_is():
     rng = np.random.default_rng(0)
-    vision, text, levels = rng.standard_normal((36, 64), np.float32), rng.standard_normal((2, 64), np.float32), ((6, 6),)
+    vision, text, levels = (
+        rng.standard_normal((36, 64), np.float32),
+        rng.standard_normal((2, 64), np.float32),
+        ((6, 6),),
+    )
     free = select(vision, text, levels)
     chosen = free["selected"][::-1].copy()
     got = select(vision, text, levels, selected=chosen)

@@ -52,11 +52,16 @@ def test_shift_mask_keeps_apart_what_was_not_adjacent(rows, cols, k):
 
 
 def block(rng, C, k, heads):
-    return {"layernorm_before": {"weight": rng.random(C) + 0.5, "bias": rng.standard_normal(C)},
-            "layernorm_after": {"weight": rng.random(C) + 0.5, "bias": rng.standard_normal(C)},
-            "self_attn": {**attention_weights(rng, C),
-                          "relative_position_bias_table": rng.standard_normal(((2 * k - 1) ** 2, heads))},
-            "fc1": linear_weights(rng, 2 * C, C), "fc2": linear_weights(rng, C, 2 * C)}
+    return {
+        "layernorm_before": {"weight": rng.random(C) + 0.5, "bias": rng.standard_normal(C)},
+        "layernorm_after": {"weight": rng.random(C) + 0.5, "bias": rng.standard_normal(C)},
+        "self_attn": {
+            **attention_weights(rng, C),
+            "relative_position_bias_table": rng.standard_normal(((2 * k - 1) ** 2, heads)),
+        },
+        "fc1": linear_weights(rng, 2 * C, C),
+        "fc2": linear_weights(rng, C, 2 * C),
+    }
 
 
 SETTINGS = {"n_heads": 2, "k": 4, "activation": "gelu", "eps": 1e-5}

@@ -12,7 +12,31 @@ from minigdino import Config, Model
 from minigdino.image import ImageSettings
 from minigdino.prompt import Tokenizer
 
-WORDS = "a an the cat cats dog remote control red blue green star st bernard man with hat person at ten nis t shirt".split()
+WORDS = [
+    "a",
+    "an",
+    "the",
+    "cat",
+    "cats",
+    "dog",
+    "remote",
+    "control",
+    "red",
+    "blue",
+    "green",
+    "star",
+    "st",
+    "bernard",
+    "man",
+    "with",
+    "hat",
+    "person",
+    "at",
+    "ten",
+    "nis",
+    "t",
+    "shirt",
+]
 
 
 def tokenizer(clean_up: bool = False) -> Tokenizer:
@@ -21,7 +45,19 @@ def tokenizer(clean_up: bool = False) -> Tokenizer:
     for place, token in ((0, "[PAD]"), (100, "[UNK]"), (101, "[CLS]"), (102, "[SEP]"), (1012, "."), (1029, "?")):
         vocab[place] = token
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    pieces = [*WORDS, *(c for c in letters if c not in WORDS), *(f"##{c}" for c in letters), "##ten", "##s", "-", "'", ",", "!", "[", "]"]
+    pieces = [
+        *WORDS,
+        *(c for c in letters if c not in WORDS),
+        *(f"##{c}" for c in letters),
+        "##ten",
+        "##s",
+        "-",
+        "'",
+        ",",
+        "!",
+        "[",
+        "]",
+    ]
     for place, piece in enumerate(dict.fromkeys(pieces), start=200):
         vocab[place] = piece
     ids = {token: i for i, token in enumerate(vocab)}
@@ -30,7 +66,8 @@ def tokenizer(clean_up: bool = False) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 101), ("[SEP]", 102)])
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 101), ("[SEP]", 102)]
+    )
     backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
     return Tokenizer(backend, clean_up)
 
@@ -38,10 +75,22 @@ def tokenizer(clean_up: bool = False) -> Tokenizer:
 def config(family: str = "grounding-dino", stages=(2, 3, 4), levels: int = 4, queries: int = 20, **changes) -> Config:
     """Every part of the published geometry, a few channels wide."""
     values = dict(
-        backbone_config=dict(embed_dim=16, depths=(2, 2, 2, 2), num_heads=(2, 2, 4, 4), window_size=4, out_indices=stages),
-        text_config=dict(vocab_size=1100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48),
-        d_model=64, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=64, decoder_ffn_dim=80, num_queries=queries, num_feature_levels=levels)
+        backbone_config=dict(
+            embed_dim=16, depths=(2, 2, 2, 2), num_heads=(2, 2, 4, 4), window_size=4, out_indices=stages
+        ),
+        text_config=dict(
+            vocab_size=1100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+        ),
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=80,
+        num_queries=queries,
+        num_feature_levels=levels,
+    )
     return Config(family, **{**values, **changes})
 
 
@@ -57,7 +106,7 @@ def model(family: str = "grounding-dino", seed: int = 0, **geometry) -> Model:
 def photo(height: int = 90, width: int = 120, seed: int = 0) -> np.ndarray:
     """Smooth random colours: uint8 [H, W, 3]"""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width, None][:2]
+    y, x = np.mgrid[:height, :width][..., None]
     waves = sum(np.sin(x * rng.normal(0, 0.2, 3) + y * rng.normal(0, 0.2, 3) + rng.uniform(0, 6, 3)) for _ in range(4))
     return (128 + 30 * waves).clip(0, 255).astype(np.uint8)
 

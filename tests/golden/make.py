@@ -1,0 +1,94 @@
+"""Write the golden files: values of every step as transformers computes them. Needs the parity extra.
+
+    python tests/golden/make.py
+
+The models are `Model.random` of tests/tiny.py's geometry, so the files hold answers only. Each step keeps at most 64
+values, evenly spread, under the path by which `minigdino.trace` names it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import GroundingDinoForObjectDetection, MMGroundingDinoForObjectDetection
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import tiny  # noqa: E402
+from test_golden import CASES, pixels_of, sample, weights_digest  # noqa: E402
+
+CLASSES = {"grounding-dino": GroundingDinoForObjectDetection, "mm-grounding-dino": MMGroundingDinoForObjectDetection}
+
+
+def map_hwc(tensor):
+    """[1, C, H, W] -> [H, W, C]"""
+    return tensor[0].permute(1, 2, 0)
+
+
+def steps_of(network):
+    """Path -> (module of transformers, what to take from its output)."""
+    core, enhancer = network.model, "forward.0/enhancer.0"
+    yield "forward.0/bert.0/return", core.text_backbone, lambda o: o.last_hidden_state[0]
+    for i in range(len(core.config.backbone_config.out_indices)):
+        yield (
+            f"forward.0/swin.0/return.{i}",
+            core.backbone.conv_encoder.model,
+            lambda o, i=i: map_hwc(o.feature_maps[i]),
+        )
+    for i, projection in enumerate(core.input_proj_vision):
+        yield f"forward.0/neck.0/return.{i}", projection, map_hwc
+    for i, layer in enumerate(core.encoder.layers):
+        yield f"{enhancer}/fusion_layer.{i}/return.0", layer.fusion_layer, lambda o: o[0][0][0]
+        yield f"{enhancer}/fusion_layer.{i}/return.1", layer.fusion_layer, lambda o: o[1][0][0]
+        yield f"{enhancer}/text_enhancer_layer.{i}/return", layer.text_enhancer_layer, lambda o: o[0][0]
+        yield f"{enhancer}/deformable_layer.{i}/return", layer.deformable_layer, lambda o: o[0][0]
+    for i, layer in enumerate(core.decoder.layers):
+        yield (
+            f"forward.0/decoder.0/decoder_layer.{i}/return",
+            layer,
+            lambda o: o[0][0] if isinstance(o, tuple) else o[0],
+        )
+
+
+def record(case):
+    """Run transformers on a case -> {path: sampled values}"""
+    model = tiny.model(case["family"], **case["geometry"])
+    with tempfile.TemporaryDirectory() as directory:
+        model.save(directory)
+        network = CLASSES[case["family"]].from_pretrained(directory).eval()
+    seen, handles = {}, []
+    for path, module, take in steps_of(network):
+        handles.append(
+            module.register_forward_hook(
+                lambda _m, _i, output, path=path, take=take: seen.update({path: sample(take(output).numpy())})
+            )
+        )
+    with torch.no_grad():
+        out = network(torch.tensor(pixels_of(case))[None], torch.tensor(case["ids"])[None])
+    for handle in handles:
+        handle.remove()
+    scores = out.enc_outputs_class[0].max(-1)[0]
+    selected = torch.topk(scores, model.config.num_queries)[1].numpy()
+    decoder = {p: seen.pop(p) for p in list(seen) if "/decoder.0/" in p}
+    return {
+        "selected": selected,
+        "weights": weights_digest(model),
+        **seen,
+        "forward.0/select_queries.0/scores": sample(scores.numpy()),
+        "forward.0/select_queries.0/references": sample(out.init_reference_points[0].numpy()),
+        **decoder,
+        "forward.0/logits": sample(out.logits[0, :, : len(case["ids"])].numpy()),
+        "forward.0/boxes": sample(out.pred_boxes[0].numpy()),
+    }
+
+
+if __name__ == "__main__":
+    for name, case in CASES.items():
+        values = record(case)
+        np.savez_compressed(HERE / f"{name}.npz", **values)
+        print(f"{name}: {len(values) - 2} steps, {(HERE / f'{name}.npz').stat().st_size} bytes")

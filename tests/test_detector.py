@@ -1,0 +1,231 @@
+"""The surface: image and text in, detections out."""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+import minigdino
+from minigdino import Model
+
+FAMILIES = ["grounding-dino", "mm-grounding-dino"]
+TEXT = ["a cat", "remote control"]
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a.boxes, b.boxes)
+    np.testing.assert_array_equal(a.scores, b.scores)
+    assert (a.labels, a.phrases, a.image_size) == (b.labels, b.phrases, b.image_size)
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    return tiny.model(request.param)
+
+
+def test_a_list_of_images_is_each_image_alone_to_the_bit(model):
+    a, b = tiny.photo(60, 90, 1), tiny.photo(90, 60, 2)
+    both = model.detect([a, b], TEXT, threshold=0)
+    same(both[0], model.detect(a, TEXT, threshold=0))
+    same(both[1], model.detect(b, TEXT, threshold=0))
+    assert len(both[0]) == model.config.num_queries
+    assert model.detect([], TEXT) == []
+
+
+def test_one_prompt_per_image(model):
+    a, b = tiny.photo(60, 90, 1), tiny.photo(90, 60, 2)
+    both = model.detect([a, b], [["cat"], ["a dog", "hat"]], threshold=0)
+    same(both[1], model.detect(b, "a dog. hat.", threshold=0))
+    same(both[0], model.detect(a, [["cat"]], threshold=0))
+    with pytest.raises(minigdino.PromptError, match="got 2 prompts for 1 image"):
+        model.detect(a, [["cat"], ["dog"]])
+    with pytest.raises(minigdino.PromptError, match="got 1 prompts for 2 images"):
+        model.detect([a, b], [["cat"]])
+
+
+def test_paths_pil_images_and_arrays_are_the_same_image(model, tmp_path):
+    photo = tiny.photo()
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    want = model.detect(photo, TEXT, threshold=0)
+    same(model.detect(tmp_path / "photo.png", TEXT, threshold=0), want)
+    same(model.detect(Image.fromarray(photo), TEXT, threshold=0), want)
+
+
+def test_detect_is_preprocess_tokenize_forward(model):
+    photo = tiny.photo()
+    found = model.detect(photo, TEXT, threshold=0.01)
+    out = model.forward(model.preprocess(photo), model.tokenize(TEXT).ids)
+    p = 1 / (1 + np.exp(-out.logits.astype(float)))
+    best = np.sort(p.max(axis=1))[::-1]
+    np.testing.assert_allclose(found.scores, best[best > 0.01], rtol=1e-5)
+    query = p.max(axis=1).argmax()
+    cx, cy, w, h = out.boxes[query] * (120, 90, 120, 90)
+    np.testing.assert_allclose(found.boxes[0], [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], rtol=1e-4, atol=1e-3)
+
+
+def test_size_changes_the_pixels_and_not_the_units(model):
+    assert model.preprocess(tiny.photo(), size=(64, 80)).shape == (3, 60, 80)
+    assert model.preprocess(tiny.photo()).shape == (3, 96, 128)
+    found = model.detect(tiny.photo(), TEXT, threshold=0, size=(64, 80))
+    assert found.image_size == (120, 90)
+
+
+def test_output_has_every_field_in_its_shape(model):
+    out = model.forward(tiny.pixels(), tiny.IDS, details=True)
+    Q, T, C, N, S = 20, 8, 64, 3, sum(h * w for h, w in out.sizes)
+    shapes = {
+        "logits": (Q, T),
+        "boxes": (Q, 4),
+        "text_features": (T, C),
+        "text": (T, C),
+        "vision": (S, C),
+        "selection_scores": (S,),
+        "selected": (Q,),
+        "hidden_states": (N, Q, C),
+        "references": (N + 1, Q, 4),
+        "layer_logits": (N, Q, T),
+        "layer_boxes": (N, Q, 4),
+        "encoder_logits": (S, T),
+        "encoder_boxes": (S, 4),
+        "query_logits": (Q, T),
+    }
+    for name, shape in shapes.items():
+        value = getattr(out, name)
+        assert value.shape == shape, name
+        assert value.dtype == (np.int64 if name == "selected" else np.float32), name
+    assert out.sizes == ((8, 10), (4, 5), (2, 3), (1, 2))
+    assert [m.shape for m in out.image_features] == [(8, 10, 32), (4, 5, 64), (2, 3, 128)]
+    np.testing.assert_array_equal(out.layer_logits[-1], out.logits)
+    np.testing.assert_array_equal(out.layer_boxes[-1], out.boxes)
+    np.testing.assert_allclose(out.encoder_logits.max(axis=1), out.selection_scores, rtol=1e-6)
+    assert model.forward(tiny.pixels(), tiny.IDS).encoder_logits is None
+
+
+def test_a_given_selection_is_used(model):
+    own = model.forward(tiny.pixels(), tiny.IDS)
+    again = model.forward(tiny.pixels(), tiny.IDS, selected=own.selected)
+    np.testing.assert_array_equal(again.boxes, own.boxes)
+    other = model.forward(tiny.pixels(), tiny.IDS, selected=list(own.selected[::-1]))
+    np.testing.assert_array_equal(other.selected, own.selected[::-1])
+    assert abs(other.boxes - own.boxes).max() > 1e-3  # rank decides which learned query a token meets
+
+
+def test_no_silent_float64(model):
+    with minigdino.use("reference"), minigdino.trace() as seen:
+        model.forward(tiny.pixels(), tiny.IDS, details=True)
+    double = sorted(path for path, array in seen.items() if array.dtype == np.float64)
+    assert double == []
+
+
+def test_reference_and_fast_agree(model):
+    fast = model.forward(tiny.pixels(), tiny.IDS)
+    with minigdino.use("reference"):
+        slow = model.forward(tiny.pixels(), tiny.IDS, selected=fast.selected)
+    np.testing.assert_allclose(slow.logits, fast.logits, atol=1e-3)
+    np.testing.assert_allclose(slow.boxes, fast.boxes, atol=1e-4)
+
+
+def test_threads_share_a_model(model):
+    photos = [tiny.photo(seed=i) for i in range(8)]
+    want = [model.detect(p, TEXT, threshold=0) for p in photos]
+    got = [None] * 8
+
+    def work(i):
+        got[i] = model.detect(photos[i], TEXT, threshold=0)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for a, b in zip(got, want):
+        same(a, b)
+
+
+def test_the_module_keeps_the_models_it_loads(model, tmp_path, monkeypatch):
+    model.save(tmp_path)
+    photo = tiny.photo()
+    want = model.detect(photo, TEXT, threshold=0)
+    same(minigdino.detect(photo, TEXT, model=tmp_path, threshold=0), want)
+    (tmp_path / "config.json").unlink()  # from here on only the kept model can answer
+    same(minigdino.detect(photo, TEXT, model=str(tmp_path), threshold=0), want)
+    monkeypatch.setenv("MINIGDINO_MODEL", str(tmp_path))
+    same(minigdino.detect(photo, TEXT, threshold=0), want)
+    same(minigdino.detect(photo, TEXT, model=model, threshold=0), want)
+
+
+def test_without_a_model_the_error_says_how_to_give_one(monkeypatch):
+    monkeypatch.delenv("MINIGDINO_MODEL", raising=False)
+    with pytest.raises(minigdino.CheckpointError, match="pass model=DIRECTORY.*MINIGDINO_MODEL"):
+        minigdino.detect(tiny.photo(), TEXT)
+
+
+def test_without_a_tokenizer_forward_works_and_detect_says_what_is_missing():
+    bare = Model.random(tiny.config(), settings=tiny.SETTINGS)
+    assert bare.forward(tiny.pixels(), tiny.IDS).logits.shape == (20, 8)
+    with pytest.raises(minigdino.CheckpointError, match=r"neither tokenizer\.json nor vocab\.txt"):
+        bare.detect(tiny.photo(), TEXT)
+
+
+def test_a_prompt_over_the_limit_is_refused_with_its_length(model):
+    with pytest.raises(minigdino.PromptError, match="has 304 tokens; 256 is the most"):
+        model.detect(tiny.photo(), "cat. " * 150 + "hat")
+
+
+def test_too_few_image_tokens_for_the_queries(model):
+    with pytest.raises(
+        minigdino.ImageError, match="32 x 8 pixels after resizing gives 8 tokens, and this model chooses 20"
+    ):
+        model.forward(tiny.pixels(8, 32), tiny.IDS)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.forward(tiny.pixels().astype(float), tiny.IDS), r"float32 \[3, H, W\].*got float64 \[3, 64, 80\]"),
+        (lambda m: m.forward(tiny.pixels()[None], tiny.IDS), r"\[1, 3, 64, 80\]"),
+        (lambda m: m.forward(tiny.pixels(), []), "1 to 256 ints"),
+        (lambda m: m.forward(tiny.pixels(), [1.5]), "got float64"),
+        (lambda m: m.forward(tiny.pixels(), [[1]]), "1 to 256 ints"),
+        (lambda m: m.forward(tiny.pixels(), [-1]), r"0\.\.1099; got -1"),
+        (lambda m: m.forward(tiny.pixels(), [1100]), r"0\.\.1099; got 1100"),
+        (lambda m: m.forward(tiny.pixels(), tiny.IDS, selected=[1]), r"selected must be 20 image tokens in 0\.\.107"),
+        (lambda m: m.forward(tiny.pixels(), tiny.IDS, selected=[108] * 20), "selected must be"),
+        (lambda m: m.detect(tiny.photo(), TEXT, threshold=2), "threshold is a probability from 0 to 1; got 2"),
+        (lambda m: m.detect(tiny.photo(), TEXT, text_threshold="x"), "text_threshold is a probability"),
+        (lambda m: m.detect(tiny.photo(), TEXT, threshold=float("nan")), "got nan"),
+        (lambda m: m.detect(tiny.photo(), TEXT, size=3), r"size is \(shortest, longest\)"),
+        (lambda m: m.detect(tiny.photo(), TEXT, size=(0, 4)), r"got \(0, 4\)"),
+        (lambda _: minigdino.load("somewhere", device="cuda"), "device must be \"cpu\"; got 'cuda'"),
+    ],
+)
+def test_arguments_are_checked_at_the_door(model, call, message):
+    with pytest.raises(minigdino.ArgumentError, match=message):
+        call(model)
+
+
+def test_every_error_is_ours_and_what_it_is():
+    for kind in (minigdino.PromptError, minigdino.ImageError, minigdino.ArgumentError, minigdino.ConfigError):
+        assert issubclass(kind, minigdino.Error)
+        assert issubclass(kind, ValueError)
+    assert issubclass(minigdino.CheckpointError, OSError)
+
+
+def test_import_is_light():
+    code = (
+        "import sys, minigdino\n"
+        "heavy = {'torch', 'transformers', 'cupy', 'tokenizers', 'safetensors', 'huggingface_hub'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_info_says_what_runs():
+    info = minigdino.info()
+    assert info["twins"] == {"bilinear": True, "deform_attn": True}
+    assert info["minigdino"] == minigdino.__version__
+    assert info["threads"] >= 1

@@ -1,0 +1,78 @@
+"""Imports point down only, and the paper's order is the model's order."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import minigdino
+
+PACKAGE = Path(minigdino.__file__).parent
+LEVELS = [  # a module may import from the rows below its own, never from its own row
+    {"__main__"},
+    {"cli"},
+    {"__init__"},
+    {"detector"},
+    {"model", "info", "results"},
+    {"swin", "bert", "enhancer", "queries", "decoder", "drawing", "weights"},  # stages never import one another
+    {"fusion", "deformable", "boxes", "image", "prompt", "parameters"},
+    {"ops", "config"},
+    {"kernels"},
+    {"errors", "version", "tracing"},
+]
+RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def imports(module):
+    """Modules of this package that a module imports, anywhere in its text."""
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            if node.module:
+                yield node.module.partition(".")[0]
+            else:
+                yield from (name.name if (PACKAGE / f"{name.name}.py").exists() else "__init__" for name in node.names)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    for other in set(imports(module)) - {"_ext"}:
+        assert RANK[other] < RANK[module], f"{module} imports {other}"
+
+
+def test_every_module_has_its_level():
+    assert set(MODULES) == set(RANK)
+
+
+def test_only_info_and_the_twins_themselves_know_ext():
+    assert [m for m in MODULES if "_ext" in imports(m)] == ["info"]
+
+
+def test_sections_rise_down_the_model():
+    """model.py's steps come in the paper's order, but for §3.4, which the text needs first."""
+    sections = re.findall(r"# §(3\.\d)", (PACKAGE / "model.py").read_text())
+    assert sections[0] == "3.4"
+    assert sections[1:] == sorted(sections[1:])
+    assert sections[-1] == "3.3"
+
+
+@pytest.mark.parametrize("module", ["swin", "bert", "enhancer", "queries", "decoder", "prompt"])
+def test_a_stage_says_its_section_first(module):
+    assert (PACKAGE / f"{module}.py").read_text().startswith('"""§3.')
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_function_has_a_docstring(module):
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+        nested = isinstance(node, ast.FunctionDef) and node.col_offset > 4
+        if public and not nested and not _is_inner(node, module):
+            assert ast.get_docstring(node), f"{module}.{node.name}"
+
+
+def _is_inner(node, module):
+    """A helper inside another function, which its name and its place explain."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    outer = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.lineno < node.lineno <= n.end_lineno]
+    return bool(outer)

@@ -1,0 +1,132 @@
+"""What is kept, what it is called, and how it is drawn."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from strategies import rngs
+
+from minigdino.boxes import sigmoid
+from minigdino.drawing import colour
+from minigdino.results import post_process
+
+TOKENIZER = tiny.tokenizer()
+PROMPT = TOKENIZER.encode(["a cat", "a dog", "remote control"])  # tokens 1 2, 4 5 and 7 8; 3, 6 and 9 are dots
+
+
+def process(logits, threshold=0.25, text_threshold=0.25, boxes=None, size=(100, 50)):
+    boxes = np.full((len(logits), 4), 0.5, np.float32) if boxes is None else boxes
+    return post_process(np.float32(logits), boxes, PROMPT, TOKENIZER.decode, size, threshold, text_threshold)
+
+
+def row(**probabilities):
+    """Logits of one query: t3=0.9 gives token 3 that probability, all others almost none."""
+    p = np.full(len(PROMPT.ids), 1e-4)
+    for name, value in probabilities.items():
+        p[int(name[1:])] = value
+    return np.log(p / (1 - p))
+
+
+def test_best_first_and_strictly_above_the_threshold():
+    found = process([row(t1=0.3), row(t4=0.9), row(t1=0.2), row(t8=0.5)])
+    assert found.labels == ["a dog", "remote control", "a cat"]
+    assert found.label_ids.tolist() == [1, 2, 0]
+    np.testing.assert_allclose(found.scores, [0.9, 0.5, 0.3], rtol=1e-5)
+    assert len(process([np.zeros(len(PROMPT.ids))], threshold=0.5)) == 0
+
+
+def test_equal_scores_keep_the_order_of_the_queries():
+    boxes = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    found = process([row(t1=0.7)] * 3, boxes=boxes)
+    assert (np.diff(found.boxes[:, 2]) > 0).all()
+
+
+def test_a_delimiter_can_score_but_never_name():
+    found = process([row(t3=0.9, t4=0.01), row(t0=0.8, t7=0.02)])
+    assert found.labels == ["a dog", "remote control"]
+    np.testing.assert_allclose(found.scores, [0.9, 0.8], rtol=1e-5)
+    assert found.phrases == [".", ""]
+
+
+def test_equal_phrases_go_to_the_earlier():
+    assert process([row(t2=0.6, t5=0.6, t8=0.6)]).labels == ["a cat"]
+
+
+def test_phrases_spell_the_tokens_above_the_text_threshold():
+    found = process([row(t1=0.9, t2=0.8), row(t2=0.7, t7=0.6), row(t4=0.5, t6=0.45)])
+    assert found.phrases == ["a cat", "cat remote", "a."]
+    assert process([row(t1=0.9)], text_threshold=0.95).phrases == [""]
+
+
+def test_boxes_are_pixels_of_the_original_and_not_clipped():
+    box = np.float32([[0.5, 0.5, 0.5, 0.5], [0, 0, 1, 1]])
+    found = process([row(t1=0.9), row(t1=0.8)], boxes=box)
+    np.testing.assert_allclose(found.boxes, [[25, 12.5, 75, 37.5], [-50, -25, 50, 25]])
+    assert found.image_size == (100, 50)
+
+
+@given(rngs(), st.floats(0, 1), st.floats(0, 1))
+def test_labels_are_always_the_callers(rng, threshold, text_threshold):
+    logits = rng.normal(-1, 3, (12, len(PROMPT.ids)))
+    found = process(logits, threshold, text_threshold)
+    assert set(found.labels) <= set(PROMPT.phrases)
+    assert [PROMPT.phrases[i] for i in found.label_ids] == found.labels
+    assert len(found) == (sigmoid(np.float32(logits)).max(1) > np.float32(threshold)).sum()
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def found():
+    boxes = np.float32([[0.3, 0.3, 0.2, 0.2], [0.6, 0.6, 0.5, 0.5], [0.5, 0.5, 2, 2]])
+    return process([row(t1=0.9), row(t4=0.6), row(t8=0.4)], boxes=boxes)
+
+
+def test_detections_are_a_sequence():
+    all_three = found()
+    assert len(all_three) == 3
+    first = all_three[0]
+    assert (first.label, first.label_id, first.phrase) == ("a cat", 0, "a")
+    assert all_three[-1].label == "remote control"
+    assert [d.label for d in all_three] == all_three.labels
+    assert all_three[1:].labels == ["a dog", "remote control"]
+    assert all_three[all_three.scores > 0.5].labels == ["a cat", "a dog"]
+    assert all_three[[2, 0]].labels == ["remote control", "a cat"]
+    assert len(all_three[:0]) == 0
+    with pytest.raises(IndexError):
+        all_three[3]
+    assert repr(all_three) == "Detections(3: a cat 0.90, a dog 0.60, remote control 0.40)"
+
+
+def test_dict_and_json_are_plain():
+    value = found().to_dict()
+    assert json.loads(found().to_json()) == value
+    assert value["width"], value["height"] == (100, 50)
+    assert list(value["detections"][0]) == ["box", "score", "label", "label_id", "phrase"]
+    assert type(value["detections"][0]["score"]) is float
+    np.testing.assert_allclose(value["detections"][0]["box"], [20, 10, 40, 20], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (3000, 2000), (40, 900), (3, 2)])
+def test_a_plot_is_a_marked_copy(size):
+    image = Image.new("RGB", size, (90, 90, 90))
+    boxes = np.float32([[0.5, 0.5, 0.5, 0.5], [0.52, 0.5, 0.5, 0.5], [0.1, 0.1, 3, 3]])
+    picture = process([row(t1=0.9), row(t1=0.8), row(t8=0.7)], boxes=boxes, size=size).plot(image)
+    assert (picture.size, picture.mode) == (size, "RGB")
+    assert np.ptp(np.asarray(image)) == 0  # the original is left alone
+    pixels = np.asarray(picture).reshape(-1, 3)
+    assert (pixels == colour(0)).all(1).any()
+    assert min(size) < 30 or (pixels == colour(2)).all(1).any()
+
+
+def test_a_plot_of_nothing_is_the_image():
+    photo = tiny.photo()
+    np.testing.assert_array_equal(np.asarray(process([row()]).plot(photo)), photo)
+
+
+def test_colours_differ_between_labels_and_carry_white_letters():
+    colours = [colour(i) for i in range(12)]
+    assert len(set(colours)) == 12
+    assert max(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in colours) < 170
