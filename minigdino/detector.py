@@ -20,6 +20,9 @@ from .prompt import PUBLISHED_DELIMITERS, Prompt, Tokenizer
 from .results import Detections, post_process
 from .weights import build, read_checkpoint
 
+EMBEDDED = Path(__file__).parent / "models"
+EMBEDDED_MODELS = ("shapes",)  # these names win over a folder of the same name
+
 ImageLike = "str | os.PathLike | PIL.Image.Image | np.ndarray"
 
 
@@ -72,8 +75,8 @@ class Model:
     def tokenize(self, text: str | Sequence[str]) -> Prompt:
         """Text, or a list of phrases -> Prompt. Raises PromptError if there is nothing, or too much, to look for."""
         if self.tokenizer is None:
-            raise CheckpointError(f"{self.source}: holds neither tokenizer.json nor vocab.txt, which reading text "
-                                  "needs; copy one of them there from the published checkpoint. forward() works without")
+            raise CheckpointError(f"{self.source}: holds neither tokenizer.json nor vocab.txt, needed to read text; "
+                                  "copy one of them there from the published checkpoint. forward() works without")
         prompt = self.tokenizer.encode(text)
         if len(prompt.ids) > self.config.max_text_len:
             raise PromptError(f"the prompt has {len(prompt.ids)} tokens; {self.config.max_text_len} is the most this "
@@ -151,7 +154,8 @@ class Model:
     def _checked_selection(self, selected, pixels):
         chosen, n, Q = np.asarray(selected), self._n_image_tokens(pixels), self.config.num_queries
         if chosen.shape != (Q,) or chosen.dtype.kind not in "iu" or not 0 <= chosen.min() <= chosen.max() < n:
-            raise ArgumentError(f"selected must be {Q} image tokens in 0..{n - 1}; got {chosen.dtype} {list(chosen.shape)}")
+            raise ArgumentError(f"selected must be {Q} image tokens in 0..{n - 1}; got {chosen.dtype} "
+                                f"{list(chosen.shape)}")
         return chosen
 
     def _n_image_tokens(self, pixels):
@@ -166,7 +170,8 @@ class Model:
 
 
 def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
-    """Read a checkpoint: a directory, or a .safetensors file with its config.json beside it.
+    """Read a checkpoint: a directory, a .safetensors file with its config.json beside it, or "shapes", the one inside
+    the package.
 
     Without a source, $MINIGDINO_MODEL names it. Raises CheckpointError, ConfigError, ArgumentError.
     """
@@ -176,7 +181,7 @@ def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
     if not source:
         raise CheckpointError("no model given: pass model=DIRECTORY (to load(), its source), or set MINIGDINO_MODEL. "
                               "A directory holds config.json, model.safetensors and tokenizer.json")
-    path = Path(source)
+    path = EMBEDDED / source if source in EMBEDDED_MODELS else Path(source)
     if not path.exists():
         raise CheckpointError(f"{source}: no such file or directory. A model is a directory with config.json, "
                               "model.safetensors and tokenizer.json, or a .safetensors file in one")

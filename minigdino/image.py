@@ -131,7 +131,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if mode.startswith("I"):
         grey = np.asarray(image, np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise ImageError(f"an integer image is read as 16-bit grey, 0..65535; this one holds {grey.min()}..{grey.max()}")
+            raise ImageError("an integer image is read as 16-bit grey, 0..65535; this one holds "
+                             f"{grey.min()}..{grey.max()}")
         return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
     if mode == "LAB":
         from PIL import ImageCms

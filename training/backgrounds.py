@@ -6,10 +6,16 @@ from PIL import Image
 KINDS = ("flat", "gradient", "texture", "photo")
 
 # Earth, foliage, sky, stone, wood, sand, water, dusk: what a photograph's blurred background is made of.
-NATURE = np.array(
-    [(96, 74, 52), (70, 96, 52), (150, 186, 214), (128, 126, 122), (140, 104, 70), (206, 188, 150), (62, 92, 112), (82, 70, 92)],
-    dtype=np.float32,
-) / 255
+NATURE = (
+    (96, 74, 52),
+    (70, 96, 52),
+    (150, 186, 214),
+    (128, 126, 122),
+    (140, 104, 70),
+    (206, 188, 150),
+    (62, 92, 112),
+    (82, 70, 92),
+)
 
 
 def _paint(rng: np.random.Generator) -> np.ndarray:
@@ -67,7 +73,8 @@ def _pattern(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 def _photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Ground and sky, blurred masses, light from one side, fine texture -> [H, W, 3]"""
-    near, far, mass = NATURE[rng.choice(len(NATURE), 3, replace=False)] + rng.normal(0, 0.05, (3, 3)).astype(np.float32)
+    chosen = np.array(NATURE, np.float32)[rng.choice(len(NATURE), 3, replace=False)] / 255
+    near, far, mass = chosen + rng.normal(0, 0.05, (3, 3)).astype(np.float32)
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     horizon = rng.uniform(0.2, 0.8) + 0.15 * (_clouds(rng, height, width, 2) - 0.5)
     scene = _mix(far, near, 1 / (1 + np.exp((horizon - y) * rng.uniform(6, 40))))

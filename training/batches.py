@@ -8,11 +8,10 @@ from torch.utils.data import Dataset
 
 from training.model import MEAN, STD
 from training.prompts import Prompt, ask
-from training.vocabulary import SPECIAL, tokenizer
+from training.vocabulary import SPECIAL, phrase_of_token, tokenizer
 from training.world import Scene, draw_scene
 
 SIZES = ((128, 128), (128, 128), (128, 168), (168, 128))  # height, width; one for a whole batch, so nothing is padded
-ENDS = (SPECIAL["[CLS]"], SPECIAL["[SEP]"], SPECIAL["[PAD]"], 1012, 1029)  # tokens that belong to no phrase
 
 
 @dataclass
@@ -29,13 +28,6 @@ class Batch:
 def normalise(image: np.ndarray) -> torch.Tensor:
     """[H, W, 3] uint8 -> [3, H, W] float32"""
     return torch.from_numpy(((image.astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1).astype(np.float32))
-
-
-def phrase_of_token(ids: np.ndarray) -> np.ndarray:
-    """ids [T] -> [T], the number of the phrase each token belongs to, -1 for none"""
-    inside = ~np.isin(ids, ENDS)
-    starts = inside & ~np.concatenate([[False], inside[:-1]])
-    return np.where(inside, np.cumsum(starts) - 1, -1)
 
 
 def targets(scene: Scene, prompt: Prompt, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from training.precision import Precision
-from training.predict import Predict, with_transformers
+from training.predict import BACKENDS, Predict
 from training.prompts import Prompt, ask
 from training.world import HELD_OUT, SEEN, Scene, draw_scene
 
@@ -24,8 +24,7 @@ def seen(rng: np.random.Generator, **drawing) -> tuple[Scene, Prompt]:
 
 def unseen(rng: np.random.Generator) -> tuple[Scene, Prompt]:
     """Held-out pairs, half of all things, asked for by name; the others share their colours and shapes."""
-    held_out = tuple(sorted(HELD_OUT))
-    scene = draw_scene(rng, pairs=SEEN + held_out * (len(SEEN) // len(held_out)))
+    scene = draw_scene(rng, pairs=SEEN + HELD_OUT * (len(SEEN) // len(HELD_OUT)))
     return scene, ask(scene.things, rng, held_out=True, kinds=(1.0, 0.0, 0.0))
 
 
@@ -93,10 +92,11 @@ def main() -> None:
     """Print the figures, and write them as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--backend", choices=BACKENDS, default="transformers")
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    result = figures(with_transformers(options.folder), options.scenes)
+    result = figures(BACKENDS[options.backend](options.folder), options.scenes)
     for name in SETS:
         print(f"{name:8}", "  ".join(f"{key} {value:.3f}" for key, value in result[name].items()))
     print(f"false boxes per picture, all phrases absent, threshold {FALSE_BOX}: {result['false_boxes']:.3f}")

@@ -43,7 +43,7 @@ def focal(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def match(logits: torch.Tensor, boxes: torch.Tensor, tokens: torch.Tensor, wanted: torch.Tensor) -> tuple:
     """One picture: logits [Q, T], boxes [Q, 4]; targets tokens [N, T], wanted [N, 4] -> query and target indices [N]
 
-    The words' cost of a pair is the mean over the target's own tokens of what saying yes costs less what saying no does.
+    The words' cost of a pair: what saying yes costs less what saying no does, the mean over the target's own tokens.
     """
     yes, no = focal(logits, torch.ones_like(logits)), focal(logits, torch.zeros_like(logits))
     words = (yes - no) @ (tokens / tokens.sum(1, keepdim=True)).T
@@ -53,7 +53,7 @@ def match(logits: torch.Tensor, boxes: torch.Tensor, tokens: torch.Tensor, wante
 
 
 def stage_loss(logits: torch.Tensor, boxes: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The loss of one stage's answers, logits [B, Q, T] and boxes [B, Q, 4] in 0..1, for each wanted box of the batch."""
+    """The loss of one stage's answers, logits [B, Q, T] and boxes [B, Q, 4] in 0..1, for each wanted box."""
     target = torch.zeros_like(logits)
     found, wanted = [], []
     for i, (tokens, truth) in enumerate(zip(batch.tokens, batch.boxes, strict=True)):

@@ -1,11 +1,16 @@
 """The network that is trained: transformers' MM Grounding DINO, small in every direction."""
 
 import torch
-from transformers import BertConfig, MMGroundingDinoConfig, MMGroundingDinoForObjectDetection, SwinConfig
+from transformers import (
+    BertConfig,
+    GroundingDinoImageProcessorPil,
+    MMGroundingDinoConfig,
+    MMGroundingDinoForObjectDetection,
+    SwinConfig,
+)
 
 from training.vocabulary import ROWS
 
-EDGES = {"shortest_edge": 128, "longest_edge": 224}  # pictures are resized to this before the network sees them
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -46,6 +51,11 @@ def config() -> MMGroundingDinoConfig:
         decoder_cls_embed_share=False,
         two_stage_bbox_embed_share=False,
     )
+
+
+def image_processor() -> GroundingDinoImageProcessorPil:
+    """Short edges of 128 pixels, long ones of 224 at most."""
+    return GroundingDinoImageProcessorPil(size={"shortest_edge": 128, "longest_edge": 224})
 
 
 def create(seed: int) -> MMGroundingDinoForObjectDetection:

@@ -1,7 +1,7 @@
 """COCO's average precision: greedy matching at ten IoU thresholds, precision interpolated at 101 recalls.
 
-A category is what a phrase means: "a red star" and "the red star" are one, "red thing" and "red shape" are one. AP is the
-mean over the categories that occur, as in COCO.
+A category is what a phrase means: "a red star" and "the red star" are one, "red thing" and "red shape" are one. A thing
+belongs to every category that fits it and was asked for. AP is the mean over the categories that occur, as in COCO.
 """
 
 from collections import defaultdict

@@ -14,16 +14,16 @@ from torch.utils.data import DataLoader, Subset
 from training.batches import Batches
 from training.evaluate import average_precision
 from training.losses import loss
-from training.model import create
+from training.model import create, image_processor
 from training.predict import with_network
 
-BATCH = 16
+BATCH, STEPS = 16, 5000
 RATE, WARM_UP = 5e-4, 200
 CLIP = 0.1
 
 
 def keep_memory() -> None:
-    """Have glibc keep what is freed: a step's large arrays come back every step, and fresh pages cost a quarter of it."""
+    """Have glibc keep what is freed: every step needs the same large arrays again, and fresh pages are slow."""
     if sys.platform == "linux":
         libc = ctypes.CDLL("libc.so.6")
         for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -46,8 +46,8 @@ def save(path: Path, step: int, network: torch.nn.Module, optimiser: torch.optim
 
 def progress(network: torch.nn.Module) -> str:
     """A small estimate, on the first scenes of the evaluation."""
-    network.eval()
-    result = {name: average_precision(with_network(network), name, 60) for name in ("seen", "unseen")}
+    predict = with_network(network.eval(), image_processor())
+    result = {name: average_precision(predict, name, 60) for name in ("seen", "unseen")}
     network.train()
     return "  ".join(f"{name} AP {r['AP']:.2f} AP50 {r['AP50']:.2f}" for name, r in result.items())
 
@@ -88,7 +88,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path(__file__).parent / "runs")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

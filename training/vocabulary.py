@@ -1,13 +1,14 @@
 """A WordPiece vocabulary of 1,030 rows: this world's words, and letters so that any other word can be spelt.
 
-transformers finds the ends of phrases by fixed ids, so [PAD], [UNK], [CLS], [SEP], "." and "?" stand where BERT has them;
-the ASCII marks between "!" and "?" are a run there, which is kept whole.
+transformers finds the ends of phrases by fixed ids, so [PAD], [UNK], [CLS], [SEP], "." and "?" stand where BERT has
+them; the ASCII marks between "!" and "?" are a run there, which is kept whole.
 """
 
 import json
 import string
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from training.outlines import SHAPES
@@ -16,6 +17,7 @@ from training.world import COLOURS
 
 ROWS = 1030
 SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
+ENDS = (0, 101, 102, 1012, 1029)  # [PAD], [CLS], [SEP], ".", "?": these belong to no phrase
 PIECES = ("##s", "##es", "##ed", "##er", "##ing", "##ish", "##y")  # s and y are letters too, and come once
 
 
@@ -47,6 +49,13 @@ def tokenizer() -> Tokenizer:
     )
     words.add_special_tokens(list(SPECIAL))
     return words
+
+
+def phrase_of_token(ids: np.ndarray) -> np.ndarray:
+    """ids [T] -> [T], the number of the phrase each token belongs to, -1 for none"""
+    inside = ~np.isin(ids, ENDS)
+    starts = inside & ~np.concatenate([[False], inside[:-1]])
+    return np.where(inside, np.cumsum(starts) - 1, -1)
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -25,17 +25,15 @@ COLOURS = {
 }
 
 # Never drawn and never named in training: finding them by name is the zero-shot test.
-HELD_OUT = frozenset(
-    [
-        ("purple", "star"),
-        ("green", "heart"),
-        ("orange", "square"),
-        ("blue", "ring"),
-        ("red", "cross"),
-        ("yellow", "diamond"),
-        ("pink", "triangle"),
-        ("brown", "circle"),
-    ]
+HELD_OUT = (
+    ("purple", "star"),
+    ("green", "heart"),
+    ("orange", "square"),
+    ("blue", "ring"),
+    ("red", "cross"),
+    ("yellow", "diamond"),
+    ("pink", "triangle"),
+    ("brown", "circle"),
 )
 SEEN = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
 
@@ -82,7 +80,7 @@ def _extent(polygons: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _place(shape: str, rng: np.random.Generator, width: int, height: int, other: bool) -> list[np.ndarray]:
-    """The shape's polygons somewhere in the picture, in pixels; its longer side is a tenth to half of the short edge."""
+    """A shape's polygons somewhere in the picture, in pixels; the longer side is a tenth to half of the short edge."""
     polygons = outline(shape, rng, other)
     if other:
         polygons = wobble(polygons, rng, amount=0.03)
@@ -105,7 +103,9 @@ def _crowded(box: np.ndarray, things: list[Thing]) -> bool:
     return False
 
 
-def _draw(canvas: np.ndarray, polygons: list[np.ndarray], paint: np.ndarray, rng: np.random.Generator, other: bool) -> bool:
+def _draw(
+    canvas: np.ndarray, polygons: list[np.ndarray], paint: np.ndarray, rng: np.random.Generator, other: bool
+) -> bool:
     """Paint the polygons on canvas [H, W, 3] in place; False, and nothing painted, if they would hardly show."""
     low, high = _extent(polygons)
     x0, y0 = np.maximum(np.floor(low).astype(int), 0)
@@ -129,7 +129,7 @@ def _draw(canvas: np.ndarray, polygons: list[np.ndarray], paint: np.ndarray, rng
 
 
 def photograph(canvas: np.ndarray, rng: np.random.Generator, jpeg: int | None = None) -> np.ndarray:
-    """Light, blur, noise and JPEG: canvas [H, W, 3] in 0..1 -> uint8. jpeg: this quality, instead of a chance of one."""
+    """Light, blur, noise and JPEG: canvas [H, W, 3] in 0..1 -> uint8. jpeg: always, and of this quality."""
     gain = rng.uniform(0.82, 1.12) * rng.uniform(0.96, 1.04, 3)
     picture = Image.fromarray((np.clip(canvas * gain, 0, 1) * 255).astype(np.uint8))
     if rng.random() < 0.4:

@@ -1,0 +1,53 @@
+# make demo and make test are all a fresh machine needs: each makes its own virtual environment and builds the kernels.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd)
+
+.PHONY: build demo test lint parity published golden bench train-shapes evaluate-shapes clean
+
+build: $(VENV)/built
+
+$(VENV)/built: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/parity: $(VENV)/built
+	$(BIN)/python -m pip install --quiet --editable '.[test,parity]'
+	touch $@
+
+demo: build  ## find shapes in a drawn scene with the embedded checkpoint; writes demo.png
+	$(BIN)/minigdino detect docs/images/scene.jpg $(DEMO_TEXT) --model shapes --threshold 0.4 --out demo.png
+
+DEMO_TEXT = "a purple star. a green heart. a yellow circle."
+
+test: build  ## the plain suite: no PyTorch, no network
+	$(BIN)/python -m pytest
+
+lint: build
+	$(BIN)/ruff check .
+
+parity: $(VENV)/parity  ## every stage against transformers on PyTorch (CPU)
+	$(BIN)/python -m pytest tests/parity
+
+published: $(VENV)/parity  ## the five published geometries at full width against transformers; needs 20 GB
+	$(BIN)/python tests/parity/published.py
+
+golden: $(VENV)/parity  ## write the golden files of the plain suite again
+	$(BIN)/python tests/golden/make.py
+
+bench: build  ## seconds, memory and start of the tiny model at 800 x 1066
+	$(BIN)/python benchmarks/forward.py
+
+train-shapes: $(VENV)/parity  ## train, export and evaluate the embedded checkpoint: about an hour on two cores
+	$(BIN)/python -m training.train
+	$(BIN)/python -m training.export minigdino/models/shapes
+	$(MAKE) evaluate-shapes
+
+evaluate-shapes: build  ## every figure of the embedded checkpoint's model card
+	$(BIN)/python -m training.evaluate minigdino/models/shapes
+
+clean:
+	rm -rf $(VENV) build *.egg-info _ext/*.c _ext/*.so demo.png

@@ -1,0 +1,214 @@
+"""Every way a checkpoint is written, read by both: the same tensors in the same places, and the same results."""
+
+import json
+
+import numpy as np
+import pytest
+from oracle import (
+    BACKBONE,
+    CAT,
+    CLS,
+    DOG,
+    DOT,
+    FAMILIES,
+    GEOMETRIES,
+    SEP,
+    A,
+    build,
+    compare,
+    load,
+    noise,
+    publish,
+    small,
+    torch,
+    transformers,
+)
+
+import minigdino
+from minigdino import Model
+from minigdino.parameters import parameters
+
+GD, MM = FAMILIES
+IDS = [CLS, A, CAT, DOT, A, DOG, DOT, SEP]
+TOP, DECODER = "", "model.decoder."
+
+
+def names_of_heads(kind, homes):
+    """Prefix of each head, given where each one lives."""
+    return [f"{home}{kind}.{i}" for i, home in enumerate(homes)]
+
+
+# layout -> family, does the config say that heads are shared, homes of box heads, homes of class heads
+LAYOUTS = {
+    "grounding-dino-tiny": (GD, True, [TOP], []),
+    "grounding-dino-base": (GD, True, [DECODER], []),
+    "grounding-dino as transformers 5 saves it, shared": (GD, True, [TOP], []),
+    "grounding-dino as transformers 5 saves it, not shared": (GD, False, [TOP] * 3, []),
+    "mm-grounding-dino and llmdet": (MM, False, [TOP, DECODER, DECODER], [TOP, DECODER, DECODER]),
+    "mm-grounding-dino as transformers 5 saves it": (MM, False, [TOP] * 3, [TOP] * 3),
+    "mm-grounding-dino as transformers 5 saves it, shared": (MM, True, [TOP], [TOP]),
+    "mm-grounding-dino, decoder names only": (MM, False, [DECODER] * 3, [DECODER] * 3),
+}
+
+
+def laid_out(layout, seed=3):
+    """Config, tensors under that layout's names, each layer's prefixes of heads, and whether the config shares them."""
+    family, shared, boxes, classes = LAYOUTS[layout]
+    config = small(family)
+    rng = np.random.default_rng(seed)
+    tensors = {n: t for n, t in Model.random(config, seed).tensors.items() if n in parameters(config)}
+    C = config.d_model
+    for prefix in names_of_heads("bbox_embed", boxes):
+        for i, outputs in enumerate((C, C, 4)):
+            tensors[f"{prefix}.layers.{i}.weight"] = rng.standard_normal((outputs, C), np.float32) * np.float32(C**-0.5)
+            tensors[f"{prefix}.layers.{i}.bias"] = rng.standard_normal(outputs, np.float32)
+    for prefix in names_of_heads("class_embed", classes):
+        tensors[f"{prefix}.bias"] = rng.standard_normal((), np.float32).reshape(())
+    n = config.decoder_layers
+    heads = {"bbox_embed": (names_of_heads("bbox_embed", boxes) * n)[:n],
+             "class_embed": (names_of_heads("class_embed", classes) * n)[:n]}
+    return config, tensors, heads, shared
+
+
+def flags(shared):
+    return {"decoder_bbox_embed_share": shared, "decoder_cls_embed_share": shared, "two_stage_bbox_embed_share": False}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_head_layout_is_read_as_transformers_reads_it(layout, tmp_path):
+    config, tensors, heads, shared = laid_out(layout)
+    publish(tmp_path, tensors, config, **flags(shared))
+    mine, theirs = minigdino.load(tmp_path), load(tmp_path)
+    for i, prefix in enumerate(heads["bbox_embed"]):
+        for holder in (theirs.bbox_embed[i], theirs.model.decoder.bbox_embed[i]):
+            for part, parameter in holder.named_parameters():
+                np.testing.assert_array_equal(parameter.numpy(), tensors[f"{prefix}.{part}"])
+        for j in range(3):
+            for leaf in ("weight", "bias"):
+                np.testing.assert_array_equal(mine.weights["bbox_embed"][i]["layers"][j][leaf],
+                                              tensors[f"{prefix}.layers.{j}.{leaf}"])
+    for i, prefix in enumerate(heads["class_embed"]):
+        assert mine.weights["class_embed"][i]["bias"] == theirs.class_embed[i].bias.numpy() == tensors[f"{prefix}.bias"]
+    compare(mine, theirs, noise(75, 91), IDS)
+
+
+@pytest.mark.parametrize("layout", ["mm-grounding-dino and llmdet", "mm-grounding-dino as transformers 5 saves it"])
+def test_without_flags_transformers_ties_the_heads_and_we_do_not(layout, tmp_path):
+    config, tensors, heads, _ = laid_out(layout)
+    publish(tmp_path / "silent", tensors, config)
+    publish(tmp_path / "spoken", tensors, config, **flags(False))
+    tied = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(tmp_path / "silent", dtype=torch.float32)
+    right = tensors[f"{heads['bbox_embed'][1]}.layers.0.weight"]
+    both = [holder.bbox_embed[1].layers[0].weight.numpy() for holder in (tied, tied.model.decoder)]
+    assert not all(np.array_equal(head, right) for head in both)
+    compare(minigdino.load(tmp_path / "silent"), load(tmp_path / "spoken"), noise(75, 91), IDS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_what_transformers_saves_we_load(family, geometry, tmp_path):
+    reference = build(small(family, geometry))
+    reference.save_pretrained(tmp_path)
+    assert all(parameter.std() > 0 for parameter in reference.parameters() if parameter.numel() > 1)
+    mine = minigdino.load(tmp_path)
+    assert mine.config == small(family, geometry)
+    compare(mine, reference, noise(75, 91), IDS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_we_save_transformers_loads_bit_for_bit(family, tmp_path):
+    ours = Model.random(small(family), 5)
+    ours.save(tmp_path)
+    theirs = dict(load(tmp_path).named_parameters(remove_duplicate=False))
+    again = minigdino.load(tmp_path)
+    for name, tensor in ours.tensors.items():
+        np.testing.assert_array_equal(again.tensors[name], tensor)
+        if not name.startswith(BACKBONE):
+            np.testing.assert_array_equal(theirs[name].numpy(), tensor)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_of_transformers_5_in_memory_are_read(family, tmp_path):
+    reference = build(small(family))
+    state = {name: tensor.numpy() for name, tensor in reference.state_dict().items()
+             if not name.startswith(("model.decoder.bbox_embed", "model.decoder.class_embed"))}
+    assert any(".swin.encoder." in name for name in state)
+    assert any(".attention.q_proj." in name for name in state)
+    if family == GD:  # one head under three names
+        state = {name: t for name, t in state.items() if not name.startswith(("bbox_embed.1", "bbox_embed.2"))}
+    publish(tmp_path, state, small(family), **flags(family == GD))
+    compare(minigdino.load(tmp_path), reference, noise(75, 91), IDS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_buffers_of_older_files_are_ignored(family, tmp_path):
+    config, k = small(family), small(family).backbone_config.window_size
+    tensors = dict(Model.random(config).tensors)
+    swin = config.backbone_config
+    for stage, depth in enumerate(swin.depths):
+        for i in range(depth):
+            tensors[f"{BACKBONE}encoder.layers.{stage}.blocks.{i}.attention.self.relative_position_index"] = (
+                np.zeros((k * k, k * k), np.int64))
+    tensors[f"{BACKBONE}swin.layernorm.weight"] = np.ones(swin.channels[-1], np.float32)
+    tensors[f"{BACKBONE}swin.layernorm.bias"] = np.ones(swin.channels[-1], np.float32)
+    publish(tmp_path, tensors, config, **flags(family == GD))
+    compare(minigdino.load(tmp_path), load(tmp_path), noise(64, 64), IDS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shards_are_read_like_one_file(family, tmp_path):
+    reference = build(small(family))
+    reference.save_pretrained(tmp_path, max_shard_size="300KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    assert not (tmp_path / "model.safetensors").exists()
+    compare(minigdino.load(tmp_path), reference, noise(75, 91), IDS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_files_hold_the_same_rounded_values(family, dtype, tmp_path):
+    build(small(family)).to(dtype).save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["dtype"] == str(dtype).removeprefix("torch.")
+    mine, theirs = minigdino.load(tmp_path), load(tmp_path)
+    state = theirs.state_dict()
+    for name, tensor in mine.tensors.items():
+        if name in state:
+            np.testing.assert_array_equal(tensor, state[name].numpy())
+    compare(mine, theirs, noise(75, 91), IDS)
+
+
+def test_config_files_of_transformers_say_what_ours_do(tmp_path):
+    for family in FAMILIES:
+        for geometry in GEOMETRIES:
+            config = small(family, geometry)
+            Model.random(config).save(tmp_path)
+            theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+            theirs.save_pretrained(tmp_path)
+            assert minigdino.Config.from_file(tmp_path / "config.json") == config
+
+
+def test_a_bare_config_means_the_published_tiny_model(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "grounding-dino"}')
+    transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert minigdino.Config.from_file(tmp_path / "config.json") == minigdino.Config()
+    assert minigdino.Config.from_dict({"model_type": "grounding-dino"}) == minigdino.Config()
+
+
+def test_published_geometries_have_transformers_parameters(tmp_path):
+    counts = {("grounding-dino", "tiny"): 172_249_090, ("grounding-dino", "base"): 232_313_216,
+              ("mm-grounding-dino", "tiny"): 172_912_157, ("mm-grounding-dino", "base"): 232_976_283,
+              ("mm-grounding-dino", "large"): 343_052_631}
+    for (family, size), count in counts.items():
+        config = minigdino.Config.published(family, size)
+        values = config.to_dict() | flags(family == GD)
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        with torch.device("meta"):
+            model = transformers.AutoModelForZeroShotObjectDetection.from_config(
+                transformers.AutoConfig.from_pretrained(tmp_path))
+        theirs = {name: p.shape for name, p in model.named_parameters() if "swin.layernorm" not in name}
+        assert sum(shape.numel() for shape in theirs.values()) == count
+        ours = sum(int(np.prod(shape)) for shape in parameters(config).values())
+        heads = sum(shape.numel() for name, shape in theirs.items()
+                    if name.removeprefix("model.decoder.").startswith(("bbox_embed", "class_embed")))
+        assert ours + heads == count

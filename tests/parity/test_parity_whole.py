@@ -1,0 +1,63 @@
+"""The whole network, from pixels and token ids to logits and boxes."""
+
+import pytest
+from oracle import (
+    CAT,
+    CLS,
+    DOG,
+    DOT,
+    FAMILIES,
+    GEOMETRIES,
+    QUESTION,
+    SEP,
+    A,
+    compare,
+    noise,
+    pair,
+    photograph,
+    small,
+    words,
+)
+
+PHRASES = [CLS, A, CAT, DOT, A, DOG, DOT, SEP]
+PROMPTS = {
+    "1 token": [CLS],
+    "1 token, no delimiter": [CAT],
+    "2 tokens, nothing said": [CLS, SEP],
+    "3 tokens, no final dot": [CLS, CAT, SEP],
+    "3 tokens, a dot alone": [CLS, DOT, SEP],
+    "two phrases": PHRASES,
+    "second phrase without its dot": [CLS, A, CAT, DOT, A, DOG, SEP],
+    "a question": [CLS, A, CAT, QUESTION, A, DOG, QUESTION, SEP],
+    "dots in a row": [CLS, A, CAT, DOT, DOT, DOT, A, DOG, DOT, SEP],
+    "no [CLS], no [SEP]": [A, CAT, DOT, A, DOG],
+    "30 tokens": [CLS, *words(13, 1), DOT, *words(12, 2), DOT, DOT, SEP],
+    "30 tokens, no final dot": [CLS, *words(13, 1), DOT, *words(14, 2), SEP],
+    "256 tokens, one phrase": [CLS, *words(253, 3), DOT, SEP],
+    "256 tokens, many phrases": [CLS, *[t for i in range(63) for t in (*words(3, i), DOT)], DOT, DOT, SEP],
+}
+SIZES = [(101, 131), (64, 64), (96, 160), (33, 250), (57, 58), (320, 200)]
+EXTREME = [(9, 700), (700, 9), (1, 1333), (1333, 1), (31, 33)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_stage_is_equal_at_any_size(family, geometry, size):
+    compare(*pair(small(family, geometry)), noise(*size), PHRASES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("size", EXTREME, ids=str)
+def test_extreme_images_are_equal(family, geometry, size):
+    # a row of 334 pixels magnifies the rounding of a coordinate: fewer layers, and a photograph, which is smooth
+    config = small(family, geometry, decoder_layers=2, num_queries=8 if max(size) < 99 else 30)
+    compare(*pair(config), photograph(*size), PHRASES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_every_prompt_is_equal(family, prompt):
+    geometry = "5 levels" if len(prompt) % 2 else "4 levels"
+    compare(*pair(small(family, geometry)), noise(75, 91), PROMPTS[prompt])

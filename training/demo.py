@@ -1,0 +1,37 @@
+"""Draw the picture of the demonstration: python -m training.demo training/demo_scene.jpg"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from training.world import draw_scene
+
+# Two of them, the purple star and the green heart, are held out of training.
+PAIRS = (
+    ("purple", "star"),
+    ("green", "heart"),
+    ("red", "star"),
+    ("yellow", "circle"),
+    ("white", "cross"),
+    ("orange", "ring"),
+)
+SEED = 155  # chosen by eye
+
+
+def main() -> None:
+    """Draw, save, and say what is in it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--seed", type=int, default=SEED)
+    options = parser.parse_args()
+    rng = np.random.default_rng(options.seed)
+    scene = draw_scene(rng, pairs=PAIRS, size=(480, 640), count=len(PAIRS), kind="photo")
+    Image.fromarray(scene.image).save(options.path, quality=90)
+    for thing in scene.things:
+        print(thing.colour, thing.shape, *(round(side) for side in thing.box))
+
+
+if __name__ == "__main__":
+    main()

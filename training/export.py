@@ -1,0 +1,48 @@
+"""Write a checkpoint's folder: python -m training.export minigdino/models/shapes [--runs FOLDER]
+
+The weights are stored as float16, half the size for no change in the figures, and computed with as float32, which
+config.json says.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from training.model import create, image_processor
+from training.vocabulary import write_tokenizer
+
+
+def write_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """config.json and model.safetensors"""
+    network = create(seed=0)
+    network.load_state_dict(state)
+    network.half().save_pretrained(folder)
+    network.config.dtype = torch.float32
+    network.config.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it readable by its owner alone
+
+
+def write_processor(folder: Path) -> None:
+    """preprocessor_config.json, under the name of the class that transformers picks by what is installed"""
+    image_processor().save_pretrained(folder)
+    path = folder / "preprocessor_config.json"
+    path.write_text(path.read_text().replace("GroundingDinoImageProcessorPil", "GroundingDinoImageProcessor"))
+
+
+def main() -> None:
+    """Export the newest checkpoint of a run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path(__file__).parent / "runs")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    state = torch.load(options.runs / "checkpoint.pt")
+    write_weights(options.folder, state["network"])
+    write_tokenizer(options.folder)
+    write_processor(options.folder)
+    print(f"{options.folder}: {state['step']} steps, {sum(f.stat().st_size for f in options.folder.iterdir()):,} bytes")
+
+
+if __name__ == "__main__":
+    main()
