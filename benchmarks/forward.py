@@ -62,9 +62,9 @@ def main():
         run = subprocess.run([sys.executable, "-c", MEASURE, directory, str(options.rounds)], env=env, check=True,
                              capture_output=True, text=True)
     got = json.loads(run.stdout)
-    ordered = sorted(got["seconds"])
+    first, ordered = got["seconds"][0], sorted(got["seconds"])
     print(f"{got['cpu']}, {got['threads']} threads; one product [17821, 256] @ [256, 2048]: {got['rate']:.0f} GFLOP/s")
-    print(f"forward  median {ordered[len(ordered) // 2]:.2f} s, best {ordered[0]:.2f} s, first {got['seconds'][0]:.2f} s"
+    print(f"forward  median {ordered[len(ordered) // 2]:.2f} s, best {ordered[0]:.2f} s, first {first:.2f} s"
           f" ({656 / got['rate']:.2f} s would be the arithmetic at that rate)")
     print(f"peak     {got['peak']:.2f} GB")
     print(f"import   {got['import']:.2f} s")

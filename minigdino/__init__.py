@@ -8,10 +8,14 @@ from .kernels import use
 from .model import Output
 from .prompt import Prompt
 from .results import Detection, Detections
+from .threads import follow_environment, set_threads
 from .tracing import trace
 from .version import __version__
 
 __all__ = [
     "ArgumentError", "CheckpointError", "Config", "ConfigError", "Detection", "Detections", "Error", "ImageError",
-    "Model", "Output", "Prompt", "PromptError", "__version__", "detect", "info", "load", "trace", "use",
+    "Model", "Output", "Prompt", "PromptError", "__version__", "detect", "info", "load",
+    "set_threads", "trace", "use",
 ]
+
+follow_environment()

@@ -1,21 +1,31 @@
-"""The command line: arguments in, calls of the surface, text out. No logic of its own."""
+"""The command line: arguments in, calls of the surface, text out."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from pathlib import Path
 
-from . import Error, __version__, info, load
+from . import ArgumentError, Error, __version__, batch, info, load, set_threads
+
+INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit status: 0, or 1 after an error that was printed."""
+    """Run one verb. Returns the exit status: 0; 1 after an error that was printed; 2 for wrong arguments."""
     arguments = parser().parse_args(argv)
     try:
         return arguments.verb(arguments)
     except Error as error:
         print(f"minigdino: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nminigdino: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
@@ -25,18 +35,34 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"minigdino {__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
 
-    detect = verbs.add_parser("detect", help="find what a text names in an image",
-                              epilog='example: minigdino detect cat.jpg "a cat. a remote control." --out found.png')
-    detect.add_argument("image", metavar="IMAGE", help="path of an image")
-    detect.add_argument("text", metavar="TEXT", help='what to look for, phrases ended by dots: "a cat. a dog."')
-    detect.add_argument("--model", metavar="DIR", help="model directory (default: $MINIGDINO_MODEL)")
+    detect = verbs.add_parser(
+        "detect", help="find what a text names in images", formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="minigdino detect SOURCE [SOURCE ...] TEXT [options]\n"
+              "       minigdino detect SOURCE [SOURCE ...] --phrase A [--phrase B ...] [options]",
+        epilog='examples:\n  minigdino detect cat.jpg "a cat. a remote control." --out found.png\n'
+               "  minigdino detect photos/ --phrase 'st. bernard' --jsonl found.jsonl --resume")
+    detect.add_argument("source", nargs="+", metavar="SOURCE",
+                        help="an image, a folder, a glob in quotes, or - for an image on standard input; then "
+                             'TEXT, what to look for, phrases ended by dots: "a cat. a dog."')
+    detect.add_argument("--phrase", action="append", metavar="P",
+                        help="one phrase to look for, instead of TEXT; repeatable")
+    detect.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes" '
+                                                     "(default: $MINIGDINO_MODEL)")
     detect.add_argument("--threshold", type=float, default=0.25, metavar="X", help="least score of a box (0.25)")
     detect.add_argument("--text-threshold", type=float, default=0.25, metavar="X",
                         help="least score of a token in the phrase (0.25)")
     detect.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"), help="edges to resize to, in pixels")
-    detect.add_argument("--out", metavar="PATH", type=Path, help="write the picture with its boxes drawn")
-    detect.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    detect.set_defaults(verb=_detect)
+    detect.add_argument("--device", default="cpu", help='where to compute ("cpu")')
+    detect.add_argument("--threads", type=int, metavar="N", help="threads to compute with (all processors)")
+    detect.add_argument("--out", metavar="PATH", type=Path,
+                        help="write the picture with its boxes drawn: a file for one image, a folder for several")
+    detect.add_argument("--json", action="store_true", help="print JSON instead of a table: an object, for several "
+                                                            "images a list")
+    detect.add_argument("--jsonl", metavar="FILE", help="append one JSON line an image, as it is done")
+    detect.add_argument("--resume", action="store_true", help="with --jsonl: skip images the file already has")
+    detect.add_argument("--coco", metavar="FILE", help="write a COCO file of all boxes")
+    detect.add_argument("--categories", metavar="FILE", help="with --coco: ids of the labels, as JSON")
+    detect.set_defaults(verb=_detect, error=detect.error)
 
     about = verbs.add_parser("info", help="versions, processor, BLAS, threads, live kernels",
                              epilog="example: minigdino info")
@@ -45,29 +71,78 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _detect(arguments):
-    model = load(arguments.model)
-    found = model.detect(arguments.image, arguments.text, threshold=arguments.threshold,
-                         text_threshold=arguments.text_threshold, size=arguments.size)
+    *sources, text = arguments.source if not arguments.phrase else [*arguments.source, arguments.phrase]
+    if not sources:
+        arguments.error('give an image and a text: minigdino detect cat.jpg "a cat."')
+    images = batch.find_images(sources)
+    lines = batch.JsonLines(arguments.jsonl, arguments.resume) if arguments.jsonl else None
+    categories = batch.read_categories(arguments.categories) if arguments.categories else None
+    images = [image for image in images if not lines or image not in lines.done]
+    if arguments.threads is not None:
+        set_threads(arguments.threads)
+    model = load(arguments.model, device=arguments.device)
+    model.tokenize(text)  # a prompt that cannot be read is said once, before any image
+
+    found, many = [], len(images) > 1
+    pictures = _pictures(arguments.out, many) if arguments.out else None
+
+    def seen(image, result):
+        found.append((image, result))
+        if isinstance(result, Error):
+            print(f"minigdino: {result}", file=sys.stderr)
+        if lines:
+            lines.write(batch.record(image, result))
+        if not arguments.json and not isinstance(result, Error) and not (lines and many):
+            _print_table(image if many else None, result, arguments.threshold)
+        if pictures and not isinstance(result, Error):
+            _write(pictures(image), lambda path: result.plot().save(path))
+
+    failed = batch.detect_each(model, images, text, seen=seen, threshold=arguments.threshold,
+                               text_threshold=arguments.text_threshold, size=arguments.size,
+                               progress=sys.stderr if many and sys.stderr.isatty() else None)
     if arguments.json:
-        print(found.to_json(indent=2))
-    elif not len(found):
-        print(f"nothing scores above {arguments.threshold}")
-    else:
-        width = max(len(label) for label in found.labels)
-        for d in found:
-            print(f"{d.label:{width}}  {d.score:.3f}  [{', '.join(f'{v:.1f}' for v in d.box)}]")
-    if arguments.out:
-        try:
-            found.plot(arguments.image).save(arguments.out)
-        except (OSError, ValueError) as error:
-            print(f"minigdino: {arguments.out}: cannot write a picture there ({error})", file=sys.stderr)
-            return 1
-        print(f"wrote {arguments.out}", file=sys.stderr)
-    return 0
+        records = [batch.record(*pair) for pair in found]
+        print(json.dumps(records if many else records[0] if records else [], indent=2))
+    if arguments.coco:
+        good = [pair for pair in found if not isinstance(pair[1], Error)]
+        _write(Path(arguments.coco), lambda path: path.write_text(json.dumps(batch.coco(good, categories)) + "\n"))
+    return 1 if failed else 0
+
+
+def _pictures(out, many):
+    """Where each image's picture goes."""
+    if not many and not out.is_dir():
+        return lambda _: out
+    if out.is_file() or (out.suffix and not out.exists()):
+        raise ArgumentError(f"{out}: several images need a folder to write to")
+    return lambda image: out / f"{'stdin' if image == batch.STDIN else Path(image).stem}.png"
+
+
+def _write(path, write):
+    """Write a file, or say why not: a missing folder is made, a full disk is named."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{path}: cannot write there ({error})") from None
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def _print_table(image, found, threshold):
+    if image:
+        print(f"{image}:")
+    if not len(found):
+        print(f"nothing scores above {threshold}")
+    width = max(map(len, found.labels), default=0)
+    for d in found:
+        print(f"{d.label:{width}}  {d.score:.3f}  [{', '.join(f'{v:.1f}' for v in d.box)}]", flush=True)
 
 
 def _info(_):
     for name, value in info().items():
-        shown = ", ".join(f"{k} {'yes' if v else 'NO'}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{name:10} {shown}")
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {'yes' if v else 'NO'}" for k, v in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value) or "none"
+        print(f"{name:10} {value}")
     return 0

@@ -122,7 +122,7 @@ class Model:
         pixels = images.preprocess(picture, self.settings, _checked_size(size))
         output = self.forward(pixels, prompt.ids)
         return post_process(output.logits, output.boxes, prompt, self.tokenizer.decode, picture.size,
-                            threshold, text_threshold)
+                            threshold, text_threshold, image)
 
     def _prompts(self, text, n_images):
         if isinstance(text, (list, tuple)) and any(isinstance(t, (list, tuple)) for t in text):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -59,6 +61,117 @@ def test_options_reach_the_model(home):
     assert (done.returncode, done.stdout.strip()) == (0, "nothing scores above 1.0")
 
 
+@pytest.fixture(scope="module")
+def many(home):
+    """A folder of three images, the middle one broken."""
+    folder = home / "many"
+    folder.mkdir()
+    for i, name in enumerate("abc"):
+        Image.fromarray(tiny.photo(60, 80, seed=i)).save(folder / f"{name}.png")
+    (folder / "b.png").write_bytes(b"broken")
+    return folder
+
+
+def test_a_folder_goes_on_past_a_bad_image_and_says_so(home, many):
+    done = run(home, "detect", "many", "cat", "--model", "model", "--jsonl", "found.jsonl", "--out", "drawn")
+    assert done.returncode == 1
+    assert "b.png: not a readable image" in done.stderr
+    lines = [json.loads(line) for line in (home / "found.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["many/a.png", "many/b.png", "many/c.png"]
+    assert ["error" in line for line in lines] == [False, True, False]
+    assert sorted(p.name for p in (home / "drawn").iterdir()) == ["a.png", "c.png"]
+
+
+def test_resume_does_what_is_missing(home, many):
+    whole = home / "resumed.jsonl"
+    whole.write_text('{"image": "many/a.png", "width": 1}\n{"image": "many/b')
+    done = run(
+        home, "detect", "many/a.png", "many/c.png", "cat", "--model", "model", "--jsonl", "resumed.jsonl", "--resume"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in whole.read_text().splitlines()]
+    assert [(line["image"], "detections" in line) for line in lines] == [("many/a.png", False), ("many/c.png", True)]
+    again = run(home, "detect", "many", "cat", "--model", "model", "--jsonl", "resumed.jsonl")
+    assert again.returncode == 1
+    assert "give --resume" in again.stderr
+
+
+def test_phrases_globs_json_and_coco(home, many):
+    done = run(
+        home,
+        "detect",
+        "many/[ac].png",
+        "--phrase",
+        "a cat",
+        "--phrase",
+        "st. bernard",
+        "--model",
+        "model",
+        "--json",
+        "--coco",
+        "found.json",
+        "--threads",
+        "1",
+    )
+    assert done.returncode == 0, done.stderr
+    records = json.loads(done.stdout)
+    assert [r["image"] for r in records] == ["many/a.png", "many/c.png"]
+    labels = {d["label"] for r in records for d in r["detections"]}
+    assert labels <= {"a cat", "st. bernard"}
+    data = json.loads((home / "found.json").read_text())
+    assert len(data["annotations"]) == sum(len(r["detections"]) for r in records)
+
+
+def test_an_image_from_standard_input(home):
+    done = subprocess.run(
+        [sys.executable, "-m", "minigdino", "detect", "-", "cat", "--model", "model", "--json"],
+        cwd=home,
+        input=(home / "photo.png").read_bytes(),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    want = tiny.model().detect(tiny.photo(), "cat")
+    assert len(json.loads(done.stdout)["detections"]) == len(want)
+
+
+def test_control_c_ends_cleanly_and_keeps_what_is_done(home):
+    """Interrupted in the middle of many images: exit status 130, no traceback, complete lines."""
+    folder = home / "lots"
+    folder.mkdir()
+    for i in range(60):
+        Image.fromarray(tiny.photo(60, 80, seed=i)).save(folder / f"{i:03}.png")
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "minigdino",
+            "detect",
+            "lots",
+            "cat",
+            "--model",
+            "model",
+            "--jsonl",
+            "lots.jsonl",
+            "--size",
+            "300",
+            "400",
+        ],
+        cwd=home,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = home / "lots.jsonl"
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not (lines.exists() and lines.read_text().count("\n") >= 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr.strip()) == (130, "minigdino: stopped")
+    done = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert 2 <= len(done) < 60
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -66,8 +179,19 @@ def test_options_reach_the_model(home):
         (("detect", "photo.png", "cat", "--model", "void"), "void: no such file"),
         (("detect", "void.png", "cat", "--model", "model"), "void.png: no such file"),
         (("detect", "photo.png", " . ", "--model", "model"), "names nothing to look for"),
-        (("detect", "photo.png", "cat", "--model", "model", "--out", "void/a.png"), "cannot write a picture there"),
-        (("detect", "photo.png", "cat", "--model", "model", "--out", "a.xyz"), "cannot write a picture there"),
+        (("detect", "photo.png", "cat", "--model", "model", "--out", "photo.png/a.png"), "cannot write there"),
+        (
+            ("detect", "photo.png", "photo.png", "cat", "--model", "model", "--out", "photo.png"),
+            "need a folder to write to",
+        ),
+        (("detect", "photo.png", "cat", "--model", "model", "--device", "tpu"), "device must be"),
+        (("detect", "photo.png", "cat", "--model", "model", "--threads", "0"), "positive int"),
+        (
+            ("detect", "photo.png", "cat", "--model", "model", "--coco", "a.json", "--categories", "void"),
+            "void: no such file",
+        ),
+        (("detect", "model/tokenizer.json/*", "cat", "--model", "model"), "matches no file"),
+        (("detect", "photo.png", "cat", "--model", "model", "--out", "a.xyz"), "cannot write there"),
     ],
 )
 def test_errors_are_one_message_and_exit_status_1(home, arguments, message):
@@ -83,5 +207,13 @@ def test_info_and_version_and_help(home):
     assert f"numpy      {np.__version__}" in done.stdout
     assert "twins      bilinear yes, deform_attn yes" in done.stdout
     assert run(home, "--version").stdout == f"minigdino {minigdino.__version__}\n"
-    assert "example: minigdino detect cat.jpg" in run(home, "detect", "--help").stdout
-    assert run(home).returncode == 2
+    for verb in ("detect", "info"):
+        assert "example" in run(home, verb, "--help").stdout
+    for wrong in (
+        (),
+        ("detect",),
+        ("detect", "photo.png"),
+        ("void",),
+        ("detect", "photo.png", "cat", "--threshold", "x"),
+    ):
+        assert run(home, *wrong).returncode == 2

@@ -12,13 +12,14 @@ PACKAGE = Path(minigdino.__file__).parent
 LEVELS = [  # a module may import from the rows below its own, never from its own row
     {"__main__"},
     {"cli"},
-    {"__init__"},
+    {"batch", "__init__"},
     {"detector"},
     {"model", "info", "results"},
     {"swin", "bert", "enhancer", "queries", "decoder", "drawing", "weights"},  # stages never import one another
     {"fusion", "deformable", "boxes", "image", "prompt", "parameters"},
     {"ops", "config"},
     {"kernels"},
+    {"threads"},
     {"errors", "version", "tracing"},
 ]
 RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}
@@ -45,8 +46,8 @@ def test_every_module_has_its_level():
     assert set(MODULES) == set(RANK)
 
 
-def test_only_info_and_the_twins_themselves_know_ext():
-    assert [m for m in MODULES if "_ext" in imports(m)] == ["info"]
+def test_only_what_counts_threads_imports_ext_directly():
+    assert [m for m in MODULES if "_ext" in imports(m)] == ["info", "threads"]
 
 
 def test_sections_rise_down_the_model():

@@ -1,17 +1,23 @@
 """What is kept, what it is called, and how it is drawn."""
 
+import csv
+import io
 import json
+import sys
+import time
+import types
 
 import numpy as np
 import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from strategies import rngs
 
+import minigdino
 from minigdino.boxes import sigmoid
-from minigdino.drawing import colour
+from minigdino.drawing import annotate, colour
 from minigdino.results import post_process
 
 TOKENIZER = tiny.tokenizer()
@@ -130,3 +136,71 @@ def test_colours_differ_between_labels_and_carry_white_letters():
     colours = [colour(i) for i in range(12)]
     assert len(set(colours)) == 12
     assert max(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in colours) < 170
+
+
+def test_coco_results_are_xywh_with_the_given_ids():
+    rows = found().to_coco(7, {"a cat": 17, "a dog": 18, "remote control": 75})
+    assert [(r["image_id"], r["category_id"]) for r in rows] == [(7, 17), (7, 18), (7, 75)]
+    np.testing.assert_allclose(rows[0]["bbox"], [20, 10, 20, 10], rtol=1e-6)
+    assert [r["category_id"] for r in found().to_coco()] == [0, 1, 2]
+    with pytest.raises(minigdino.ArgumentError, match="no id for 'a dog'; it knows 'a cat'"):
+        found().to_coco(categories={"a cat": 17})
+
+
+def test_csv_has_a_line_a_box():
+    lines = list(csv.DictReader(io.StringIO(found().to_csv())))
+    assert [line["label"] for line in lines] == found().labels
+    assert float(lines[0]["right"]) == pytest.approx(40)
+
+
+def test_supervision_gets_the_same_boxes(monkeypatch):
+    supervision = types.SimpleNamespace(Detections=lambda **fields: fields)
+    monkeypatch.setitem(sys.modules, "supervision", supervision)
+    got = found().to_supervision()
+    np.testing.assert_array_equal(got["xyxy"], found().boxes)
+    assert got["data"]["class_name"].tolist() == found().labels
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(minigdino.ArgumentError, match="pip install supervision"):
+        found().to_supervision()
+
+
+def test_a_notebook_shows_the_picture_and_the_table():
+    model, photo = tiny.model(), tiny.photo()
+    shown = model.detect(photo, ["a cat", "a dog"], threshold=0)._repr_html_()
+    assert shown.startswith('<img src="data:image/jpeg;base64,')
+    assert "<td>a dog</td>" in shown
+    assert "&lt;cat&gt;" in model.detect(photo, ["<cat>"], threshold=0)._repr_html_()
+    assert found()._repr_html_().startswith("<table>")
+    with pytest.raises(minigdino.ArgumentError, match="do not know their image"):
+        found().plot()
+
+
+def test_names_never_cover_each_other_and_stay_in_the_picture():
+    image = Image.new("RGB", (400, 300), (90, 90, 90))
+    rng = np.random.default_rng(0)
+    tags = []
+    draw_rectangle = ImageDraw.ImageDraw.rectangle
+
+    def spy(self, xy, fill=None, **options):
+        tags.extend([xy] if fill else [])
+        draw_rectangle(self, xy, fill=fill, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageDraw.ImageDraw, "rectangle", spy)
+        boxes = np.concatenate([np.tile([[50, 50, 200, 200]], (9, 1)), rng.uniform(-50, 400, (30, 4))]).astype(
+            np.float32
+        )
+        annotate(image, boxes, ["a cat"] * 39, np.full(39, 0.5), np.arange(39))
+    assert len(tags) > 20
+    for i, a in enumerate(tags):
+        assert 0 <= a[0] < a[2] < 400
+        assert 0 <= a[1] < a[3] < 300
+        assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in tags[:i])
+
+
+def test_a_thousand_boxes_are_drawn_in_no_time():
+    image = Image.new("RGB", (800, 600))
+    boxes = np.random.default_rng(0).uniform(0, 600, (1000, 4)).astype(np.float32)
+    start = time.perf_counter()
+    annotate(image, boxes, ["a cat"] * 1000, np.full(1000, 0.5), np.arange(1000))
+    assert time.perf_counter() - start < 10

@@ -69,12 +69,14 @@ def small(family: str, geometry: str = "4 levels", **changes) -> Config:
     return Config(family, **{"backbone_config": SWIN, "text_config": BERT, **SMALL, **GEOMETRIES[geometry], **changes})
 
 
-@functools.cache
-def pair(config: Config, seed: int = 0):
+def new_pair(config: Config, seed: int = 0):
     """Both models of one random checkpoint, each as its own loader reads it: ours, theirs."""
     with tempfile.TemporaryDirectory() as directory:
         Model.random(config, seed).save(directory)
         return minigdino.load(directory), load(directory)
+
+
+pair = functools.cache(new_pair)
 
 
 def load(directory, **options):
@@ -152,21 +154,34 @@ def choice(output, n_queries: int) -> np.ndarray:
     return numpy(torch.topk(output.enc_outputs_class.max(-1)[0], n_queries, dim=1)[1])
 
 
-def named(output, n_tokens: int) -> dict[str, np.ndarray]:
+def theirs(reference, pixels, ids, selected=None) -> dict[str, np.ndarray]:
     """What transformers computed, under the names of our Output."""
+    T, text, image = len(ids), "model.text_projection", "model.backbone.conv_encoder"
+    output, calls = run(reference, pixels, ids, selected=selected, modules=(text, image))
     references = torch.cat([output.init_reference_points[:, None], output.intermediate_reference_points], dim=1)
+    chosen = choice(output, output.logits.shape[1]) if selected is None else selected
     return {
+        "text_features": numpy(calls[text][0][2]),
+        **{f"image_features[{i}]": np.moveaxis(numpy(x), 0, -1) for i, (x, _) in enumerate(calls[image][0][2])},
         "text": numpy(output.encoder_last_hidden_state_text),
         "vision": numpy(output.encoder_last_hidden_state_vision),
-        "encoder_logits": numpy(output.enc_outputs_class)[:, :n_tokens],
+        "encoder_logits": numpy(output.enc_outputs_class)[:, :T],
         "encoder_boxes": numpy(output.enc_outputs_coord_logits),
-        "query_logits": numpy(output.encoder_logits)[:, :n_tokens],
+        "query_logits": numpy(output.encoder_logits)[:, :T],
         "selection_scores": numpy(output.enc_outputs_class.max(-1)[0]),
+        "selected": np.asarray(chosen),
         "references": numpy(references),
         "hidden_states": numpy(output.intermediate_hidden_states),
-        "logits": numpy(output.logits)[:, :n_tokens],
+        "logits": numpy(output.logits)[:, :T],
         "boxes": numpy(output.pred_boxes),
     }
+
+
+def ours(model: Model, pixels, ids, selected) -> dict[str, np.ndarray]:
+    """What we compute from the same image tokens, under the same names."""
+    output = model.forward(pixels, ids, selected=selected, details=True)
+    maps = {f"image_features[{i}]": x for i, x in enumerate(output.image_features)}
+    return vars(output) | maps
 
 
 # Largest difference allowed, before what the reference differs from itself is looked at.
@@ -195,20 +210,23 @@ def difference(ours, theirs) -> float:
     return float(abs(ours[finite] - theirs[finite]).max(initial=0))
 
 
-def close(stage: str, ours, theirs, tolerance: float) -> float:
+def close(stage: str, ours, theirs, tolerance: float) -> None:
     """Assert that two arrays differ by no more than the tolerance, and remember by how much they did."""
-    found = difference(ours, theirs)
+    within(stage, difference(ours, theirs), tolerance)
+
+
+def within(stage: str, found: float, tolerance: float) -> None:
+    """Assert that a difference is allowed, and remember it."""
     worst = LARGEST[stage]
-    worst[:] = [*max((found, tolerance), tuple(worst[:2]), key=lambda pair: pair[0]), worst[2] + 1]
+    worst[:] = [*max((found, tolerance), tuple(worst[:2])), worst[2] + 1]
     assert found <= tolerance, f"{stage}: differs by {found:.2e}, more than {tolerance:.2e}"
-    return found
 
 
-def close_to_scale(stage: str, ours, theirs, relative: float = 3e-6) -> float:
+def close_to_scale(stage: str, ours, theirs, relative: float = 3e-6) -> None:
     """One stage on the reference's own inputs: nothing has piled up, so only float32 rounding is allowed."""
     theirs = np.asarray(theirs)
     scale = abs(theirs[np.isfinite(theirs)]).max(initial=1)
-    return close(stage, ours, theirs, relative * float(scale))
+    close(stage, ours, theirs, relative * float(scale))
 
 
 def nudged(pixels, seed: int) -> np.ndarray:
@@ -216,32 +234,34 @@ def nudged(pixels, seed: int) -> np.ndarray:
     return pixels + np.float32(1e-7) * np.random.default_rng(seed).standard_normal(pixels.shape, np.float32)
 
 
-def unsteadiness(reference, pixels, ids, selected, expected, times: int = 3) -> dict[str, float]:
+def unsteadiness(reference, pixels, ids, expected, times: int = 3) -> dict[str, float]:
     """How far the reference's own results move when its pixels do by 1e-7, its selection held: the most of three."""
-    moved = [named(run(reference, nudged(pixels, seed), ids, selected=selected)[0], len(ids)) for seed in range(times)]
+    moved = [theirs(reference, nudged(pixels, seed), ids, expected["selected"]) for seed in range(times)]
     return {name: max(difference(one[name], expected[name]) for one in moved) for name in expected}
 
 
-def compare(mine: Model, reference, pixels, ids) -> dict[str, tuple[float, float]]:
-    """Run both, ours with the reference's selection, and hold every named result to its tolerance.
+def compare(mine: Model, reference, pixels, ids) -> dict[str, tuple[float, float, bool]]:
+    """Run both, ours with the reference's selection. -> {result: (difference, its tolerance, was that widened)}
 
     A tolerance grows only where the reference, with the same selection, differs from itself by more than a fifth of it
-    when pixels move by 1e-7; then it is five times that. -> {name: (difference, tolerance)}
+    when pixels move by 1e-7; then it is five times that.
     """
-    config = mine.config
-    output, _ = run(reference, pixels, ids)
-    selected = choice(output, config.num_queries)
-    theirs = named(output, len(ids))
-    ours = mine.forward(pixels, ids, selected=selected, details=True)
-    moved = functools.cache(lambda: unsteadiness(reference, pixels, ids, selected, theirs))
+    expected = theirs(reference, pixels, ids)
+    found = ours(mine, pixels, ids, expected["selected"])
+    moved = functools.cache(lambda: unsteadiness(reference, pixels, ids, expected))
+    result = {}
+    for name, wanted in expected.items():
+        apart, tolerance = difference(found[name], wanted), bound(name, mine.config.model_type)
+        widened = apart > tolerance and 5 * moved()[name] > tolerance
+        result[name] = apart, 5 * moved()[name] if widened else tolerance, widened
+    return result
 
-    found = {}
-    for name, wanted in theirs.items():
-        stage, tolerance = f"whole: {name} ({config.model_type})", bound(name, config.model_type)
-        if difference(getattr(ours, name), wanted) > tolerance and 5 * moved()[name] > tolerance:
-            stage, tolerance = f"{stage}, ill-conditioned", 5 * moved()[name]
-        found[name] = close(stage, getattr(ours, name), wanted, tolerance), tolerance
-    return found
+
+def assert_equal(mine: Model, reference, pixels, ids) -> None:
+    """Both models, given the same checkpoint, pixels and ids, compute the same, stage after stage."""
+    for name, (found, tolerance, widened) in compare(mine, reference, pixels, ids).items():
+        stage = f"whole: {name.partition('[')[0]} ({mine.config.model_type})"
+        within(stage + ", ill-conditioned" * widened, found, tolerance)
 
 
 def noise(height: int, width: int) -> np.ndarray:

@@ -14,8 +14,8 @@ from oracle import (
     GEOMETRIES,
     SEP,
     A,
+    assert_equal,
     build,
-    compare,
     load,
     noise,
     publish,
@@ -89,7 +89,7 @@ def test_every_head_layout_is_read_as_transformers_reads_it(layout, tmp_path):
                                               tensors[f"{prefix}.layers.{j}.{leaf}"])
     for i, prefix in enumerate(heads["class_embed"]):
         assert mine.weights["class_embed"][i]["bias"] == theirs.class_embed[i].bias.numpy() == tensors[f"{prefix}.bias"]
-    compare(mine, theirs, noise(75, 91), IDS)
+    assert_equal(mine, theirs, noise(75, 91), IDS)
 
 
 @pytest.mark.parametrize("layout", ["mm-grounding-dino and llmdet", "mm-grounding-dino as transformers 5 saves it"])
@@ -101,7 +101,7 @@ def test_without_flags_transformers_ties_the_heads_and_we_do_not(layout, tmp_pat
     right = tensors[f"{heads['bbox_embed'][1]}.layers.0.weight"]
     both = [holder.bbox_embed[1].layers[0].weight.numpy() for holder in (tied, tied.model.decoder)]
     assert not all(np.array_equal(head, right) for head in both)
-    compare(minigdino.load(tmp_path / "silent"), load(tmp_path / "spoken"), noise(75, 91), IDS)
+    assert_equal(minigdino.load(tmp_path / "silent"), load(tmp_path / "spoken"), noise(75, 91), IDS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,7 +112,7 @@ def test_what_transformers_saves_we_load(family, geometry, tmp_path):
     assert all(parameter.std() > 0 for parameter in reference.parameters() if parameter.numel() > 1)
     mine = minigdino.load(tmp_path)
     assert mine.config == small(family, geometry)
-    compare(mine, reference, noise(75, 91), IDS)
+    assert_equal(mine, reference, noise(75, 91), IDS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -137,7 +137,7 @@ def test_names_of_transformers_5_in_memory_are_read(family, tmp_path):
     if family == GD:  # one head under three names
         state = {name: t for name, t in state.items() if not name.startswith(("bbox_embed.1", "bbox_embed.2"))}
     publish(tmp_path, state, small(family), **flags(family == GD))
-    compare(minigdino.load(tmp_path), reference, noise(75, 91), IDS)
+    assert_equal(minigdino.load(tmp_path), reference, noise(75, 91), IDS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -152,7 +152,7 @@ def test_buffers_of_older_files_are_ignored(family, tmp_path):
     tensors[f"{BACKBONE}swin.layernorm.weight"] = np.ones(swin.channels[-1], np.float32)
     tensors[f"{BACKBONE}swin.layernorm.bias"] = np.ones(swin.channels[-1], np.float32)
     publish(tmp_path, tensors, config, **flags(family == GD))
-    compare(minigdino.load(tmp_path), load(tmp_path), noise(64, 64), IDS)
+    assert_equal(minigdino.load(tmp_path), load(tmp_path), noise(64, 64), IDS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -161,7 +161,7 @@ def test_shards_are_read_like_one_file(family, tmp_path):
     reference.save_pretrained(tmp_path, max_shard_size="300KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
     assert not (tmp_path / "model.safetensors").exists()
-    compare(minigdino.load(tmp_path), reference, noise(75, 91), IDS)
+    assert_equal(minigdino.load(tmp_path), reference, noise(75, 91), IDS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -175,7 +175,7 @@ def test_half_precision_files_hold_the_same_rounded_values(family, dtype, tmp_pa
     for name, tensor in mine.tensors.items():
         if name in state:
             np.testing.assert_array_equal(tensor, state[name].numpy())
-    compare(mine, theirs, noise(75, 91), IDS)
+    assert_equal(mine, theirs, noise(75, 91), IDS)
 
 
 def test_config_files_of_transformers_say_what_ours_do(tmp_path):

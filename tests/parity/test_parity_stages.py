@@ -264,16 +264,6 @@ def test_heads_of_every_layer(seen):
         close("whole: layer_boxes", mine.layer_boxes[i], wanted, 1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_image_features_of_the_output_are_the_backbone_s(family):
-    seen = seen_by(family, "5 levels")
-    mine = seen.mine.forward(noise(*SIZE), IDS, details=True)
-    for x, (wanted, _) in zip(mine.image_features, seen.call("model.backbone.conv_encoder")[2], strict=True):
-        close_to_scale("whole: image_features", x, as_map(wanted))
-    close_to_scale("whole: text_features", mine.text_features, numpy(seen.call("model.text_projection")[2]))
-    assert mine.sizes == seen.sizes
-
-
 def references(seen):
     """Boxes that enter layer 0, 1, ... and that leave the last: [N+1, Q, 4]"""
     return np.concatenate([numpy(seen.output.init_reference_points)[None],

@@ -25,7 +25,7 @@ TEXTS = [
 ]
 LISTS = [["a cat"], ["a cat", "a dog"], ["A Cat ", " a DOG"], ["x-ray", "the dog's bone"], ["café", "中文", "🐈"],
          ["cat", "remote control", "sofa", "naïve façade"], ("a", "b", "c"), ["don’t", "50%"], ["a" * 101, "b!"]]
-text = st.text(st.one_of(st.characters(), st.sampled_from(" .?'-#éあ中🐈")), max_size=40)
+text = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" .?'-#éあ中🐈")), max_size=40)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from oracle import (
     QUESTION,
     SEP,
     A,
-    compare,
+    assert_equal,
     noise,
     pair,
     photograph,
@@ -44,7 +44,7 @@ EXTREME = [(9, 700), (700, 9), (1, 1333), (1333, 1), (31, 33)]
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_stage_is_equal_at_any_size(family, geometry, size):
-    compare(*pair(small(family, geometry)), noise(*size), PHRASES)
+    assert_equal(*pair(small(family, geometry)), noise(*size), PHRASES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -53,11 +53,11 @@ def test_every_stage_is_equal_at_any_size(family, geometry, size):
 def test_extreme_images_are_equal(family, geometry, size):
     # a row of 334 pixels magnifies the rounding of a coordinate: fewer layers, and a photograph, which is smooth
     config = small(family, geometry, decoder_layers=2, num_queries=8 if max(size) < 99 else 30)
-    compare(*pair(config), photograph(*size), PHRASES)
+    assert_equal(*pair(config), photograph(*size), PHRASES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_every_prompt_is_equal(family, prompt):
     geometry = "5 levels" if len(prompt) % 2 else "4 levels"
-    compare(*pair(small(family, geometry)), noise(75, 91), PROMPTS[prompt])
+    assert_equal(*pair(small(family, geometry)), noise(75, 91), PROMPTS[prompt])

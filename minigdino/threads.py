@@ -1,0 +1,29 @@
+"""How many threads compute: our loops and BLAS alike."""
+
+from __future__ import annotations
+
+import os
+
+from ._ext import threads
+from .errors import ArgumentError
+
+
+def set_threads(n: int) -> None:
+    """Compute with n threads from now on, in the whole process: NumPy's matrix products and our loops.
+
+    MINIGDINO_THREADS does the same at import. Raises ArgumentError unless n is a positive int.
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ArgumentError(f"the number of threads is a positive int; got {n!r}")
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(limits=n)
+    threads.limit(n)
+
+
+def follow_environment() -> None:
+    """Obey MINIGDINO_THREADS. Raises ArgumentError if it is no number."""
+    if wanted := os.environ.get("MINIGDINO_THREADS"):
+        if not wanted.isdecimal():
+            raise ArgumentError(f"MINIGDINO_THREADS must be a number of threads; got {wanted!r}")
+        set_threads(int(wanted))

