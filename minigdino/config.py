@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,14 +78,14 @@ class Config:
     def __post_init__(self):
         for name, kind in (("backbone_config", SwinConfig), ("text_config", BertConfig)):
             if isinstance(value := getattr(self, name), dict):
-                object.__setattr__(self, name, _known(kind, value, name))
+                object.__setattr__(self, name, _known(kind, value))
         _check(self)
 
     @classmethod
     def published(cls, family: str, size: str = "tiny") -> Config:
         """Geometry of a published checkpoint: family "grounding-dino" (tiny, base) or "mm-grounding-dino"
         (tiny, base, large; LLMDet shares it)."""
-        if size not in SIZES:
+        if size not in tuple(SIZES):
             raise ConfigError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
         backbone = SIZES[size]
         return cls(family, backbone_config=backbone, num_feature_levels=len(backbone.out_indices) + 1)
@@ -98,25 +100,28 @@ class Config:
             raise ConfigError(f"config must be a JSON object; got {type(values).__name__}")
         for key, (supported, default) in REQUIRED.items():
             if (found := values.get(key, default)) not in supported:
-                raise ConfigError(f"{key}={found!r} is not supported; expected {' or '.join(map(repr, supported))}")
+                expected = " or ".join(map(repr, supported))
+                raise ConfigError(f"{key}={brief(found)} is not supported; expected {expected}")
         backbone = values.get("backbone_config") or {"out_indices": (2, 3, 4)}
         text = values.get("text_config") or {}
         if not isinstance(backbone, dict) or not isinstance(text, dict):
             raise ConfigError("backbone_config and text_config must be JSON objects")
         for key, sub, expected in (("backbone_config", backbone, "swin"), ("text_config", text, "bert")):
             if (found := sub.get("model_type", expected)) != expected:
-                raise ConfigError(f"{key} has model_type {found!r}; this implementation reads only {expected!r}")
+                raise ConfigError(f"{key} has model_type {brief(found)}; this implementation reads only {expected!r}")
         if backbone.get("use_absolute_embeddings"):
             raise ConfigError("backbone_config.use_absolute_embeddings=true is not supported; published "
                               "checkpoints use relative positions only")
         if not backbone.get("out_indices"):  # then named by out_features, else only the last stage
+            for key, example in (("depths", [2, 2, 6, 2]), ("out_features", ["stage4"])):
+                if not isinstance(backbone.get(key) or [], (list, tuple)):
+                    raise ConfigError(f"backbone_config.{key} must look like {example}; got {brief(backbone[key])}")
             last = f"stage{len(backbone.get('depths') or SwinConfig.depths)}"
-            names = [str(name) for name in backbone.get("out_features") or [last]]
-            indices = [int(name.removeprefix("stage")) for name in names if name.removeprefix("stage").isdecimal()]
-            backbone = {**backbone, "out_indices": indices}
+            stages = [re.fullmatch(r"stage(\d\d?)", str(name)) for name in backbone.get("out_features") or [last]]
+            backbone = {**backbone, "out_indices": [int(stage[1]) for stage in stages if stage]}
         aliases = {"d_model": "hidden_size", "encoder_attention_heads": "num_attention_heads"}
         renamed = {new: values[old] for new, old in aliases.items() if old in values and new not in values}
-        return _known(cls, {**values, **renamed, "backbone_config": backbone, "text_config": text}, "config")
+        return _known(cls, {**values, **renamed, "backbone_config": backbone, "text_config": text})
 
     @classmethod
     def from_file(cls, path: str | Path) -> Config:
@@ -158,29 +163,40 @@ def read_json(path: str | Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file. A model directory holds config.json and the weights.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a readable JSON file ({error}); download it again") from None
+        raise CheckpointError(f"{path}: not a readable JSON file ({brief(error)}); download it again") from None
 
 
-def _known(kind, values, where):
-    """Build a dataclass from the keys it knows; a wrong kind of value is named."""
-    taken = {}
-    for f in dataclasses.fields(kind):
-        if f.name not in values or values[f.name] is None:
-            continue
-        value, default = values[f.name], getattr(kind, f.name, None)
-        if isinstance(default, tuple):
-            good = isinstance(value, (list, tuple)) and all(type(v) is int for v in value)
-            value = tuple(value) if good else value
-        elif isinstance(default, float) or f.name == "positional_embedding_temperature":
-            good = type(value) in (int, float)
-        elif isinstance(default, (int, str)):
-            good = type(value) is type(default)
-        else:  # a nested config
-            good = isinstance(value, (dict, SwinConfig, BertConfig))
-        if not good:
-            raise ConfigError(f"{where}.{f.name} must look like {default!r}; got {value!r}")
-        taken[f.name] = value
-    return kind(**taken)
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 100
+
+
+def brief(value) -> str:
+    """A value from a file, or a library's complaint about one, as a message may quote it: short and printable."""
+    if not isinstance(value, BaseException):
+        return _short.repr(value)
+    text = "".join(c if c.isprintable() else " " for c in str(value) or type(value).__name__)
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"
+
+
+def _known(kind, values):
+    """Build a dataclass from the keys it knows."""
+    taken = {f.name: values[f.name] for f in dataclasses.fields(kind) if values.get(f.name) is not None}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in taken.items()})
+
+
+def _fits(value, kind):
+    """Whether a value is what a field's annotation says; a whole number is a float too."""
+    if kind == "tuple[int, ...]":
+        return isinstance(value, tuple) and all(type(v) is int for v in value)
+    return type(value) in KINDS[kind]
+
+
+KINDS = {"int": (int,), "float": (int, float), "str": (str,), "SwinConfig": (SwinConfig,), "BertConfig": (BertConfig,)}
+
+
+# Fields that count layers: a mistyped one must not make a parts list that fills the memory.
+LAYERS = ("depths", "num_hidden_layers", "num_feature_levels", "encoder_layers", "decoder_layers")
+MOST_LAYERS = 200
 
 
 def _check(c: Config):
@@ -190,20 +206,25 @@ def _check(c: Config):
         if not condition:
             raise ConfigError(f"config: {message}")
 
-    need(c.model_type in FAMILIES, f"model_type must be one of {FAMILIES}; got {c.model_type!r}")
-    for part in (c, swin, bert):
+    for where, part in (("config", c), ("backbone_config", swin), ("text_config", bert)):
         for f in dataclasses.fields(part):
-            value = getattr(part, f.name)
+            value, most = getattr(part, f.name), MOST_LAYERS if f.name in LAYERS else 1e7
+            if not _fits(value, f.type):
+                example = f"a {f.type} or a dict" if f.default is dataclasses.MISSING else repr(f.default)
+                raise ConfigError(f"{where}.{f.name} must look like {example}; got {brief(value)}")
             for number in value if isinstance(value, tuple) else (value,):
-                need(not isinstance(number, (int, float)) or 0 < number < 1e7,
-                     f"{f.name} must be positive and of a sane size; got {value}")
+                need(not isinstance(number, (int, float)) or 1e-30 < number <= most,
+                     f"{f.name} must be positive and of a sane size, at most {most:g}; got {brief(value)}")
+    need(c.model_type in FAMILIES, f"model_type must be one of {FAMILIES}; got {brief(c.model_type)}")
     for name, act in (("activation_function", c.activation_function), ("backbone hidden_act", swin.hidden_act),
                       ("text hidden_act", bert.hidden_act)):
-        need(act in ("relu", "gelu"), f"{name} must be 'relu' or 'gelu'; got {act!r}")
+        need(act in ("relu", "gelu"), f"{name} must be 'relu' or 'gelu'; got {brief(act)}")
     stages = len(swin.depths)
-    need(0 < stages == len(swin.num_heads), f"depths {swin.depths} and num_heads {swin.num_heads} differ in length")
+    need(0 < stages == len(swin.num_heads),
+         f"depths {brief(swin.depths)} and num_heads {brief(swin.num_heads)} differ in length")
+    need(stages <= 16, f"depths must be of a sane length, at most 16; got {stages} stages")
     need(swin.out_indices and sorted(set(swin.out_indices)) == list(swin.out_indices)
-         and swin.out_indices[-1] <= stages, f"out_indices must rise within 1..{stages}; got {swin.out_indices}")
+         and swin.out_indices[-1] <= stages, f"out_indices must rise within 1..{stages}; got {brief(swin.out_indices)}")
     need(c.num_feature_levels >= len(swin.out_indices),
          f"num_feature_levels ({c.num_feature_levels}) is less than the backbone's {len(swin.out_indices)} maps")
     need(c.d_model % GROUPS == 0, f"d_model must be a multiple of {GROUPS}; got {c.d_model}")

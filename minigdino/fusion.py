@@ -1,6 +1,9 @@
 """Image-text cross-attention, both ways from one table of scores. GLIP (arXiv 2112.03857) Eq. 4-6; Figure 3, block 2.
 
 S image tokens, T text tokens, C channels, M heads of D channels.
+
+A prompt has few tokens and an image has many, so every map that GLIP applies to image tokens is folded into the text:
+no image token is ever projected. docs/reorderings.md derives it; the paper's form is the lemma in tests/test_enhancer.py.
 """
 
 from __future__ import annotations
@@ -11,18 +14,27 @@ from .ops import layer_norm, linear, merge_heads, softmax, split_heads
 def bi_attention(vision, text, vision_proj, text_proj, values_vision_proj, values_text_proj,
                  out_vision_proj, out_text_proj, n_heads):
     """vision [S, C], text [T, C] -> [S, C], [T, C]"""
-    q = split_heads(linear(vision, **vision_proj), n_heads)  # [M, S, D]
-    k = split_heads(linear(text, **text_proj), n_heads)  # [M, T, D]
-    v_vision = split_heads(linear(vision, **values_vision_proj), n_heads)  # [M, S, D]
-    v_text = split_heads(linear(text, **values_text_proj), n_heads)  # [M, T, D]
+    S, T, C, M = len(vision), len(text), text.shape[1], n_heads
+    k = split_heads(linear(text, **text_proj), M) * (len(text_proj["bias"]) // M) ** -0.5  # [M, T, D]
+    v_text = split_heads(linear(text, **values_text_proj), M)  # [M, T, D]
 
+    # (x Wq + bq) k' = x (Wq k') + bq k': the query map is taken over to the T keys
+    asked = k @ vision_proj["weight"].reshape(M, -1, C)  # [M, T, C]
+    offset = (k @ vision_proj["bias"].reshape(M, -1, 1)).reshape(M * T)  # [M*T]
     # != released code: it subtracts the largest score of all and clamps at 5e4, which changes nothing in range
-    scores = q @ k.swapaxes(1, 2) * q.shape[-1] ** -0.5  # [M, S, T]
-    to_text = softmax(scores, axis=-1)  # [M, S, T]
-    to_vision = softmax(scores, axis=-2).swapaxes(1, 2)  # [M, T, S]
+    scores = (vision @ asked.reshape(M * T, C).T + offset).reshape(S, M, T)  # [S, M, T]
+    to_text = softmax(scores, axis=2)  # [S, M, T]
+    to_vision = softmax(scores, axis=0)  # [S, M, T]
 
-    from_text = linear(merge_heads(to_text @ v_text), **out_vision_proj)  # [S, C]
-    from_vision = linear(merge_heads(to_vision @ v_vision), **out_text_proj)  # [T, C]
+    # A (t Wv + bv) Wo = A ((t Wv + bv) Wo): the output map is taken over to the T values
+    told = v_text @ out_vision_proj["weight"].reshape(C, M, -1).transpose(1, 2, 0)  # [M, T, C]
+    from_text = to_text.reshape(S, M * T) @ told.reshape(M * T, C) + out_vision_proj["bias"]  # [S, C]
+
+    # A (x Wv + bv) = (A x) Wv + bv, since the weights of A sum to 1: the value map comes after the sum over the image
+    seen = (to_vision.reshape(S, M * T).T @ vision).reshape(M, T, C)  # [M, T, C]
+    values = seen @ values_vision_proj["weight"].reshape(M, -1, C).swapaxes(1, 2)  # [M, T, D]
+    heads = values + values_vision_proj["bias"].reshape(M, 1, -1)  # [M, T, D]
+    from_vision = linear(merge_heads(heads), **out_text_proj)  # [T, C]
     return from_text, from_vision
 
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
-from .config import read_json
+from .config import brief, read_json
 from .errors import ArgumentError, CheckpointError, ImageError
 
 SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
+LONGEST = 100_000  # pixels along an edge that settings or a caller may ask for
+LARGEST = 2**26  # pixels of a resized image, 63 times the published size: beyond, a mistake, and no memory would do
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,18 @@ class ImageSettings:
         if not isinstance(values, dict):
             raise CheckpointError(f"{path}: expected a JSON object of image settings")
         known = {name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None}
+        for name, value in known.items():
+            good, wanted = SANE[name]
+            if not good(value):
+                raise CheckpointError(f"{path}: the image settings make no sense: {name} must be {wanted}; "
+                                      f"got {brief(value)}")
+        if "size" in known:
+            known["size"] = tuple(sorted((k, int(v)) for k, v in known["size"].items() if v is not None))
+        settings = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
         try:
-            if "size" in known:
-                known["size"] = tuple(sorted((str(k), int(v)) for k, v in dict(known["size"]).items()))
-            for name in ("image_mean", "image_std"):
-                if name in known:
-                    known[name] = tuple(map(float, known[name]))
-            settings = cls(**known)
             settings.target(64, 48)
-            assert len(settings.image_mean) == len(settings.image_std) == 3 and 0 not in settings.image_std
-            Image.Resampling(settings.resample), float(settings.rescale_factor)
-        except (AssertionError, ArgumentError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: the image settings make no sense ({error or 'mean and std'})") from None
+        except ArgumentError as error:
+            raise CheckpointError(f"{path}: the image settings make no sense: {error}") from None
         return settings
 
     def target(self, height: int, width: int, size: Sequence[int] | None = None) -> tuple[int, int]:
@@ -64,8 +66,8 @@ class ImageSettings:
             wanted = {"shortest_edge": size[0], "longest_edge": size[1]}
         elif not self.do_resize:
             return height, width
-        if min(wanted.values(), default=0) <= 0:
-            raise ArgumentError(f"image size must be positive; got {wanted}")
+        if not all(0 < edge <= LONGEST for edge in wanted.values()):
+            raise ArgumentError(f"image size must be 1 to {LONGEST} pixels; got {brief(wanted)}")
         if wanted.keys() >= {"shortest_edge"}:
             return resized(height, width, wanted["shortest_edge"], wanted.get("longest_edge"))
         if wanted.keys() == {"height", "width"}:
@@ -74,11 +76,33 @@ class ImageSettings:
             scale = min(wanted["max_height"] / height, wanted["max_width"] / width)
             return int(height * scale), int(width * scale)
         raise ArgumentError("image size must name shortest_edge and longest_edge, height and width, or max_height and "
-                            f"max_width; got {sorted(wanted)}")
+                            f"max_width; got {brief(sorted(wanted))}")
 
     def to_dict(self) -> dict:
         """What `preprocessor_config.json` holds."""
         return {**self.__dict__, "size": dict(self.size), "image_processor_type": "GroundingDinoImageProcessor"}
+
+
+def _number(value, least=1e-9, most=1e9):
+    return type(value) in (int, float) and least <= value <= most
+
+
+def _three(value, least):
+    return isinstance(value, list) and len(value) == 3 and all(_number(v, least) for v in value)
+
+
+SWITCH = (lambda v: isinstance(v, bool), "true or false")
+
+# What a file may say of each setting, and that in words. The bounds keep every pixel finite in float32.
+SANE = {
+    "size": (lambda v: isinstance(v, dict) and all(e is None or _number(e, 1, LONGEST) for e in v.values()),
+             f"an object of edges, 1 to {LONGEST} pixels"),
+    "resample": (lambda v: type(v) is int and 0 <= v <= 5, "one of Pillow's filters, 0 to 5"),
+    "rescale_factor": (_number, "a positive number"),
+    "image_mean": (lambda v: _three(v, -1e9), "three numbers"),
+    "image_std": (lambda v: _three(v, 1e-9), "three positive numbers"),
+    "do_resize": SWITCH, "do_rescale": SWITCH, "do_normalize": SWITCH,
+}
 
 
 def resized(height: int, width: int, shortest: int, longest: int | None = None) -> tuple[int, int]:
@@ -102,23 +126,48 @@ def open_image(image) -> Image.Image:
     Raises ImageError, naming what came, for anything else or a file that is no image.
     """
     if isinstance(image, (str, os.PathLike)):
-        try:
-            with Image.open(image) as opened:
-                return to_rgb(ImageOps.exif_transpose(opened))
-        except FileNotFoundError:
-            raise ImageError(f"{image}: no such file") from None
-        except ImageError as error:
-            raise ImageError(f"{image}: {error}") from None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ImageError(f"{image}: not a readable image ({error})") from None
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return _read(_open, image, f"{image}: ")
+    if isinstance(image, Image.Image):  # opened, but perhaps not read yet
+        return _read(to_rgb, image, "")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ImageError(f"an image array must be uint8 [H, W, 3] in RGB order; got {image.dtype} "
                              f"{list(image.shape)}.\n---> hint: {_array_hint(image)}")
         return Image.fromarray(np.ascontiguousarray(image))
     raise ImageError(f"an image is a path, a PIL image or a uint8 array [H, W, 3]; got {type(image).__name__}")
+
+
+def _open(path):
+    with Image.open(path) as opened:
+        return to_rgb(_turned(opened))
+
+
+def _read(read, image, where):
+    try:
+        return read(image)
+    except FileNotFoundError:
+        raise ImageError(f"{where}no such file") from None
+    except ImageError as error:
+        raise ImageError(f"{where}{error}") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{where}{brief(error)} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS") from None
+    except Exception as error:  # Pillow's readers let out whatever goes wrong inside them
+        raise ImageError(f"{where}not a readable image ({brief(error)}); expected a whole PNG, JPEG or other file that "
+                         "Pillow reads") from None
+
+
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}  # by the value of EXIF's orientation
+
+
+def _turned(image):
+    """An image as it was held, says its EXIF block; a damaged block says nothing, and loses no image."""
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # as in _read
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -147,6 +196,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def preprocess(image: Image.Image, settings: ImageSettings, size: Sequence[int] | None = None) -> np.ndarray:
     """RGB image -> pixels [3, H, W] float32, resized and normalised. Resampling is Pillow's, 8-bit, antialiased."""
     height, width = settings.target(image.height, image.width, size)
+    if height * width > LARGEST:
+        raise ImageError(f"an image of {image.width} x {image.height} pixels would be resized to {width} x {height}, "
+                         f"over {LARGEST} pixels; use a smaller `size`")
     if (height, width) != (image.height, image.width):
         if min(height, width) < 1:
             raise ImageError(f"an image of {image.width} x {image.height} pixels is too thin: it would be resized to "

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import read_json
+from .config import brief, read_json
 from .errors import CheckpointError, PromptError
 
 DELIMITERS = ("[CLS]", "[SEP]", ".", "?")
 PUBLISHED_DELIMITERS = (101, 102, 1012, 1029)  # their ids in the published vocabulary
 BLANK = " \t\r\n"
+MOST_CHARACTERS = 2**16  # 256 tokens are far fewer; a longer text would take seconds to be refused
 
 
 def phrase_mask(token_ids, delimiters):
@@ -70,14 +71,11 @@ class Tokenizer:
 
         directory = Path(directory)
         settings_file, settings = directory / "tokenizer_config.json", {}
-        if settings_file.exists():
-            settings = read_json(settings_file)
+        if settings_file.exists() and not isinstance(settings := read_json(settings_file), dict):
+            raise CheckpointError(f"{settings_file}: must be a JSON object; got {brief(settings)}")
         for name, read in (("tokenizer.json", Backend.from_file), ("vocab.txt", lambda p: _from_vocab(p, settings))):
             if (path := directory / name).exists():
-                try:
-                    backend = read(str(path))
-                except Exception as error:  # the library raises bare Exception
-                    raise CheckpointError(f"{path}: not a readable tokenizer ({error}); download it again") from None
+                backend = _ask(f"{path}: not a readable tokenizer", read, str(path))
                 return cls(backend, bool(settings.get("clean_up_tokenization_spaces", False)))
         return None
 
@@ -87,15 +85,20 @@ class Tokenizer:
         Raises PromptError for a prompt without any phrase, and in a list for a phrase without tokens, one with
         a special token in it, and two with the same tokens.
         """
-        if isinstance(text, str):
-            return self._encode_text(text)
-        if isinstance(text, (list, tuple)) and all(isinstance(phrase, str) for phrase in text):
-            return self._encode_phrases(text)
-        raise PromptError(f"a prompt is a str or a list of str; got {_describe(text)}")
+        phrases = [text] if isinstance(text, str) else text
+        if not isinstance(phrases, (list, tuple)) or not all(isinstance(phrase, str) for phrase in phrases):
+            raise PromptError(f"a prompt is a str or a list of str; got {_describe(text)}")
+        if broken := [phrase for phrase in phrases if any("\ud800" <= c <= "\udfff" for c in phrase)]:
+            raise PromptError(f"the prompt {broken[0]!r} holds half characters, as bytes that are not UTF-8 turn "
+                              "into; type it again")
+        if (n := sum(map(len, phrases))) > MOST_CHARACTERS:
+            raise PromptError(f"the prompt has {n} characters; {MOST_CHARACTERS} is the most that is looked at. Ask "
+                              "for fewer phrases at a time")
+        return self._encode_text(text) if isinstance(text, str) else self._encode_phrases(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of some tokens, as transformers spells it."""
-        text = self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        text = _ask(_CONTRADICTS, self.backend.decode, [int(i) for i in ids], skip_special_tokens=False)
         if self.clean_up:
             for old, new in CLEAN_UP:
                 text = text.replace(old, new)
@@ -109,7 +112,7 @@ class Tokenizer:
 
     def _encode_text(self, text):
         closed = text if text.rstrip(BLANK).endswith((".", "?")) else text + "."
-        encoding = self.backend.encode(closed)
+        encoding = _ask(_CONTRADICTS, self.backend.encode, closed)
         runs, start = [], 0
         for i, token in enumerate(encoding.ids):
             if token in self.delimiters:
@@ -131,7 +134,7 @@ class Tokenizer:
                 raise PromptError(f"phrase {phrase!r} contains {special[0]}, a command to the model; take it out")
             # inside a phrase these would end it: the model reads blanks, the label keeps them
             words = label.lower().replace(".", " ").replace("?", " ")
-            tokens = self.backend.encode(words, add_special_tokens=False).ids
+            tokens = _ask(_CONTRADICTS, self.backend.encode, words, add_special_tokens=False).ids
             if not tokens:
                 raise PromptError(f"phrase {phrase!r} has no words; every phrase needs at least one token")
             if (other := seen.setdefault(tuple(tokens), phrase)) is not phrase or len(seen) != len(spans) + 1:
@@ -140,6 +143,19 @@ class Tokenizer:
             labels.append(label)
             ids += [*tokens, self.dot]
         return Prompt(np.array([*ids, self.sep], np.int64), labels, spans)
+
+
+_CONTRADICTS = "the tokenizer, though it loaded, contradicts itself on this text"
+
+
+def _ask(complaint, call, *args, **options):
+    """An answer of the tokenizers library, which raises bare Exceptions, and panics that are not even those."""
+    try:
+        return call(*args, **options)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # Ctrl-C
+        raise CheckpointError(f"{complaint} ({brief(error)}); download it again") from None
 
 
 # transformers' "clean_up_tokenization", for checkpoints that ask for it

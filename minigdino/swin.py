@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .ops import ACTIVATIONS, layer_norm, linear, softmax
+from .ops import feed_forward, layer_norm, linear, softmax
 
 PATCH = 4  # pixels along the side of one patch
 
@@ -73,7 +73,7 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
 
 def swin_block(x, layernorm_before, self_attn, layernorm_after, fc1, fc2, n_heads, k, shift, activation, eps):
     """Eq. 3, one of its two halves: shift is 0 or k // 2. x [H, W, C] -> [H, W, C]"""
-    H, W, _ = x.shape
+    H, W, C = x.shape
     # zeros enter after the norm, so a padding token's query, key and value are the biases: real keys, never masked
     padded = pad_to_multiple(layer_norm(x, **layernorm_before, eps=eps), k)
     height, width, _ = padded.shape
@@ -82,8 +82,8 @@ def swin_block(x, layernorm_before, self_attn, layernorm_after, fc1, fc2, n_head
     attended = unwindow(window_attention(windows(shifted, k), **self_attn, n_heads=n_heads, mask=mask), height, width)
     back = np.roll(attended, (shift, shift), (0, 1)) if shift else attended
     mixed = x + back[:H, :W]  # [H, W, C]
-    hidden = ACTIVATIONS[activation](linear(layer_norm(mixed, **layernorm_after, eps=eps), **fc1))  # [H, W, F]
-    return mixed + linear(hidden, **fc2)
+    rows = layer_norm(mixed, **layernorm_after, eps=eps).reshape(H * W, C)
+    return mixed + feed_forward(rows, fc1, fc2, activation).reshape(H, W, C)
 
 
 def patch_merging(x, norm, reduction, eps):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 
-from .config import Config, read_json
+from .config import Config, brief, read_json
 from .errors import CheckpointError
 from .parameters import BACKBONE, box_head, parameters
 
@@ -70,18 +71,23 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a complete safetensors file ({error}); download it again") from None
+        raise CheckpointError(f"{path}: not a complete safetensors file ({brief(error)}); download it again") from None
     header.pop("__metadata__", None)
-    return {name: _tensor(raw, start, path, name, **entry) for name, entry in header.items()}
+    return {name: _tensor(raw, start, f"{path}: tensor {_name(name)}", entry) for name, entry in header.items()}
 
 
 READABLE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
 
 
-def _tensor(raw, start, path, name, dtype, shape, data_offsets):
-    if dtype not in READABLE:
-        raise CheckpointError(f"{path}: tensor {name} is {dtype}; expected one of {', '.join(READABLE)}")
-    array = np.frombuffer(raw, READABLE[dtype], math.prod(shape), start + data_offsets[0]).reshape(shape)
+def _tensor(raw, start, what, entry):
+    try:
+        dtype, shape, (first, _) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if dtype not in READABLE:
+            raise CheckpointError(f"{what} is {dtype}; expected one of {', '.join(READABLE)}")
+        array = np.frombuffer(raw, READABLE[dtype], math.prod(shape), start + first).reshape(shape)
+    except (TypeError, ValueError) as error:  # an entry that is a list, or more than NumPy's dimensions or sizes
+        raise CheckpointError(f"{what} has an impossible entry in the header, {brief(entry)} ({brief(error)}); "
+                              "download the file again") from None
     if dtype == "BF16":  # the upper half of a float32
         return (array.astype(np.uint32) << 16).view(np.float32)
     if dtype == "F16":
@@ -112,14 +118,19 @@ def _read_shards(directory):
         raise CheckpointError(f"{directory / INDEX}: expected a 'weight_map' of tensor names to file names")
     tensors = {}
     for shard in sorted(set(places.values())):
-        if Path(shard).name != shard or not (directory / shard).exists():
-            raise CheckpointError(f"{directory / INDEX} names {shard!r}, which is not in {directory}; "
+        if Path(shard).name != shard or not os.path.exists(directory / shard):
+            raise CheckpointError(f"{directory / INDEX} names {brief(shard)}, which is not in {directory}; "
                                   "download the missing file")
         tensors |= read_safetensors(directory / shard)
     if lost := sorted(places.keys() - tensors.keys()):
-        raise CheckpointError(f"{directory}: tensor {lost[0]} is in no shard, though {INDEX} names "
-                              f"{places[lost[0]]} for it")
+        raise CheckpointError(f"{directory}: tensor {_name(lost[0])} is in no shard, though {INDEX} names "
+                              f"{brief(places[lost[0]])} for it; download that file again")
     return tensors
+
+
+def _name(name):
+    """A tensor's name from a file, without quotes, as a message may hold it."""
+    return brief(name)[1:-1]
 
 
 def _published(name):
@@ -176,7 +187,7 @@ def build(tensors: dict[str, np.ndarray], config: Config, source: str | Path) ->
             raise CheckpointError(f"{source}: tensor {name} is {tensors[name].dtype}; expected F32, F16 or BF16. "
                                   "\n---> hint: save the checkpoint again with 32-bit floats")
     if unknown := sorted(tensors.keys() - wanted.keys()):
-        raise CheckpointError(f"{source}: tensor {unknown[0]} belongs to no layer of this model"
+        raise CheckpointError(f"{source}: tensor {_name(unknown[0])} belongs to no layer of this model"
                               f"{f' (nor do {len(unknown) - 1} others)' if len(unknown) > 1 else ''}. {_MIXED}")
 
     flat = {renamed(name): tensors[name] for name in parameters(config)}

@@ -55,6 +55,7 @@ def deform_attn_problems(draw, dtype):
     return value, levels, _points(rng, (Q, M, L, P, 2), dtype), _eighths(rng, (Q, M, L, P), dtype)
 
 
+# Ops that only add and multiply; the others are held to a few units in the last place by LOOSE_PROBLEMS alone.
 EXACT_PROBLEMS = {"bilinear": bilinear_problems, "deform_attn": deform_attn_problems}
 
 
@@ -75,4 +76,14 @@ def loose_deform_attn_problems(draw):
 
 
 # Any size, any float64: a twin may round differently by a few units in the last place.
-LOOSE_PROBLEMS = {"bilinear": loose_bilinear_problems, "deform_attn": loose_deform_attn_problems}
+@st.composite
+def loose_gelu_problems(draw):
+    shape = draw(st.lists(st.integers(1, 7), min_size=1, max_size=3))
+    return (draw(rngs()).normal(0, draw(st.sampled_from([0.1, 3, 30])), shape),)
+
+
+LOOSE_PROBLEMS = {
+    "bilinear": loose_bilinear_problems,
+    "deform_attn": loose_deform_attn_problems,
+    "gelu": loose_gelu_problems,
+}

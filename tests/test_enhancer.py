@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import linear_weights, rngs, sizes
 
+from minigdino import ops
 from minigdino.enhancer import conv_1x1, conv_3x3_stride_2, enhancer, neck, vision_positions
 from minigdino.fusion import bi_attention, fusion_layer
 from minigdino.ops import softmax
@@ -56,6 +57,27 @@ def fusion_weights(rng, C=6, E=8):
         **{n: linear_weights(rng, E, C) for n in wide},
         **{n: linear_weights(rng, C, E) for n in ("out_vision_proj", "out_text_proj")},
     }
+
+
+def glip(vision, text, w, n_heads):
+    """Eq. 4 to 6 of arXiv 2112.03857 as they are written, a loop over heads: the definition of bi_attention."""
+    q, k = ops.linear(vision, **w["vision_proj"]), ops.linear(text, **w["text_proj"])
+    v_vision, v_text = ops.linear(vision, **w["values_vision_proj"]), ops.linear(text, **w["values_text_proj"])
+    D = q.shape[1] // n_heads
+    vision_heads, text_heads = [], []
+    for head in (slice(m * D, (m + 1) * D) for m in range(n_heads)):
+        attention = q[:, head] @ k[:, head].T / D**0.5
+        vision_heads.append(softmax(attention) @ v_text[:, head])
+        text_heads.append(softmax(attention.T) @ v_vision[:, head])
+    return (ops.linear(np.concatenate(vision_heads, 1), **w["out_vision_proj"]),
+            ops.linear(np.concatenate(text_heads, 1), **w["out_text_proj"]))
+
+
+@given(rngs(), st.integers(1, 9), st.integers(1, 7), st.sampled_from([1, 2, 4]))
+def test_fusion_is_glips_equations(rng, S, T, n_heads):
+    w, v, t = fusion_weights(rng), rng.standard_normal((S, 6)), rng.standard_normal((T, 6))
+    for got, want in zip(bi_attention(v, t, **w, n_heads=n_heads), glip(v, t, w, n_heads)):
+        np.testing.assert_allclose(got, want, atol=1e-12)
 
 
 @given(rngs(), st.integers(1, 6), st.integers(1, 5))

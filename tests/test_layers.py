@@ -12,9 +12,9 @@ PACKAGE = Path(minigdino.__file__).parent
 LEVELS = [  # a module may import from the rows below its own, never from its own row
     {"__main__"},
     {"cli"},
-    {"batch", "__init__"},
-    {"detector"},
-    {"model", "info", "results"},
+    {"batch", "verify", "__init__"},
+    {"detector", "info"},
+    {"model", "results", "hub"},
     {"swin", "bert", "enhancer", "queries", "decoder", "drawing", "weights"},  # stages never import one another
     {"fusion", "deformable", "boxes", "image", "prompt", "parameters"},
     {"ops", "config"},

@@ -59,13 +59,14 @@ def test_group_norm_survives_a_large_mean_on_a_large_map():
     np.testing.assert_allclose(single, exact, atol=2e-5)
 
 
-def test_gelu_is_exact_to_float32_rounding():
+@pytest.mark.parametrize("gelu", [ops.gelu, ops.gelu.reference], ids=["twin", "reference"])
+def test_gelu_is_exact_to_float32_rounding(gelu):
     x = np.linspace(-12, 12, 100_001).astype(np.float32)
     exact = np.array([v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x.astype(float)])
-    y = ops.gelu(x)
+    y = gelu(x)
     assert y.dtype == np.float32
     np.testing.assert_allclose(y, exact, rtol=4e-7, atol=1e-7)
-    double = ops.gelu(x.astype(float))
+    double = gelu(x.astype(float))
     np.testing.assert_allclose(double, exact, rtol=1e-7, atol=1e-12)  # the fit itself: 4.3e-8 of the tail
 
 
@@ -120,6 +121,6 @@ def test_attention_is_its_definition(rng):
 @pytest.mark.parametrize("name", sorted(ops.ACTIVATIONS))
 def test_feed_forward_treats_rows_alone(name):
     rng = np.random.default_rng(0)
-    fc1, fc2, x = linear_weights(rng, 12, 6), linear_weights(rng, 6, 12), rng.standard_normal((5, 6))
-    whole = ops.feed_forward(x, fc1, fc2, name)
-    np.testing.assert_allclose(whole[2:3], ops.feed_forward(x[2:3], fc1, fc2, name), atol=1e-12)
+    fc1, fc2, x = linear_weights(rng, 12, 6), linear_weights(rng, 6, 12), rng.standard_normal((2 * ops.ROWS + 5, 6))
+    whole = ops.linear(ops.ACTIVATIONS[name](ops.linear(x, **fc1)), **fc2)
+    np.testing.assert_allclose(ops.feed_forward(x, fc1, fc2, name), whole, atol=1e-12)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from strategies import rngs, sizes
 
 from minigdino.boxes import sigmoid
+from minigdino.ops import mlp
 from minigdino.queries import proposals, select_queries, similarity, top
 
 MODEL = tiny.model()
@@ -67,6 +68,14 @@ def test_selection_takes_the_tokens_most_like_any_word(rng, T):
     np.testing.assert_array_equal(np.sort(got["scores"][got["selected"]])[::-1], got["scores"][got["selected"]])
     shuffled = select(vision, text[::-1], levels)  # which word it is does not matter
     np.testing.assert_allclose(shuffled["scores"], got["scores"], atol=1e-5)
+
+
+def test_boxes_of_the_chosen_are_rows_of_the_boxes_of_all():
+    rng = np.random.default_rng(0)
+    got = select(rng.standard_normal((45, 64), np.float32), rng.standard_normal((2, 64), np.float32), ((6, 6), (3, 3)))
+    head = MODEL.weights["query_selection"]["encoder_output_bbox_embed"]
+    everywhere = sigmoid(mlp(got["output"], **head) + got["anchors"])
+    np.testing.assert_allclose(got["references"], everywhere[got["selected"]], atol=1e-6)
 
 
 def test_tokens_that_propose_nothing_all_score_the_same():

@@ -13,7 +13,7 @@ def test_a_pattern_records_the_steps_it_names():
         tiny.model().forward(tiny.pixels(), tiny.IDS)
     paths = [f"forward.0/enhancer.0/fusion_layer.{i}/bi_attention.0/to_text" for i in range(2)]
     assert list(seen) == paths
-    assert seen[paths[0]].shape == (2, 108, 8)
+    assert seen[paths[0]].shape == (108, 2, 8)
     np.testing.assert_allclose(seen[paths[1]].sum(axis=-1), 1, rtol=1e-5)
 
 

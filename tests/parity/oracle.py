@@ -23,6 +23,7 @@ import pytest
 
 import minigdino
 from minigdino import Config, Model
+from minigdino.image import ImageSettings, preprocess
 
 REASON = "parity needs torch and transformers: pip install -e .[parity]"
 with warnings.catch_warnings():
@@ -36,7 +37,6 @@ with warnings.catch_warnings():
     from transformers.models.mm_grounding_dino import modeling_mm_grounding_dino as mm
 
 torch.set_num_threads(2)
-torch.set_grad_enabled(False)
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
@@ -85,7 +85,7 @@ def load(directory, **options):
         directory, output_loading_info=True, dtype=torch.float32, **options)
     assert not any(info.values()), info
     assert model.model.text_backbone.config._attn_implementation == "sdpa"
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def build(config: Config, seed: int = 0):
@@ -95,9 +95,9 @@ def build(config: Config, seed: int = 0):
         values = config.to_dict() | {"decoder_bbox_embed_share": shared, "decoder_cls_embed_share": shared}
         (Path(directory) / "config.json").write_text(json.dumps(values))
         model = AutoModelForZeroShotObjectDetection.from_config(AutoConfig.from_pretrained(directory))
-    torch.manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        normal = torch.randn(parameter.shape)
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in model.requires_grad_(False).named_parameters():
+        normal = torch.randn(parameter.shape, generator=random)
         if "norm" in name.lower() or name.endswith(".1.weight"):
             parameter.copy_(0.2 * normal + name.endswith("weight"))
         elif name.endswith(("vision_param", "text_param")):
@@ -234,21 +234,22 @@ def nudged(pixels, seed: int) -> np.ndarray:
     return pixels + np.float32(1e-7) * np.random.default_rng(seed).standard_normal(pixels.shape, np.float32)
 
 
-def unsteadiness(reference, pixels, ids, expected, times: int = 3) -> dict[str, float]:
-    """How far the reference's own results move when its pixels do by 1e-7, its selection held: the most of three."""
-    moved = [theirs(reference, nudged(pixels, seed), ids, expected["selected"]) for seed in range(times)]
+def unsteadiness(reference, pixels, ids, selected, expected, nudges: int) -> dict[str, float]:
+    """How far the reference's own results move when its pixels do by 1e-7, its selection held: the most of a few."""
+    moved = [theirs(reference, nudged(pixels, seed), ids, selected) for seed in range(nudges)]
     return {name: max(difference(one[name], expected[name]) for one in moved) for name in expected}
 
 
-def compare(mine: Model, reference, pixels, ids) -> dict[str, tuple[float, float, bool]]:
+def compare(mine: Model, reference, pixels, ids, nudges: int = 3) -> dict[str, tuple[float, float, bool]]:
     """Run both, ours with the reference's selection. -> {result: (difference, its tolerance, was that widened)}
 
     A tolerance grows only where the reference, with the same selection, differs from itself by more than a fifth of it
     when pixels move by 1e-7; then it is five times that.
     """
     expected = theirs(reference, pixels, ids)
-    found = ours(mine, pixels, ids, expected["selected"])
-    moved = functools.cache(lambda: unsteadiness(reference, pixels, ids, expected))
+    selected = expected.pop("selected")
+    found = ours(mine, pixels, ids, selected)
+    moved = functools.cache(lambda: unsteadiness(reference, pixels, ids, selected, expected, nudges))
     result = {}
     for name, wanted in expected.items():
         apart, tolerance = difference(found[name], wanted), bound(name, mine.config.model_type)
@@ -257,9 +258,9 @@ def compare(mine: Model, reference, pixels, ids) -> dict[str, tuple[float, float
     return result
 
 
-def assert_equal(mine: Model, reference, pixels, ids) -> None:
+def assert_equal(mine: Model, reference, pixels, ids, nudges: int = 3) -> None:
     """Both models, given the same checkpoint, pixels and ids, compute the same, stage after stage."""
-    for name, (found, tolerance, widened) in compare(mine, reference, pixels, ids).items():
+    for name, (found, tolerance, widened) in compare(mine, reference, pixels, ids, nudges).items():
         stage = f"whole: {name.partition('[')[0]} ({mine.config.model_type})"
         within(stage + ", ill-conditioned" * widened, found, tolerance)
 
@@ -274,8 +275,8 @@ def photograph(height: int, width: int) -> np.ndarray:
     import skimage.data
     from PIL import Image
 
-    settings = minigdino.image.ImageSettings(size=(("height", height), ("width", width)))
-    return minigdino.image.preprocess(Image.fromarray(skimage.data.astronaut()), settings)
+    settings = ImageSettings(size=(("height", height), ("width", width)))
+    return preprocess(Image.fromarray(skimage.data.astronaut()), settings)
 
 
 def words(n: int, seed: int = 0) -> list[int]:

@@ -11,7 +11,7 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
 import minigdino
-from minigdino.image import ImageSettings, preprocess, resized
+from minigdino.image import ImageSettings, open_image, preprocess, resized
 
 edges = st.integers(1, 4000)
 SIZES = [(114, 584), (584, 114), (480, 640), (427, 640), (1080, 1920), (800, 1334), (3000, 800), (800, 800),
@@ -103,7 +103,7 @@ def test_an_image_file_is_read_as_transformers_reads_it(tmp_path):
     path = tmp_path / "sideways.png"
     picture(60, 90).convert("RGBA").save(path, exif=exif)
     wanted = theirs(load_image(str(path)), size={"shortest_edge": 80, "longest_edge": 100})
-    ours = preprocess(minigdino.image.open_image(path), frozen({"shortest_edge": 80, "longest_edge": 100}))
+    ours = preprocess(open_image(path), frozen({"shortest_edge": 80, "longest_edge": 100}))
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6)
 
 
@@ -114,3 +114,12 @@ def test_settings_files_of_transformers_are_read(tmp_path):
     image = picture(70, 90)
     wanted = processor(images=image, return_tensors="np")["pixel_values"][0]
     np.testing.assert_allclose(preprocess(image, ImageSettings.from_directory(tmp_path)), wanted, rtol=0, atol=1e-6)
+
+
+def test_transformers_reads_the_settings_we_save(tmp_path):
+    settings = ImageSettings(size=(("longest_edge", 128), ("shortest_edge", 96)), image_std=(0.1, 0.2, 0.3))
+    minigdino.Model.random(small(FAMILIES[0]), settings=settings).save(tmp_path)
+    image = picture(70, 90)
+    processor = GroundingDinoImageProcessorPil.from_pretrained(tmp_path)
+    wanted = processor(images=image, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(preprocess(image, settings), wanted, rtol=0, atol=1e-6)

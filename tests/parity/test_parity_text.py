@@ -127,3 +127,10 @@ def test_the_saved_tokenizer_says_whether_to_clean_up(tmp_path, clean_up):
     theirs.save_pretrained(tmp_path)
     some = theirs("the dog's bone isn't here. we've won!")["input_ids"]
     assert Tokenizer.from_directory(tmp_path).decode(some) == theirs.decode(some)
+
+
+def test_transformers_reads_the_tokenizer_we_save(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        np.testing.assert_array_equal(theirs(closed(text))["input_ids"], tokenizer.encode(text).ids)

@@ -28,7 +28,7 @@ def branch():
 @pytest.fixture(scope="module")
 def reference():
     options = {"attn_implementation": "sdpa", "add_pooling_layer": False}
-    return transformers.BertModel.from_pretrained(VOCABULARY, **options).eval()
+    return transformers.BertModel.from_pretrained(VOCABULARY, **options).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:12])

@@ -10,6 +10,7 @@ from oracle import (
     GEOMETRIES,
     QUESTION,
     SEP,
+    SWIN,
     A,
     assert_equal,
     noise,
@@ -18,6 +19,8 @@ from oracle import (
     small,
     words,
 )
+
+import minigdino
 
 PHRASES = [CLS, A, CAT, DOT, A, DOG, DOT, SEP]
 PROMPTS = {
@@ -54,6 +57,22 @@ def test_extreme_images_are_equal(family, geometry, size):
     # a row of 334 pixels magnifies the rounding of a coordinate: fewer layers, and a photograph, which is smooth
     config = small(family, geometry, decoder_layers=2, num_queries=8 if max(size) < 99 else 30)
     assert_equal(*pair(config), photograph(*size), PHRASES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("stages", [(4,), (1, 3), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("window", [1, 2, 12])
+def test_unusual_geometries_are_equal(family, stages, window):
+    swin = {**SWIN, "out_indices": stages, "window_size": window}
+    config = small(family, backbone_config=swin, num_feature_levels=len(stages), num_queries=12)
+    assert_equal(*pair(config), noise(130, 150), PHRASES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_the_formulas_are_equal_without_their_twins(family, geometry):
+    with minigdino.use("reference"):
+        assert_equal(*pair(small(family, geometry)), noise(75, 91), PHRASES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,568 @@
+"""Damaged model files and pictures, by the thousand: only `minigdino.Error` may come out of them.
+
+    python tests/fuzz.py --seconds 600 --seed 0                  every target in turn; a table; status 1 if one failed
+    python tests/fuzz.py --seed 0 --target image --only 1234     that one input again, with its traceback
+    python tests/fuzz.py --target image --atheris [OPTION ...]   guided by coverage; needs `pip install atheris`
+
+An input is made from (seed, target, number) alone. It is tried in a worker process whose address space may grow by
+MEMORY at most; a worker that dies, or stays silent for HANG, is replaced, and its input is a failure. So is one that
+takes SLOW processor seconds, raises anything else, or is refused in a message that nobody could read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import copy
+import faulthandler
+import functools
+import io
+import json
+import math
+import os
+import random
+import re
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tiny
+from PIL import Image
+
+import minigdino
+from minigdino.image import ImageSettings, open_image, preprocess
+
+SLOW = 1.0  # processor seconds for one input
+HANG = 30.0  # seconds without an answer
+MEMORY = 2**30  # bytes that a warm worker may map in addition
+PIXELS = 2**20  # largest picture: Pillow's own bound, lowered as a server would, so that a bomb is small
+MESSAGE = 2000  # characters of the longest message
+INDEX = "model.safetensors.index.json"
+SETTINGS = ImageSettings(size=(("longest_edge", 64), ("shortest_edge", 48)))
+
+
+# ---- what is damaged: small, complete files
+
+
+def config():
+    """Every kind of layer once."""
+    backbone = dict(embed_dim=8, depths=(1, 2), num_heads=(1, 2), window_size=3, out_indices=(1, 2))
+    text = dict(vocab_size=1100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                max_position_embeddings=64)
+    return tiny.config(backbone_config=backbone, text_config=text, d_model=32, num_feature_levels=3, num_queries=5,
+                       encoder_layers=1, decoder_layers=2, encoder_ffn_dim=32, decoder_ffn_dim=32)
+
+
+@functools.cache
+def model_files() -> dict[str, bytes]:
+    """A model directory that loads."""
+    model = minigdino.Model.random(config(), tokenizer=tiny.tokenizer(), settings=SETTINGS)
+    with tempfile.TemporaryDirectory() as room:
+        model.save(room)
+        return {path.name: path.read_bytes() for path in Path(room).iterdir()}
+
+
+def shards(files):
+    """The same directory, its weights in two files."""
+    header, body = split(files["model.safetensors"])
+    names = [name for name in header if name != "__metadata__"]
+    parts = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
+    tensors = {n: (header[n]["dtype"], header[n]["shape"], body[slice(*header[n]["data_offsets"])]) for n in names}
+    places = {name: shard for shard, some in parts.items() for name in some}
+    rest = {name: data for name, data in files.items() if name != "model.safetensors"}
+    index = json.dumps({"metadata": {"total_size": len(body)}, "weight_map": places}).encode()
+    return rest | {shard: join({n: tensors[n] for n in some}) for shard, some in parts.items()} | {INDEX: index}
+
+
+def vocabulary(files):
+    """The lines of vocab.txt."""
+    ids = json.loads(files["tokenizer.json"])["model"]["vocab"]
+    return "\n".join(sorted(ids, key=ids.get)).encode() + b"\n"
+
+
+@functools.cache
+def pictures() -> list[bytes]:
+    """One small file of every format and mode that Pillow writes here, some with EXIF blocks."""
+    photo = Image.fromarray(tiny.photo(7, 9))
+    exif = Image.Exif()
+    exif[274], exif[271], exif[0x8769] = 6, "minigdino", {36867: "2024:01:01 00:00:00"}
+    block = exif.tobytes()
+    deep = Image.fromarray(np.asarray(photo.convert("L"), np.uint16) * 257)
+    wanted = [
+        ("PNG", "RGB", dict(exif=block)), ("PNG", "P", dict(transparency=1)), ("PNG", "RGBA", {}), ("PNG", "LA", {}),
+        ("PNG", "1", {}), ("PNG", "I;16", {}), ("JPEG", "RGB", dict(exif=block)), ("JPEG", "CMYK", {}),
+        ("JPEG", "L", dict(progressive=True)), ("GIF", "P", dict(transparency=3)),
+        ("GIF", "L", dict(save_all=True, append_images=[photo.convert("P")])), ("BMP", "RGB", {}), ("BMP", "P", {}),
+        ("WEBP", "RGB", dict(exif=block)), ("WEBP", "RGBA", dict(lossless=True)), ("TIFF", "RGB", dict(exif=block)),
+        ("TIFF", "CMYK", dict(compression="tiff_lzw")), ("TIFF", "I;16", {}), ("TIFF", "LAB", {}), ("TIFF", "F", {}),
+        ("TIFF", "1", dict(compression="group4")), ("TIFF", "YCbCr", dict(compression="jpeg")),
+        ("TIFF", "P", dict(compression="packbits")), ("JPEG2000", "RGB", {}), ("AVIF", "RGB", dict(exif=block)),
+        ("ICO", "RGBA", {}), ("PPM", "RGB", {}), ("PPM", "I", {}), ("TGA", "RGBA", dict(compression="tga_rle")),
+        ("PCX", "P", {}), ("SGI", "RGB", {}), ("DDS", "RGBA", {}), ("ICNS", "RGBA", {}), ("MPO", "RGB", {}),
+    ]
+    made = []
+    for kind, mode, options in wanted:
+        image = deep if mode == "I;16" else Image.new("LAB", (9, 7), (99, 140, 90)) if mode == "LAB" else (
+            photo.convert("L").convert(mode) if mode in ("F", "LA", "I") else photo.convert(mode))
+        data = io.BytesIO()
+        try:
+            image.save(data, kind, **options)
+        except (OSError, KeyError, ValueError):  # not built into this Pillow
+            continue
+        made.append(data.getvalue())
+    return made
+
+
+# ---- how it is damaged
+
+ODD = (None, True, False, 0, 1, -1, 2, 3, 100, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308,
+       math.inf, math.nan, "", "x", "\0", "..", "stage9", "\ud800", "x" * 3000, "y/" * 200, [], {}, [[]], [1, "x"],
+       {"a": {}}, [0] * 70, [1] * 70, list(range(3000)))
+ODD_TEXT = (b"1e400", b"NaN", b"-Infinity", b"9" * 5000, b"[" * 120 + b"]" * 120, b"[" * 900 + b"]" * 900,
+            b'{"a":' * 300 + b"1" + b"}" * 300, b"[" * 100_000, b'"\\ud800"', b'"\xff\xfe"', b"", b"-", b"0x10")
+NUMBER = re.compile(rb"-?\d[\d.eE+-]*")
+
+
+def spot(rng, value):
+    """A random place in a JSON value, as its container and its key there."""
+    while True:
+        key = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        if not isinstance(value[key], (dict, list)) or not value[key] or rng.random() < 0.25:
+            return value, key
+        value = value[key]
+
+
+def change_values(rng, value):
+    """A JSON value with up to four places replaced, removed, moved or multiplied."""
+    for _ in range(rng.randint(1, 4)):
+        if not value or not isinstance(value, (dict, list)):
+            break
+        where, key = spot(rng, value)
+        old, kind = where[key], rng.randrange(8)
+        if kind < 3:
+            where[key] = copy.deepcopy(rng.choice(ODD))
+        elif kind == 3:
+            del where[key]
+        elif kind == 4 and type(old) in (int, float):
+            where[key] = rng.choice((old + 1, old - 1, -old, old * 2, old * 10**6, float(min(old, 2**99)) / 3, [old]))
+        elif kind == 5:
+            other, its = spot(rng, value)
+            where[key] = copy.deepcopy(other[its])
+        elif kind == 6:
+            where[key] = [old] * rng.choice((0, 1, 2, 7, 70, 3000)) if len(json.dumps(old)) < 100 else [old]
+        elif isinstance(where, dict):
+            where[rng.choice(("x", "", "\ud800", "stage1", str(key) + "s"))] = where.pop(key)
+    return value
+
+
+def change_json(rng, data):
+    """A JSON file with other values, or with text that JSON's own rules forbid."""
+    value = json.loads(data)
+    text = json.dumps(change_values(rng, value) if rng.random() < 0.85 else value).encode()
+    if rng.random() < 0.15 and (numbers := list(NUMBER.finditer(text))):
+        start, stop = rng.choice(numbers).span()
+        text = text[:start] + rng.choice(ODD_TEXT) + text[stop:]
+    if rng.random() < 0.1 and (keys := re.findall(rb'"[^"\\]*": ', text)):
+        at = rng.choice([m.end() for m in re.finditer(rb"{", text)])
+        text = text[:at] + rng.choice(keys) + json.dumps(rng.choice(ODD)).encode() + b", " + text[at:]
+    return change_bytes(rng, text) if rng.random() < 0.1 else text
+
+
+def change_bytes(rng, data, other=b""):
+    """Bits flipped, numbers overwritten, pieces cut out, doubled, swapped for another file's, or the end cut off."""
+    data = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 8))):
+        at, n = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 8, 50, 500))
+        kind = rng.randrange(8)
+        if kind == 0:
+            del data[at:]
+        elif kind == 1:
+            del data[at : at + n]
+        elif kind == 2:
+            data[at:at] = data[at : at + n] * rng.choice((1, 1, 1, 100))
+        elif kind == 3:
+            data[at : at + n] = other[at : at + n]
+        elif kind == 4:
+            number = rng.choice((0, 1, -1, 2**7, 2**15 - 1, 2**16, 2**31 - 1, 2**31, 2**62, 2**63, 10_000, 70_000))
+            width = rng.choice((1, 2, 4, 8))
+            data[at : at + width] = (number % 2 ** (8 * width)).to_bytes(width, rng.choice(("little", "big")))
+        elif at < len(data):
+            data[at] = data[at] ^ 1 << rng.randrange(8) if kind < 7 else rng.randrange(256)
+    return bytes(data)
+
+
+def split(data):
+    """Header and body of a safetensors file."""
+    n = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + n]), data[8 + n :]
+
+
+def join(tensors, metadata=None):
+    """{name: (dtype, shape, bytes)} -> a safetensors file whose offsets are right, whatever the rest is"""
+    header, at = {"__metadata__": metadata} if metadata else {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in tensors.values())
+
+
+def change_safetensors(rng, data):
+    """Lies about the header's length, a damaged header, odd tensors in a good header, or numbers that are none."""
+    header, body = split(data)
+    kind = rng.randrange(10)
+    if kind == 0:
+        length = rng.choice((0, 1, 2, 7, len(data) - 8, len(data), 10**8, 10**8 + 1, 2**31, 2**63, 2**64 - 1))
+        return length.to_bytes(8, "little") + data[8:]
+    if kind == 1:
+        return change_bytes(rng, data)
+    if kind < 5:
+        text = change_json(rng, json.dumps(header).encode())
+        return len(text).to_bytes(8, "little") + text + body
+    if kind == 5:
+        numbers = np.frombuffer(body, "<u4").copy()
+        nan, infinity, lowest, tiniest = 0x7FC00000, 0x7F800000, 0xFF7FFFFF, 1
+        for _ in range(rng.choice((1, 1, 1, 9, 1000))):
+            number = rng.choice((nan, infinity, lowest, tiniest, rng.getrandbits(32)))
+            numbers[rng.randrange(len(numbers))] = number
+        return data[: len(data) - len(body)] + numbers.tobytes()
+    tensors = {name: (entry["dtype"], entry["shape"], body[slice(*entry["data_offsets"])])
+               for name, entry in header.items() if name != "__metadata__"}
+    for _ in range(rng.randint(1, 3)):
+        name = rng.choice(list(tensors))
+        dtype, shape, some = tensors[name]
+        tensors[name] = rng.choice((
+            (dtype, shape[::-1], some), (dtype, [*shape, 1], some), (dtype, [1] * 70 + shape, some),
+            (dtype, [0], b""), (dtype, [2**62, 0], b""), (dtype, [0, 2**40, 2**40], b""), (dtype, shape, some[:-4]),
+            ("F16", [2, *shape], some), ("BF16", [2, *shape], some), ("F16", shape, some[: len(some) // 2]),
+            ("BF16", shape, some[: len(some) // 2]), ("I32", shape, some), ("F8_E4M3", [4, *shape], some),
+            ("BOOL", [4, *shape], some), ("U64", [len(some) // 8], some[: len(some) // 8 * 8])))
+        if rng.random() < 0.4:
+            new = rng.choice((f"{name}.0", name.upper(), "", ".", "\0", name.replace(".0.", ".7."), "special_tokens",
+                              "bbox_embed.1.layers.0.weight", f"model.decoder.{name}", "x" * 3000))
+            tensors[new] = tensors.pop(name)
+    return join(tensors, header.get("__metadata__"))
+
+
+def change_lines(rng, data):
+    """vocab.txt with lines lost, doubled, moved or damaged."""
+    lines = data.split(b"\n")
+    for _ in range(rng.choice((1, 2, 50))):
+        at, line = rng.randrange(len(lines)), rng.choice((b"", b"[CLS]", b"##", b".", b"\xff", b"x" * 3000, b"a b"))
+        lines[at : at + 1] = rng.choice(([], [line], [lines[at]] * 2, [rng.choice(lines)]))
+    return b"\n".join(lines) if rng.random() < 0.7 else change_bytes(rng, b"\n".join(lines))
+
+
+def change_tokenizer(rng, data):
+    """A JSON file or a vocabulary."""
+    return change_json(rng, data) if data.startswith(b"{") else change_lines(rng, data)
+
+
+def change_picture(rng, data):
+    """A damaged picture; a PNG's checksums are mostly put right again, or nothing would be read behind them."""
+    other = rng.choice(pictures())
+    changed = change_bytes(rng, data, other)
+    if rng.random() < 0.2:  # pages and blocks are found through their tags: damage those, not the pixels
+        for tag in (b"Exif\0\0", b"II*\0", b"MM\0*", b"IHDR", b"\xff\xc0", b"GIF89a", b"BM", b"VP8"):
+            if (at := data.find(tag)) >= 0:
+                changed = data[:at] + change_bytes(rng, data[at : at + 60], other[:60]) + data[at + 60 :]
+    return with_checksums(changed) if rng.random() < 0.8 else changed
+
+
+def with_checksums(png):
+    """A PNG whose checksums are right; anything else as it is."""
+    if not png.startswith(b"\x89PNG\r\n\x1a\n"):
+        return png
+    out, at = png[:8], 8
+    while at + 12 <= len(png):
+        n = int.from_bytes(png[at : at + 4], "big")
+        chunk = png[at + 4 : at + 8 + n]
+        out += png[at : at + 4] + chunk + struct.pack(">I", zlib.crc32(chunk))
+        at += 12 + n
+    return out + png[at:]
+
+
+# ---- the targets: what an input is, and what is done with it
+
+CHANGES = {"safetensors": change_safetensors, "index": change_json, "config": change_json, "preprocessor": change_json,
+           "tokenizer": change_tokenizer, "image": change_picture}
+TARGETS = tuple(CHANGES)
+TEXTS = (["a cat", "remote control"], "A cat. the ünïcode 猫 \U0001f431 [SEP] x?", ["xyz", "st. bernard"], "z" * 300)
+
+
+def whole(target: str, choice: int) -> tuple[dict[str, bytes], str]:
+    """Files that are right, and the name of the one to damage; the choice picks among several."""
+    if target == "image":
+        return {"picture": pictures()[choice % len(pictures())]}, "picture"
+    files = dict(model_files())
+    if target == "safetensors":
+        return files, "model.safetensors"
+    if target == "index":
+        return shards(files), INDEX
+    if target == "config":
+        return files, "config.json"
+    if target == "preprocessor":
+        name = "preprocessor_config.json"
+        if choice % 4 == 3:
+            settings = {"image_processor": json.loads(files.pop(name))}
+            name = "processor_config.json"
+            files[name] = json.dumps(settings).encode()
+        return files, name
+    name = ("tokenizer.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json")[choice % 4]
+    if choice % 4 > 1:
+        files["vocab.txt"] = vocabulary(files)
+        del files["tokenizer.json"]
+        options = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+        files["tokenizer_config.json"] = json.dumps(json.loads(files["tokenizer_config.json"]) | options).encode()
+    return files, name
+
+
+def use(room: Path, text) -> None:
+    """Do with an input what a user would. Raises minigdino.Error if it is refused."""
+    if (room / "picture").exists():
+        return see(room / "picture")
+    model = minigdino.load(room)
+    height, width = model.settings.target(30, 40)
+    size = (48, 64) if height * width > 2**16 else None  # it may have asked for more, but not here
+    found = model.detect(tiny.photo(30, 40), text, threshold=0, size=size)
+    assert found.boxes.shape == (len(found), 4) and found.boxes.dtype == found.scores.dtype == np.float32
+    assert len(found.labels) == len(found.phrases) == len(found) <= model.config.num_queries
+    assert set(found.labels) <= set(model.tokenize(text).phrases)
+    json.loads(found.to_json())
+
+
+def see(path):
+    """A picture by its path, and one that the caller has opened."""
+    try:
+        opened = Image.open(path)
+    except Exception:  # the caller's own trouble
+        opened = None
+    if opened:
+        with opened, contextlib.suppress(minigdino.Error):
+            open_image(opened)
+    picture = open_image(path)
+    assert picture.mode == "RGB" and 0 < picture.width * picture.height <= 2 * PIXELS
+    pixels = preprocess(picture, SETTINGS)
+    assert pixels.dtype == np.float32 and pixels.shape[0] == 3 and max(pixels.shape) <= 64 and np.isfinite(pixels).all()
+
+
+# ---- the worker: one input after another, in a process of its own
+
+
+def attempt(target: str, seed: int, number: int, room: Path) -> dict:
+    """Make and use one input -> {"outcome", "failed", "detail", "seconds", "warnings", "peak"}"""
+    if target in MISHAPS:
+        return MISHAPS[target]()
+    rng = random.Random(f"{seed} {target} {number}")
+    files, damaged = whole(target, rng.randrange(1000))
+    files[damaged] = CHANGES[target](rng, files[damaged])
+    for name, data in files.items():
+        (room / name).write_bytes(data)
+    outcome, failed, detail, start = "accepted", False, "", time.process_time()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            use(room, rng.choice(TEXTS))
+        except minigdino.Error as error:
+            outcome, detail = type(error).__name__, str(error)
+            if len(detail) > MESSAGE or not detail.replace("\n", "").isprintable():
+                outcome, failed, detail = "unreadable message", True, f"{outcome}: {detail[:500]!r}"
+        except BaseException as error:
+            outcome, failed, detail = f"raised {type(error).__name__}", True, traceback.format_exc()
+    seconds = time.process_time() - start
+    if seconds > SLOW:
+        outcome, failed, detail = "slow", True, f"{seconds:.1f} s; {outcome} {detail}"
+    return {"outcome": outcome, "failed": failed, "detail": detail, "seconds": seconds, "peak": peak(),
+            "warnings": [f"{w.category.__name__}: {w.message}"[:200] for w in heard]}
+
+
+def peak() -> int:
+    """Bytes that this process has held at most."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def bound_memory():
+    """From here on this process may map MEMORY bytes more than it has."""
+    import resource
+
+    if (pages := Path("/proc/self/statm")).exists():
+        now = int(pages.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
+
+
+def work() -> None:
+    """Answer lines "target seed number" on standard input with the attempt's record, one line of JSON each."""
+    faulthandler.enable()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is not an answer
+    Image.MAX_IMAGE_PIXELS = PIXELS
+    with tempfile.TemporaryDirectory() as home:
+        for i, line in enumerate(sys.stdin):
+            target, seed, number = line.split()
+            (room := Path(home, str(i))).mkdir()  # never twice the same: a mapped file must not change
+            record = attempt(target, int(seed), int(number), room)
+            if i == 0:
+                bound_memory()
+            print(json.dumps(record), file=answers, flush=True)
+            shutil.rmtree(room)
+
+
+MISHAPS = {  # for the test that nothing escapes the parent
+    "abort": os.abort,
+    "exit": lambda: os._exit(3),
+    "sleep": lambda: time.sleep(1000),
+    "grow": lambda: np.ones(2 * MEMORY, np.uint8),
+}
+
+
+class Worker:
+    """A worker process, started again after every death."""
+
+    def __init__(self, hang: float = HANG):
+        self.hang, self.process, self.log = hang, None, tempfile.TemporaryFile()  # noqa: SIM115
+
+    def ask(self, target: str, seed: int, number: int) -> dict:
+        """Try one input."""
+        if self.process is None:
+            one = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
+            self.process = subprocess.Popen([sys.executable, __file__, "--worker"], stdin=subprocess.PIPE, text=True,
+                                            stdout=subprocess.PIPE, stderr=self.log, env=os.environ | one)
+        process = self.process
+        print(target, seed, number, file=process.stdin, flush=True)
+        if not select.select([process.stdout], [], [], self.hang)[0]:
+            self.close()
+            return self._died("hang", f"no answer for {self.hang} s")
+        if line := process.stdout.readline():
+            return json.loads(line)
+        process.wait()
+        self.close()
+        return self._died("crash", f"status {process.returncode}")
+
+    def _died(self, outcome, detail):
+        self.log.seek(0)
+        detail += f"\n{self.log.read().decode(errors='replace')[-3000:]}"
+        return {"outcome": outcome, "failed": True, "detail": detail, "seconds": 0.0, "peak": 0, "warnings": []}
+
+    def close(self):
+        """End the process, if there is one."""
+        if self.process:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+@dataclass
+class Tally:
+    """What became of a target's inputs."""
+
+    target: str
+    outcomes: collections.Counter = field(default_factory=collections.Counter)
+    warnings: collections.Counter = field(default_factory=collections.Counter)
+    failures: list[str] = field(default_factory=list)
+    slowest: tuple[float, int] = (0.0, 0)
+    peak: int = 0
+    elapsed: float = 0.0
+
+    def add(self, record, seed, number):
+        """Count one record."""
+        self.outcomes[record["outcome"]] += 1
+        self.warnings.update(record["warnings"])
+        self.slowest = max(self.slowest, (record["seconds"], number))
+        self.peak = max(self.peak, record["peak"])
+        if record["failed"]:
+            again = f"python tests/fuzz.py --seed {seed} --target {self.target} --only {number}"
+            self.failures.append(f"{record['outcome']}: {again}\n{record['detail']}")
+
+    def row(self):
+        """A line of the table."""
+        tried = self.outcomes.total()
+        refused = ", ".join(f"{n} {kind}" for kind, n in self.outcomes.most_common() if kind != "accepted")
+        return (f"| {self.target} | {tried} | {self.outcomes['accepted']} | {refused} | {self.slowest[0]:.2f} s "
+                f"| {self.peak / 2**20:.0f} MB | {len(self.failures)} |")
+
+
+def fuzz(target: str, seed: int, count: int | None = None, seconds: float = math.inf, worker=None) -> Tally:
+    """Try inputs 0, 1, ... of a target, `count` of them or for `seconds`."""
+    tally, start, number = Tally(target), time.monotonic(), 0
+    crew = worker or Worker()
+    while number != count and time.monotonic() - start < seconds:
+        tally.add(crew.ask(target, seed, number), seed, number)
+        number += 1
+    if not worker:
+        crew.close()
+    tally.elapsed = time.monotonic() - start
+    return tally
+
+
+def guided(target: str, options: list[str]) -> None:
+    """Let libFuzzer choose the bytes of the damaged file, led by the coverage of minigdino and Pillow in Python."""
+    import atheris
+
+    Image.MAX_IMAGE_PIXELS = PIXELS
+    warnings.simplefilter("ignore")
+    corpus = Path(tempfile.mkdtemp(prefix=f"corpus-{target}-"))
+    for i in range(100):
+        files, name = whole(target, i)
+        (corpus / str(i)).write_bytes(files[name])
+    atheris.instrument_all()
+
+    def one(data):
+        files, name = whole(target, 0)
+        with tempfile.TemporaryDirectory() as room, contextlib.suppress(minigdino.Error):
+            for file, content in {**files, name: data}.items():
+                Path(room, file).write_bytes(content)
+            use(Path(room), TEXTS[0])
+
+    atheris.Setup([sys.argv[0], "-timeout=10", "-rss_limit_mb=4096", *options, str(corpus)], one)
+    atheris.Fuzz()
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60, help="for all targets together (60)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", choices=TARGETS, help="one target instead of all")
+    parser.add_argument("--only", type=int, metavar="N", help="one input, in this process")
+    parser.add_argument("--atheris", nargs=argparse.REMAINDER, help="options for libFuzzer, such as -max_total_time=60")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work()
+        return 0
+    if arguments.atheris is not None:
+        return guided(arguments.target or "image", arguments.atheris)
+    if arguments.only is not None:
+        room = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        Image.MAX_IMAGE_PIXELS = PIXELS
+        record = attempt(arguments.target, arguments.seed, arguments.only, room)
+        print(f"{record['outcome']} {record['seconds']:.3f} s\n{record['detail']}\n{record['warnings']}\nfiles: {room}")
+        return 0
+    targets = [arguments.target] if arguments.target else TARGETS
+    tallies = []
+    print("| target | tried | accepted | refused | slowest | peak memory | failures |\n|---|---|---|---|---|---|---|")
+    for target in targets:
+        tallies.append(fuzz(target, arguments.seed, seconds=arguments.seconds / len(targets)))
+        print(tallies[-1].row(), flush=True)
+    for tally in tallies:
+        for message, n in tally.warnings.most_common(5):
+            print(f"{tally.target}: {n} x {message}")
+        print("\n\n".join(tally.failures[:20]))
+    return 1 if any(tally.failures for tally in tallies) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
