@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import ArgumentError, Error, __version__, batch, info, load, set_threads
+from . import ArgumentError, Error, __version__, batch, hub, info, load, set_threads
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     detect.add_argument("--phrase", action="append", metavar="P",
                         help="one phrase to look for, instead of TEXT; repeatable")
     detect.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes" '
-                                                     "(default: $MINIGDINO_MODEL)")
+                                                     "(default: $MINIGDINO_MODEL, else grounding-dino-tiny)")
     detect.add_argument("--threshold", type=float, default=0.25, metavar="X", help="least score of a box (0.25)")
     detect.add_argument("--text-threshold", type=float, default=0.25, metavar="X",
                         help="least score of a token in the phrase (0.25)")
@@ -64,7 +64,20 @@ def parser() -> argparse.ArgumentParser:
     detect.add_argument("--categories", metavar="FILE", help="with --coco: ids of the labels, as JSON")
     detect.set_defaults(verb=_detect, error=detect.error)
 
-    about = verbs.add_parser("info", help="versions, processor, BLAS, threads, live kernels",
+    download = verbs.add_parser("download", help="fetch a published checkpoint into the local hub cache",
+                                epilog="example: minigdino download iSEE-Laboratory/llmdet_tiny")
+    download.add_argument("id", metavar="ID", help="owner/name on the hub")
+    download.add_argument("--revision", metavar="R", help="branch, tag or commit (main)")
+    download.set_defaults(verb=_download)
+
+    verify = verbs.add_parser("verify", help="compare a published checkpoint with its published numbers",
+                              epilog="example: minigdino verify IDEA-Research/grounding-dino-tiny")
+    verify.add_argument("id", metavar="ID", nargs="?", help="whose numbers (grounding-dino-tiny)")
+    verify.add_argument("--model", metavar="M", help="run this directory instead of the checkpoint from the hub")
+    verify.add_argument("--image", metavar="PATH", help="the COCO image 000000039769, instead of fetching it")
+    verify.set_defaults(verb=_verify)
+
+    about = verbs.add_parser("info", help="versions, processor, BLAS, threads, live kernels, models found",
                              epilog="example: minigdino info")
     about.set_defaults(verb=_info)
     return top
@@ -136,6 +149,19 @@ def _print_table(image, found, threshold):
     width = max(map(len, found.labels), default=0)
     for d in found:
         print(f"{d.label:{width}}  {d.score:.3f}  [{', '.join(f'{v:.1f}' for v in d.box)}]", flush=True)
+
+
+def _download(arguments):
+    print(hub.download(arguments.id, arguments.revision))
+    return 0
+
+
+def _verify(arguments):
+    from .verify import verify
+
+    report = verify(arguments.id or hub.DEFAULT, arguments.image, arguments.model)
+    print(report)
+    return report.status
 
 
 def _info(_):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import hub
 from . import image as images
 from .config import Config
 from .errors import ArgumentError, CheckpointError, ImageError, PromptError
@@ -170,25 +171,33 @@ class Model:
 
 
 def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
-    """Read a checkpoint: a directory, a .safetensors file with its config.json beside it, or "shapes", the one inside
-    the package.
+    """Read a checkpoint: a directory, a .safetensors file with its config.json beside it, a model id such as
+    "IDEA-Research/grounding-dino-tiny" (from the local hub cache, else downloaded once), or "shapes", the small
+    checkpoint inside the package.
 
-    Without a source, $MINIGDINO_MODEL names it. Raises CheckpointError, ConfigError, ArgumentError.
+    Without a source, $MINIGDINO_MODEL names it, else it is grounding-dino-tiny.
+    Raises CheckpointError, ConfigError, ArgumentError.
     """
     if device != "cpu":
         raise ArgumentError(f'device must be "cpu"; got {device!r}. This version has no GPU support')
-    source = source or os.environ.get("MINIGDINO_MODEL")
-    if not source:
-        raise CheckpointError("no model given: pass model=DIRECTORY (to load(), its source), or set MINIGDINO_MODEL. "
-                              "A directory holds config.json, model.safetensors and tokenizer.json")
-    path = EMBEDDED / source if source in EMBEDDED_MODELS else Path(source)
+    source = source or default_source()
+    if source in EMBEDDED_MODELS:
+        path = EMBEDDED / source
+    else:
+        path = hub.find(source) if hub.is_model_id(source) else Path(source)
     if not path.exists():
         raise CheckpointError(f"{source}: no such file or directory. A model is a directory with config.json, "
-                              "model.safetensors and tokenizer.json, or a .safetensors file in one")
+                              "model.safetensors and tokenizer.json, a .safetensors file in one, a model id "
+                              '(owner/name), or "shapes"')
     directory = path if path.is_dir() else path.parent
     config = Config.from_file(directory / "config.json")
     return Model(read_checkpoint(path), config, tokenizer=Tokenizer.from_directory(directory),
                  settings=ImageSettings.from_directory(directory), source=source)
+
+
+def default_source() -> str:
+    """What `load` and `detect` read when nobody says: $MINIGDINO_MODEL, else grounding-dino-tiny."""
+    return os.environ.get("MINIGDINO_MODEL") or hub.DEFAULT
 
 
 _models: dict[tuple[str, str], Model] = {}
@@ -203,7 +212,7 @@ def detect(image, text, *, model: str | Path | Model | None = None, threshold: f
     model: a Model, or what `load` takes. The other arguments and errors are those of `load` and `Model.detect`.
     """
     if not isinstance(model, Model):
-        source = str(model or os.environ.get("MINIGDINO_MODEL") or "")
+        source = str(model or default_source())
         with _loading:
             if (source, device) not in _models:
                 _models[source, device] = load(source, device=device)

@@ -3,7 +3,7 @@
 S image tokens, T text tokens, C channels, M heads of D channels.
 
 A prompt has few tokens and an image has many, so every map that GLIP applies to image tokens is folded into the text:
-no image token is ever projected. docs/reorderings.md derives it; the paper's form is the lemma in tests/test_enhancer.py.
+no image token is ever projected. docs/reorderings.md derives it; tests/test_enhancer.py has the definition.
 """
 
 from __future__ import annotations

@@ -23,13 +23,13 @@ WEIGHTS = (INDEX, "model.safetensors")
 PARTS = (("config.json",), ("tokenizer.json", "vocab.txt"), ("tokenizer_config.json",),
          ("preprocessor_config.json", "processor_config.json"), WEIGHTS)  # the weights come last: see `_fetch`
 
-ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
+ID = re.compile(r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # what the hub lets a model be called
 
 
 def is_model_id(text) -> bool:
     """Whether a text names a model as the hub does, owner/name, and no file or directory here."""
-    return (isinstance(text, str) and ID.fullmatch(text) is not None and not re.search(r"--|\.\.", text)
-            and not text.endswith((".git", ".safetensors")) and not Path(text).exists())
+    return (isinstance(text, str) and ID.fullmatch(text) is not None and not text.endswith((".git", ".safetensors"))
+            and not Path(text).exists())
 
 
 def find(model_id: str, revision: str | None = None) -> Path:
@@ -40,6 +40,7 @@ def find(model_id: str, revision: str | None = None) -> Path:
     if the hub has moved on: `download` brings the newest.
     Raises CheckpointError if it is neither here nor to be had, saying what was looked for, where, and the ways out.
     """
+    _check(model_id)
     try:
         snapshot = _snapshot(model_id, revision)
         lacking = _lacking(snapshot)
@@ -61,8 +62,7 @@ def download(model_id: str, revision: str | None = None) -> Path:
     Only the files that `load` reads are fetched, with the client's progress bars. Cut short, it leaves what the cache
     held before in use. Raises CheckpointError as `find` does.
     """
-    if not ID.fullmatch(model_id):
-        raise CheckpointError(f"{model_id!r} is not the name of a model; expected owner/name, for example {DEFAULT}")
+    _check(model_id)
     try:
         return _fetch(model_id, revision)
     except CheckpointError:
@@ -74,24 +74,30 @@ def download(model_id: str, revision: str | None = None) -> Path:
 def cached() -> list[str]:
     """Names of the models in the local cache that `find` returns and `load` reads, at some revision."""
     names = []
-    for folder in sorted(_cache().glob("models--*--*")):
+    for folder in sorted(cache().glob("models--*--*")):
         if any(_ours(snapshot) for snapshot in folder.glob("snapshots/*")):
             names.append(folder.name.removeprefix("models--").replace("--", "/"))
     return names
 
 
-def _cache():
+def cache() -> Path:
+    """The folder of the local hub cache: HF_HUB_CACHE, else hub in HF_HOME, else the client's default."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
+
+
+def _check(model_id):
+    if not isinstance(model_id, str) or not ID.fullmatch(model_id):
+        raise CheckpointError(f"{model_id!r} is not the name of a model; expected owner/name, for example {DEFAULT}")
 
 
 def _snapshot(model_id, revision):
     """Where the cache keeps a revision, whether it does or not."""
     revision = revision or "main"
     if ".." in revision or revision.startswith("/"):  # nothing git would call a revision, but a way out of the cache
-        return _cache() / "no such revision"
-    folder = _cache() / f"models--{model_id.replace('/', '--')}"
+        return cache() / "no such revision"
+    folder = cache() / f"models--{model_id.replace('/', '--')}"
     ref = folder / "refs" / revision
     return folder / "snapshots" / (ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision)
 

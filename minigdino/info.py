@@ -1,4 +1,4 @@
-"""What this installation runs on: asked first when something is slow."""
+"""What this installation runs on, and which models it has."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import platform
 
 import numpy as np
 
-from . import kernels
+from . import hub, kernels
 from ._ext import threads
 from .version import __version__
 
 
 def info() -> dict:
-    """{"minigdino", "python", "numpy", "cpu", "blas": str, "threads": int, "kernels": mode, "twins": {op: built}}"""
+    """What a question about speed or about a missing model starts with, under the names `minigdino info` prints."""
     blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     return {
         "minigdino": __version__,
@@ -23,6 +23,8 @@ def info() -> dict:
         "threads": threads.count(),
         "kernels": kernels.mode(),
         "twins": kernels.live(),
+        "cache": str(hub.cache()),
+        "models": ["shapes", *hub.cached()],
     }
 
 

@@ -93,7 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         files = self.hub.files[model_id, commit]
         if about:
-            body = {"id": model_id, "sha": commit, "siblings": [{"rfilename": name} for name in files], "tags": []}
+            body = {"id": model_id, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
+            body |= {"private": False, "downloads": 0, "likes": 0, "tags": []}  # older clients ask for these
             return self.answer(200, json.dumps(body).encode())
         token = self.hub.gated.get(model_id)
         if token and self.headers["Authorization"] != f"Bearer {token}":

@@ -31,7 +31,7 @@ def run(home, *arguments, **env):
         cwd=home,
         capture_output=True,
         text=True,
-        env={**clean, **env},
+        env={**clean, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hub"), **env},
         check=False,
     )
 
@@ -175,7 +175,10 @@ def test_control_c_ends_cleanly_and_keeps_what_is_done(home):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("detect", "photo.png", "cat"), "no model given"),
+        (("detect", "photo.png", "cat"), "HF_HUB_OFFLINE forbids asking the hub for it"),
+        (("download", "no model"), "'no model' is not the name of a model; expected owner/name"),
+        (("download", "someone/something"), "HF_HUB_OFFLINE forbids"),
+        (("verify", "someone/something"), "no numbers are published for"),
         (("detect", "photo.png", "cat", "--model", "void"), "void: no such file"),
         (("detect", "void.png", "cat", "--model", "model"), "void.png: no such file"),
         (("detect", "photo.png", " . ", "--model", "model"), "names nothing to look for"),
@@ -207,7 +210,7 @@ def test_info_and_version_and_help(home):
     assert f"numpy      {np.__version__}" in done.stdout
     assert "deform_attn yes" in done.stdout
     assert run(home, "--version").stdout == f"minigdino {minigdino.__version__}\n"
-    for verb in ("detect", "info"):
+    for verb in ("detect", "info", "download", "verify"):
         assert "example" in run(home, verb, "--help").stdout
     for wrong in (
         (),

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tiny
 from PIL import Image
 
 import minigdino
-from minigdino import Model
+from minigdino import Model, hub
 
 FAMILIES = ["grounding-dino", "mm-grounding-dino"]
 TEXT = ["a cat", "remote control"]
@@ -158,10 +159,19 @@ def test_the_module_keeps_the_models_it_loads(model, tmp_path, monkeypatch):
     same(minigdino.detect(photo, TEXT, model=model, threshold=0), want)
 
 
-def test_without_a_model_the_error_says_how_to_give_one(monkeypatch):
+def test_without_a_model_it_is_grounding_dino_tiny_from_the_hub(monkeypatch):
     monkeypatch.delenv("MINIGDINO_MODEL", raising=False)
-    with pytest.raises(minigdino.CheckpointError, match="pass model=DIRECTORY.*MINIGDINO_MODEL"):
+    asked = []
+    monkeypatch.setattr(hub, "find", lambda name: asked.append(name) or Path("nowhere"))
+    with pytest.raises(minigdino.CheckpointError, match="no such file or directory"):
         minigdino.detect(tiny.photo(), TEXT)
+    assert asked == ["IDEA-Research/grounding-dino-tiny"]
+
+
+def test_the_embedded_checkpoint_wins_over_a_folder_of_its_name(monkeypatch, tmp_path):
+    (tmp_path / "shapes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert minigdino.load("shapes").config.model_type == "mm-grounding-dino"
 
 
 def test_without_a_tokenizer_forward_works_and_detect_says_what_is_missing():

@@ -2,9 +2,9 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -220,8 +220,7 @@ def test_offline_and_not_cached(served, offline, home):
 
 def test_an_unreachable_hub(unreachable, home):
     message = unreachable.error("find", "owner/absent")
-    assert message.startswith("owner/absent: the hub cannot be reached (ConnectError: ")
-    assert "refused" in message
+    assert re.match(r"owner/absent: the hub cannot be reached \(Connect.*refused", message)
     assert ways_out(message, "owner/absent", CLOSED, home)
 
 
@@ -269,11 +268,12 @@ def test_a_hub_that_never_answers_is_given_up(served, tmp_path):
     assert message.startswith("owner/silent: the hub cannot be reached (ReadTimeout")
 
 
-@pytest.mark.parametrize("name", ["tiny", "a/b/c", "a/b c", "/a", "a/", "a--b/c", "https://a/b"])
-def test_a_name_that_is_none(online, name):
-    message = online.error("find", name)
-    assert name in message
-    assert "owner/name" in message or "repo_id" in message.lower() or "repo id" in message.lower()
+@pytest.mark.parametrize("name", ["tiny", "a/b/c", "a/b c", "/a", "a/", "a--b/c", "../b", "https://a/b", "", None])
+def test_a_name_that_is_none(name):
+    for call in (hub.find, hub.download):
+        with pytest.raises(CheckpointError, match=r"is not the name of a model; expected owner/name") as raised:
+            call(name)
+        assert str(raised.value).startswith(repr(name))
 
 
 def test_a_cache_that_cannot_be_written(served):
@@ -510,10 +510,3 @@ def test_importing_minigdino_and_hub_imports_no_client():
     code = "import minigdino.hub, minigdino.verify, sys; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
-
-
-def test_the_local_hub_ends_with_its_block():
-    before = threading.active_count()
-    with LocalHub() as server:
-        assert server.url.startswith("http://127.0.0.1:")
-    assert threading.active_count() <= before + 1

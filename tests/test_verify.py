@@ -126,7 +126,12 @@ def test_a_missing_and_a_surplus_detection_are_found(model, true):
     assert failures(more) == ["detection 5, a cat: score"]
     assert "none" in str(more)
     fewer = run(model, true, **{field: true[field][:3] for field in ("scores", "labels", "places")})
-    assert failures(fewer) == ["not published"]
+    assert failures(fewer) == ["not published, 1 of 1"]
+
+
+def test_of_many_surplus_detections_the_best_are_shown(model, true):
+    report = run(model, true, scores=true["scores"][:1], labels=(), places=(), threshold=0.0)
+    assert failures(report) == ["not published, 1 of 19"] * 5
 
 
 def test_a_detection_at_the_threshold_may_fall_on_either_side(model, true):

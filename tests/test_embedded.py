@@ -1,0 +1,69 @@
+"""The checkpoint inside the package really detects, by the words it is given."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from training.evaluate import average_precision, false_boxes, scenes
+from training.predict import with_minigdino
+
+import minigdino
+
+FOLDER = Path(minigdino.__file__).parent / "models" / "shapes"
+SCENE = Path(__file__).parent.parent / "docs" / "images" / "scene.jpg"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return minigdino.load("shapes")
+
+
+@pytest.mark.parametrize(("name", "floor50", "floor"), [("seen", 0.93, 0.75), ("unseen", 0.90, 0.70)])
+def test_average_precision_on_fixed_scenes(name, floor50, floor):
+    """40 scenes; the model card has the figures of 500."""
+    result = average_precision(with_minigdino(FOLDER), name, 40)
+    assert result["AP50"] > floor50
+    assert result["AP"] > floor
+
+
+def test_little_is_found_where_nothing_fits():
+    assert false_boxes(with_minigdino(FOLDER), 40) <= 0.25
+
+
+def test_other_words_find_other_boxes(model):
+    star, heart = (model.detect(SCENE, f"a {what}.", threshold=0.4) for what in ("purple star", "green heart"))
+    assert len(star) == len(heart) == 1
+    assert abs(star.boxes - heart.boxes).max() > 100
+
+
+def test_swapped_words_swap_the_labels(model):
+    one = model.detect(SCENE, ["a purple star", "a green heart"], threshold=0.4)
+    two = model.detect(SCENE, ["a green heart", "a purple star"], threshold=0.4)
+    for found in (one, two):
+        by_label = {d.label: d.box for d in found}
+        assert set(by_label) == {"a purple star", "a green heart"}
+        assert by_label["a green heart"][0] < 100 < by_label["a purple star"][0]
+    assert {d.label: d.label_id for d in one} != {d.label: d.label_id for d in two}
+
+
+def test_a_shape_alone_finds_every_colour(model):
+    assert len(model.detect(SCENE, "star.", threshold=0.4)) == 2
+    assert len(model.detect(SCENE, "a blue diamond.", threshold=0.4)) == 0
+
+
+def test_fast_and_reference_find_the_same(model):
+    """End to end without injection: 20 queries of a trained model, as sets."""
+    for scene, prompt in scenes("seen", 3):
+        image = Image.fromarray(scene.image)
+        fast = model.detect(image, prompt.phrases, threshold=0.3)
+        with minigdino.use("reference"):
+            slow = model.detect(image, prompt.phrases, threshold=0.3)
+        assert fast.labels == slow.labels
+        np.testing.assert_allclose(fast.boxes, slow.boxes, atol=0.05)
+
+
+def test_the_folder_is_small_and_complete():
+    files = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
+    assert sum(files.values()) <= 8_000_000
+    assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "README.md"} <= set(files)
