@@ -46,8 +46,10 @@ train-shapes: $(VENV)/parity  ## train, export and evaluate the embedded checkpo
 	$(BIN)/python -m training.export minigdino/models/shapes
 	$(MAKE) evaluate-shapes
 
-evaluate-shapes: build  ## every figure of the embedded checkpoint's model card
-	$(BIN)/python -m training.evaluate minigdino/models/shapes
+evaluate-shapes: $(VENV)/parity  ## every figure of the embedded checkpoint's model card, and the card
+	mkdir -p training/runs
+	$(BIN)/python -m training.evaluate minigdino/models/shapes --json training/runs/figures.json
+	$(BIN)/python -m training.card training/runs/figures.json minigdino/models/shapes
 
 clean:
 	rm -rf $(VENV) build *.egg-info _ext/*.c _ext/*.so demo.png

@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 
 TWINS = ("bilinear", "deform_attn", "gelu")
 
-# Neither option changes a result; they let the compiler compute both sides of a condition, and so several lanes at once.
+# Neither option changes a result: they let the compiler compute both sides of a condition, and so several lanes.
 FLAGS = ["-O3", "-fno-trapping-math", "-fno-math-errno"] if sys.platform != "win32" else ["/O2"]
 
 setup(ext_modules=cythonize(

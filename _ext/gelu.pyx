@@ -15,7 +15,7 @@ cdef union Bits:
 
 
 cdef inline floating exp_negative(floating x) noexcept nogil:
-    """exp(x) for x <= 0. float32: 2**n * exp(r) with |r| <= ln(2)/2 and a degree 6 Taylor polynomial, below 1e-7."""
+    """exp(x) for x <= 0. float32: 2**n * exp(r) with |r| <= ln(2)/2 and a degree 6 Taylor polynomial, right to 1.6e-7."""
     cdef int n
     cdef float r, p
     cdef Bits power

@@ -3,7 +3,7 @@
 from .config import Config
 from .detector import Model, detect, load
 from .errors import ArgumentError, CheckpointError, ConfigError, Error, ImageError, PromptError
-from .info import info
+from .installation import info
 from .kernels import use
 from .model import Output
 from .prompt import Prompt

@@ -15,10 +15,11 @@ from PIL import Image
 
 from .config import read_json
 from .detector import Model
-from .errors import ArgumentError, Error, ImageError
+from .errors import ArgumentError, CheckpointError, Error, ImageError
 from .results import Detections
 
 STDIN = "-"
+STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows their names and cannot read them
 
 
 def find_images(sources: Sequence[str]) -> list[str]:
@@ -27,7 +28,7 @@ def find_images(sources: Sequence[str]) -> list[str]:
     Raises ImageError for a folder without images and a pattern that matches nothing.
     """
     found: list[str] = []
-    endings = Image.registered_extensions()
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - STUBS}
     for source in sources:
         if source != STDIN and Path(source).is_dir():
             images = sorted(str(p) for p in Path(source).iterdir() if p.suffix.lower() in endings and p.is_file())
@@ -68,13 +69,7 @@ def detect_each(model: Model, images: Sequence[str], text, *, seen: Callable[[st
 
 
 def _opened(image):
-    """Standard input becomes an image; a path stays one, so that its EXIF turn is applied."""
-    if image != STDIN:
-        return image
-    try:
-        return Image.open(io.BytesIO(sys.stdin.buffer.read()))
-    except (OSError, ValueError) as error:
-        raise ImageError(f"standard input: not a readable image ({error})") from None
+    return io.BytesIO(sys.stdin.buffer.read()) if image == STDIN else image
 
 
 def record(image: str, result: Detections | Error) -> dict:
@@ -90,8 +85,8 @@ class JsonLines:
         self.path = Path(path)
         if self.path.exists() and not resume:
             raise ArgumentError(f"{path} exists; give --resume to go on with it, or another name")
-        self.done = set(self._finished()) if self.path.exists() else set()
         self._append("")
+        self.done = set(self._finished())
 
     def _finished(self) -> Iterator[str]:
         """Images of the complete lines; a last line that a kill cut short is taken off the file."""
@@ -117,14 +112,11 @@ class JsonLines:
             raise ArgumentError(f"{self.path}: cannot be written ({error.strerror})") from None
 
 
-def coco(results: Sequence[tuple[str, Detections]], categories: dict[str, int] | None = None) -> dict:
-    """A COCO data set of what was found: {"images", "categories", "annotations"}, ids counted from 1.
+def coco(results: Sequence[tuple[str, Detections]], categories: dict[str, int]) -> dict:
+    """A COCO data set of what was found: {"images", "categories", "annotations"}, ids of images and boxes from 1.
 
-    categories: label -> id; without it the labels found are numbered from 1 in order of their place in the prompt.
+    categories: label -> id, of every phrase of the prompt.
     """
-    if categories is None:
-        places = {d.label: d.label_id for _, found in results for d in found}
-        categories = {label: i for i, label in enumerate(sorted(places, key=places.__getitem__), start=1)}
     images, annotations = [], []
     for image_id, (name, found) in enumerate(results, start=1):
         images.append({"id": image_id, "file_name": name, "width": found.image_size[0], "height": found.image_size[1]})
@@ -140,7 +132,10 @@ def read_categories(path: str | Path) -> dict[str, int]:
 
     Raises ArgumentError if it is none of these.
     """
-    values = read_json(path)
+    try:
+        values = read_json(path)
+    except CheckpointError:
+        raise ArgumentError(f'{path}: not a readable JSON file of categories, such as {{"a cat": 17}}') from None
     if isinstance(values, dict) and "categories" in values:
         values = values["categories"]
     try:

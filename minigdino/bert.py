@@ -16,10 +16,8 @@ def bert_layer(x, self_attn, self_attn_layer_norm, fc1, fc2, final_layer_norm, m
 
 
 def bert(token_ids, mask, positions, embeddings, layers, config):
-    """token_ids [T], mask [T, T], positions [T] -> [T, C]
-
-    # != BERT: positions restart at 0 in every phrase, and the mask lets a token see its phrase alone
-    """
+    """token_ids [T], mask [T, T], positions [T] -> [T, C]"""
+    # != paper: BERT counts positions from the first token and sees all; here each phrase is counted, and read, alone
     words = embeddings["word_embeddings"]["weight"][token_ids]  # [T, C]
     places = embeddings["position_embeddings"]["weight"][positions]  # [T, C]
     segment = embeddings["token_type_embeddings"]["weight"][0]  # [C]

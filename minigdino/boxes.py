@@ -16,7 +16,7 @@ def sigmoid(x):
 
 def logit(p, eps=1e-5):
     """Inverse of the sigmoid on [eps, 1 - eps]; what lies outside is moved to the border. p [...] -> [...]"""
-    # != paper's code: it bounds numerator and denominator at 1e-3 each; transformers, and so we, clamp p at 1e-5
+    # != paper: the authors' code bounds numerator and denominator at 1e-3; transformers, and so we, clamp p at 1e-5
     inside = np.clip(p, eps, 1 - eps)
     return np.log(inside / (1 - inside))
 
@@ -47,7 +47,7 @@ def image_positions(H, W, width, temperature, like):
 
 
 def box_positions(boxes, width, temperature=10000):
-    """Sine embedding of boxes in the order cy, cx, w, h (DAB-DETR, arXiv 2201.12329, Eq. 5): [Q, 4] -> [Q, 4*width]"""
+    """Sine embedding of boxes, cy before cx, w, h (DAB-DETR, arXiv 2201.12329, section 4.2): [Q, 4] -> [Q, 4*width]"""
     cx, cy, w, h = boxes.T
     return sine_embedding(np.stack([cy, cx, w, h], axis=-1), width, temperature).reshape(len(boxes), -1)
 

@@ -48,9 +48,9 @@ def parser() -> argparse.ArgumentParser:
                         help="one phrase to look for, instead of TEXT; repeatable")
     detect.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes" '
                                                      "(default: $MINIGDINO_MODEL, else grounding-dino-tiny)")
-    detect.add_argument("--threshold", type=float, default=0.25, metavar="X", help="least score of a box (0.25)")
+    detect.add_argument("--threshold", type=float, default=0.25, metavar="X", help="boxes must score above it (0.25)")
     detect.add_argument("--text-threshold", type=float, default=0.25, metavar="X",
-                        help="least score of a token in the phrase (0.25)")
+                        help="tokens above it make up the phrase (0.25)")
     detect.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"), help="edges to resize to, in pixels")
     detect.add_argument("--device", default="cpu", help='where to compute ("cpu")')
     detect.add_argument("--threads", type=int, metavar="N", help="threads to compute with (all processors)")
@@ -87,17 +87,17 @@ def _detect(arguments):
     *sources, text = arguments.source if not arguments.phrase else [*arguments.source, arguments.phrase]
     if not sources:
         arguments.error('give an image and a text: minigdino detect cat.jpg "a cat."')
-    images = batch.find_images(sources)
-    lines = batch.JsonLines(arguments.jsonl, arguments.resume) if arguments.jsonl else None
-    categories = batch.read_categories(arguments.categories) if arguments.categories else None
-    images = [image for image in images if not lines or image not in lines.done]
     if arguments.threads is not None:
         set_threads(arguments.threads)
+    # whatever can be wrong for all images is said once, before the first
+    images = batch.find_images(sources)
+    many = images != sources or len(sources) > 1  # else: one image, named as such
     model = load(arguments.model, device=arguments.device)
-    model.tokenize(text)  # a prompt that cannot be read is said once, before any image
-
-    found, many = [], len(images) > 1
-    pictures = _pictures(arguments.out, many) if arguments.out else None
+    categories = _categories(arguments.categories, model.tokenize(text).phrases)
+    pictures = _pictures(arguments.out, images, many) if arguments.out else {}
+    lines = batch.JsonLines(arguments.jsonl, arguments.resume) if arguments.jsonl else None
+    images = [image for image in images if not lines or image not in lines.done]
+    found = []
 
     def seen(image, result):
         found.append((image, result))
@@ -108,27 +108,46 @@ def _detect(arguments):
         if not arguments.json and not isinstance(result, Error) and not (lines and many):
             _print_table(image if many else None, result, arguments.threshold)
         if pictures and not isinstance(result, Error):
-            _write(pictures(image), lambda path: result.plot().save(path))
+            picture = result.plot()
+            _write(pictures[image], lambda path: picture.save(path))
 
     failed = batch.detect_each(model, images, text, seen=seen, threshold=arguments.threshold,
                                text_threshold=arguments.text_threshold, size=arguments.size,
                                progress=sys.stderr if many and sys.stderr.isatty() else None)
     if arguments.json:
         records = [batch.record(*pair) for pair in found]
-        print(json.dumps(records if many else records[0] if records else [], indent=2))
+        print(json.dumps(records if many else records[0], indent=2))
     if arguments.coco:
         good = [pair for pair in found if not isinstance(pair[1], Error)]
-        _write(Path(arguments.coco), lambda path: path.write_text(json.dumps(batch.coco(good, categories)) + "\n"))
+        text = json.dumps(batch.coco(good, categories)) + "\n"
+        _write(Path(arguments.coco), lambda path: path.write_text(text, encoding="utf-8"))
     return 1 if failed else 0
 
 
-def _pictures(out, many):
-    """Where each image's picture goes."""
+def _categories(path, phrases):
+    """Label -> id: from the file, which must know every phrase, else from 1 in the prompt's order."""
+    if not path:
+        return {phrase: i for i, phrase in enumerate(dict.fromkeys(phrases), start=1)}
+    known = batch.read_categories(path)
+    if strange := [phrase for phrase in phrases if phrase not in known]:
+        raise ArgumentError(f"{path} has no id for {strange[0]!r}; it knows {', '.join(map(repr, known))}")
+    return known
+
+
+def _pictures(out, images, many):
+    """Where each image's picture goes: the file itself, or below the folder as the images lie below theirs."""
     if not many and not out.is_dir():
-        return lambda _: out
+        return {images[0]: out}
     if out.is_file() or (out.suffix and not out.exists()):
         raise ArgumentError(f"{out}: several images need a folder to write to")
-    return lambda image: out / f"{'stdin' if image == batch.STDIN else Path(image).stem}.png"
+    paths = {image: Path("stdin" if image == batch.STDIN else image).absolute() for image in images}
+    top = os.path.commonpath([path.parent for path in paths.values()])
+    places = {image: out / path.relative_to(top).with_suffix(".png") for image, path in paths.items()}
+    taken = {}
+    for image, place in places.items():
+        if (other := taken.setdefault(place, image)) != image:
+            raise ArgumentError(f"{other} and {image} would both be drawn to {place}; draw them in two runs")
+    return places
 
 
 def _write(path, write):

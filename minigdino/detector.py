@@ -7,24 +7,29 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from PIL.Image import Image
 
 from . import hub
 from . import image as images
 from .config import Config
+from .device import check_device
 from .errors import ArgumentError, CheckpointError, ImageError, PromptError
 from .image import ImageSettings
 from .model import Output, forward
 from .parameters import random_tensors
 from .prompt import PUBLISHED_DELIMITERS, Prompt, Tokenizer
 from .results import Detections, post_process
-from .weights import build, read_checkpoint
+from .weights import INDEX, build, read_checkpoint
 
 EMBEDDED = Path(__file__).parent / "models"
 EMBEDDED_MODELS = ("shapes",)  # these names win over a folder of the same name
 
-ImageLike = "str | os.PathLike | PIL.Image.Image | np.ndarray"
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image | np.ndarray"
+Images: TypeAlias = "ImageLike | Sequence[ImageLike]"
+Text: TypeAlias = "str | Sequence[str] | Sequence[Sequence[str]]"
 
 
 class Model:
@@ -62,7 +67,10 @@ class Model:
         for name, values in (("config.json", config), ("preprocessor_config.json", self.settings.to_dict())):
             (directory / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         tensors = {name: np.asarray(array, order="C") for name, array in self.tensors.items()}
-        save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+        fresh = directory / "model.safetensors.new"
+        save_file(tensors, fresh, {"format": "pt"})
+        os.replace(fresh, directory / "model.safetensors")  # whoever has mapped the old file keeps the old weights
+        (directory / INDEX).unlink(missing_ok=True)  # of shards that this file replaces
         if self.tokenizer:
             self.tokenizer.save(directory)
 
@@ -74,7 +82,8 @@ class Model:
         return images.preprocess(images.open_image(image), self.settings, _checked_size(size))
 
     def tokenize(self, text: str | Sequence[str]) -> Prompt:
-        """Text, or a list of phrases -> Prompt. Raises PromptError if there is nothing, or too much, to look for."""
+        """Text, or a list of phrases -> Prompt. Raises PromptError if there is nothing, or too much, to look for, and
+        CheckpointError if the model has no tokenizer."""
         if self.tokenizer is None:
             raise CheckpointError(f"{self.source}: holds neither tokenizer.json nor vocab.txt, needed to read text; "
                                   "copy one of them there from the published checkpoint. forward() works without")
@@ -90,7 +99,7 @@ class Model:
 
         pixels [3, H, W] float32 normalised; token_ids [T] ints, [CLS] and [SEP] included; selected [Q] image tokens,
         best first, to use instead of the model's own choice; details: keep the large intermediates too.
-        Raises ArgumentError for arrays that do not fit the model.
+        Raises ArgumentError for arrays that do not fit the model, ImageError for too small an image.
         """
         pixels, ids = self._checked_inputs(pixels, token_ids)
         if selected is not None:
@@ -98,25 +107,26 @@ class Model:
         delimiters = self.tokenizer.delimiters if self.tokenizer else PUBLISHED_DELIMITERS
         return forward(pixels, ids, delimiters, self.weights, self.config, selected, details)
 
-    def detect(self, image, text, *, threshold: float = 0.25, text_threshold: float = 0.25,
+    def detect(self, image: Images, text: Text, *, threshold: float = 0.25, text_threshold: float = 0.25,
                size: Sequence[int] | None = None) -> Detections | list[Detections]:
         """Find what the text names.
 
         image: a path, a PIL image, a uint8 array [H, W, 3] in RGB, or a list of these (then a list comes back).
         text: "a cat. a remote control." or ["a cat", "a remote control"], for every image; a list of such lists is
         one prompt per image.
-        threshold: least score of a box; text_threshold: least score of a token in `phrases`; size: (shortest,
-        longest) edge in pixels to resize to instead of the checkpoint's.
-        Raises ImageError, PromptError, ArgumentError.
+        threshold: boxes that score above it are kept; text_threshold: tokens above it make up `phrases`; size:
+        (shortest, longest) edge in pixels to resize to instead of the checkpoint's.
+        Raises ImageError, PromptError, ArgumentError, and CheckpointError if the model has no tokenizer.
         """
         for name, value in (("threshold", threshold), ("text_threshold", text_threshold)):
             if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
                 raise ArgumentError(f"{name} is a probability from 0 to 1; got {value!r}")
         if not isinstance(image, (list, tuple)):
             prompt, = self._prompts(text, 1)
-            return self._detect(image, prompt, threshold, text_threshold, size)
+            return self._detect(image, prompt, float(threshold), float(text_threshold), size)
         prompts = self._prompts(text, len(image))
-        return [self._detect(one, prompt, threshold, text_threshold, size) for one, prompt in zip(image, prompts)]
+        return [self._detect(one, prompt, float(threshold), float(text_threshold), size)
+                for one, prompt in zip(image, prompts)]
 
     def _detect(self, image, prompt, threshold, text_threshold, size):
         picture = images.open_image(image)
@@ -134,7 +144,7 @@ class Model:
         return [self.tokenize(text)] * n_images
 
     def _checked_inputs(self, pixels, token_ids):
-        pixels, ids = np.asarray(pixels), np.asarray(token_ids)
+        pixels, ids = _array(pixels, "pixels"), _array(token_ids, "token_ids")
         if pixels.dtype != np.float32 or pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
             raise ArgumentError(f"pixels must be float32 [3, H, W], as preprocess() makes them; got {pixels.dtype} "
                                 f"{list(pixels.shape)}")
@@ -153,7 +163,7 @@ class Model:
         return np.ascontiguousarray(pixels), ids.astype(np.int64)
 
     def _checked_selection(self, selected, pixels):
-        chosen, n, Q = np.asarray(selected), self._n_image_tokens(pixels), self.config.num_queries
+        chosen, n, Q = _array(selected, "selected"), self._n_image_tokens(pixels), self.config.num_queries
         if chosen.shape != (Q,) or chosen.dtype.kind not in "iu" or not 0 <= chosen.min() <= chosen.max() < n:
             raise ArgumentError(f"selected must be {Q} image tokens in 0..{n - 1}; got {chosen.dtype} "
                                 f"{list(chosen.shape)}")
@@ -178,9 +188,10 @@ def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
     Without a source, $MINIGDINO_MODEL names it, else it is grounding-dino-tiny.
     Raises CheckpointError, ConfigError, ArgumentError.
     """
-    if device != "cpu":
-        raise ArgumentError(f'device must be "cpu"; got {device!r}. This version has no GPU support')
+    check_device(device)
     source = source or default_source()
+    if not isinstance(source, (str, os.PathLike)):
+        raise ArgumentError(f"a model is named by a str or a path; got {type(source).__name__}")
     if source in EMBEDDED_MODELS:
         path = EMBEDDED / source
     else:
@@ -200,11 +211,11 @@ def default_source() -> str:
     return os.environ.get("MINIGDINO_MODEL") or hub.DEFAULT
 
 
-_models: dict[tuple[str, str], Model] = {}
+_models: dict[tuple[str | os.PathLike, str], Model] = {}
 _loading = threading.Lock()
 
 
-def detect(image, text, *, model: str | Path | Model | None = None, threshold: float = 0.25,
+def detect(image: Images, text: Text, *, model: str | Path | Model | None = None, threshold: float = 0.25,
            text_threshold: float = 0.25, size: Sequence[int] | None = None,
            device: str = "cpu") -> Detections | list[Detections]:
     """Find what the text names, in one call: `Model.detect` on a model that is loaded once and kept.
@@ -212,12 +223,20 @@ def detect(image, text, *, model: str | Path | Model | None = None, threshold: f
     model: a Model, or what `load` takes. The other arguments and errors are those of `load` and `Model.detect`.
     """
     if not isinstance(model, Model):
-        source = str(model or default_source())
-        with _loading:
-            if (source, device) not in _models:
-                _models[source, device] = load(source, device=device)
-            model = _models[source, device]
+        key = model or default_source(), device
+        if key not in _models:
+            with _loading:  # one thread loads, the others wait for it; models that are there wait for nobody
+                if key not in _models:
+                    _models[key] = load(model, device=device)
+        model = _models[key]
     return model.detect(image, text, threshold=threshold, text_threshold=text_threshold, size=size)
+
+
+def _array(values, name):
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise ArgumentError(f"{name} must be an array; got rows of different lengths") from None
 
 
 def _checked_size(size):

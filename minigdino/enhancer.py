@@ -21,10 +21,10 @@ def conv_1x1(x, weight, bias):
 def conv_3x3_stride_2(x, weight, bias):
     """One pixel of zeros around: x [H, W, I], weight [O, I, 3, 3] -> [ceil(H/2), ceil(W/2), O]"""
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-    H, W = (x.shape[0] + 1) // 2, (x.shape[1] + 1) // 2
-    taps = [linear(padded[i : i + 2 * H - 1 : 2, j : j + 2 * W - 1 : 2], weight[:, :, i, j])
-            for i in range(3) for j in range(3)]
-    return sum(taps) + bias
+    h, w = (x.shape[0] + 1) // 2, (x.shape[1] + 1) // 2
+    taps = [padded[i : i + 2 * h - 1 : 2, j : j + 2 * w - 1 : 2] for i in range(3) for j in range(3)]
+    patches = np.stack(taps, axis=-1).reshape(h, w, -1)  # in the order of the weight: channel, row, column
+    return linear(patches, weight.reshape(len(weight), -1), bias)
 
 
 def neck(features, input_proj_vision):

@@ -21,7 +21,7 @@ def bi_attention(vision, text, vision_proj, text_proj, values_vision_proj, value
     # (x Wq + bq) k' = x (Wq k') + bq k': the query map is taken over to the T keys
     asked = k @ vision_proj["weight"].reshape(M, -1, C)  # [M, T, C]
     offset = (k @ vision_proj["bias"].reshape(M, -1, 1)).reshape(M * T)  # [M*T]
-    # != released code: it subtracts the largest score of all and clamps at 5e4, which changes nothing in range
+    # the released code subtracts the largest score of all and clamps at 5e4 too, which changes nothing in range
     scores = (vision @ asked.reshape(M * T, C).T + offset).reshape(S, M, T)  # [S, M, T]
     to_text = softmax(scores, axis=2)  # [S, M, T]
     to_vision = softmax(scores, axis=0)  # [S, M, T]
@@ -40,7 +40,7 @@ def bi_attention(vision, text, vision_proj, text_proj, values_vision_proj, value
 
 def fusion_layer(vision, text, layer_norm_vision, layer_norm_text, attn, vision_param, text_param, n_heads, eps):
     """Each modality adds what the other tells it, scaled per channel. vision [S, C], text [T, C] -> [S, C], [T, C]"""
-    # != GLIP Eq. 4: the sum starts from the normed input
+    # != paper: GLIP Eq. 5 and 6 add to the input; the released fusion adds to the normed input
     v = layer_norm(vision, **layer_norm_vision, eps=eps)  # [S, C]
     t = layer_norm(text, **layer_norm_text, eps=eps)  # [T, C]
     from_text, from_vision = bi_attention(v, t, **attn, n_heads=n_heads)

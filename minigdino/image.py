@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,6 +128,8 @@ def open_image(image) -> Image.Image:
     """
     if isinstance(image, (str, os.PathLike)):
         return _read(_open, image, f"{image}: ")
+    if isinstance(image, io.BytesIO):  # a file's bytes, as from standard input
+        return _read(_open, image, "")
     if isinstance(image, Image.Image):  # opened, but perhaps not read yet
         return _read(to_rgb, image, "")
     if isinstance(image, np.ndarray):

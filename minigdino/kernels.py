@@ -48,7 +48,11 @@ def accelerated(**twins: str):
         @functools.wraps(reference)
         def op(*args):
             path = twins.get(array_library(args))
-            twin = load(path) if path and mode() == "fast" else None
+            if not path or mode() != "fast":
+                return reference(*args)
+            twin = load(path)
+            if twin is None:
+                _announce(path)
             return (twin or reference)(*args)
 
         op.reference, op.twins = reference, twins
@@ -65,29 +69,27 @@ def array_library(arrays) -> str:
 
 @functools.cache
 def load(path: str) -> Callable | None:
-    """The function at "module:function", or None when it was not built: said once, for whichever is missed first."""
+    """The function at "module:function", or None when it was not built."""
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        _announce(f"{path} is unavailable ({error})")
+    except ImportError:
         return None
 
 
-def _announce(missing):
+def _announce(path):
+    """Said once, for whichever missing twin is needed first: a silent slow path is a server's worst failure."""
     global _announced
     if not _announced:
         _announced = True
-        warnings.warn(f"{missing}; NumPy references run instead of compiled kernels, which is much slower (minigdino "
-                      "info lists them).\n---> hint: with a C compiler present, run: pip install --no-binary minigdino "
-                      "minigdino (in a clone: pip install -e .)", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{path} was not built; NumPy references run instead of compiled kernels, which is much slower "
+                      "(minigdino info lists them).\n---> hint: with a C compiler present, run: pip install "
+                      "--no-binary minigdino minigdino (in a clone: pip install -e .)", RuntimeWarning, stacklevel=3)
 
 
 def live() -> dict[str, bool]:
-    """Which CPU twins were built: {op: True or False}. Loads them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the answer says it
-        return {name: load(op.twins["numpy"]) is not None for name, op in OPS.items() if "numpy" in op.twins}
+    """Which CPU twins were built: {op: True or False}."""
+    return {name: load(op.twins["numpy"]) is not None for name, op in OPS.items() if "numpy" in op.twins}
 
 
 def _checked(mode):

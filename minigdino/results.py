@@ -7,16 +7,16 @@ import csv
 import html
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image
 
 from .boxes import cxcywh_to_xyxy, sigmoid
 from .drawing import annotate
-from .errors import ArgumentError
+from .errors import ArgumentError, ImageError
 from .image import open_image
 from .prompt import Prompt
 
@@ -55,6 +55,12 @@ class Detections:
 
     def __iter__(self) -> Iterator[Detection]:
         return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, key: int) -> Detection: ...
+
+    @overload
+    def __getitem__(self, key: slice | Sequence | np.ndarray) -> Detections: ...
 
     def __getitem__(self, key):
         if isinstance(key, (int, np.integer)):
@@ -122,9 +128,10 @@ class Detections:
         rows = "".join(f"<tr><td>{html.escape(d.label)}</td><td>{d.score:.3f}</td>"
                        f"<td>{', '.join(f'{v:.0f}' for v in d.box)}</td></tr>" for d in self)
         table = f"<table><tr><th>label</th><th>score</th><th>left, top, right, bottom</th></tr>{rows}</table>"
-        if self.image is None:
+        try:
+            picture, data = self.plot(), io.BytesIO()
+        except (ArgumentError, ImageError):  # no image, or its file has gone
             return table
-        picture, data = self.plot(), io.BytesIO()
         picture.thumbnail((800, 800))
         picture.save(data, "JPEG", quality=88)
         return f'<img src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">{table}'

@@ -89,7 +89,7 @@ def swin_block(x, layernorm_before, self_attn, layernorm_after, fc1, fc2, n_head
 def patch_merging(x, norm, reduction, eps):
     """Section 3.1: concatenate each 2 by 2 neighbourhood and halve. x [H, W, C] -> [ceil(H/2), ceil(W/2), 2*C]"""
     even = pad_to_multiple(x, 2)
-    # != paper's code base alone decides this order: (row, col) = (0,0) (1,0) (0,1) (1,1)
+    # the paper leaves the order open; the released weights need (row, column) = (0,0) (1,0) (0,1) (1,1)
     parts = [even[row::2, col::2] for col in (0, 1) for row in (0, 1)]
     return linear(layer_norm(np.concatenate(parts, axis=-1), **norm, eps=eps), **reduction)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 from ._ext import threads
 from .errors import ArgumentError
@@ -22,8 +23,10 @@ def set_threads(n: int) -> None:
 
 
 def follow_environment() -> None:
-    """Obey MINIGDINO_THREADS. Raises ArgumentError if it is no number."""
+    """Obey MINIGDINO_THREADS, at import: so a value that is no number of threads is a warning, not an error."""
     if wanted := os.environ.get("MINIGDINO_THREADS"):
-        if not wanted.isdecimal():
-            raise ArgumentError(f"MINIGDINO_THREADS must be a number of threads; got {wanted!r}")
-        set_threads(int(wanted))
+        if wanted.isdecimal() and int(wanted) > 0:
+            set_threads(int(wanted))
+        else:
+            warnings.warn(f"MINIGDINO_THREADS must be a number of threads; {wanted!r} is ignored", RuntimeWarning,
+                          stacklevel=3)

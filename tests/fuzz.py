@@ -44,7 +44,7 @@ import minigdino
 from minigdino.image import ImageSettings, open_image, preprocess
 
 SLOW = 1.0  # processor seconds for one input
-HANG = 30.0  # seconds without an answer
+HANG = 60.0  # seconds without an answer
 MEMORY = 2**30  # bytes that a warm worker may map in addition
 PIXELS = 2**20  # largest picture: Pillow's own bound, lowered as a server would, so that a bomb is small
 MESSAGE = 2000  # characters of the longest message
@@ -328,6 +328,14 @@ def whole(target: str, choice: int) -> tuple[dict[str, bytes], str]:
     return files, name
 
 
+def damage(target: str, rng: random.Random) -> dict[str, bytes]:
+    """The files of one input."""
+    if target in MISHAPS:
+        return {}
+    files, name = whole(target, rng.randrange(1000))
+    return files | {name: CHANGES[target](rng, files[name])}
+
+
 def use(room: Path, text) -> None:
     """Do with an input what a user would. Raises minigdino.Error if it is refused."""
     if (room / "picture").exists():
@@ -357,23 +365,35 @@ def see(path):
     assert pixels.dtype == np.float32 and pixels.shape[0] == 3 and max(pixels.shape) <= 64 and np.isfinite(pixels).all()
 
 
+def _spin(*_):
+    stop = time.process_time() + 1.1 * SLOW
+    while time.process_time() < stop:
+        pass
+
+
+def _mutter(*_):
+    raise minigdino.Error("x" * 2 * MESSAGE)
+
+
+MISHAPS = {  # what a worker must be able to report of itself
+    "die": lambda *_: os.abort(), "sleep": lambda *_: time.sleep(1000),
+    "grow": lambda *_: np.empty(2 * MEMORY, np.uint8), "raise": lambda *_: [][1], "spin": _spin, "mutter": _mutter,
+}
+
+
 # ---- the worker: one input after another, in a process of its own
 
 
 def attempt(target: str, seed: int, number: int, room: Path) -> dict:
     """Make and use one input -> {"outcome", "failed", "detail", "seconds", "warnings", "peak"}"""
-    if target in MISHAPS:
-        return MISHAPS[target]()
     rng = random.Random(f"{seed} {target} {number}")
-    files, damaged = whole(target, rng.randrange(1000))
-    files[damaged] = CHANGES[target](rng, files[damaged])
-    for name, data in files.items():
+    for name, data in damage(target, rng).items():
         (room / name).write_bytes(data)
     outcome, failed, detail, start = "accepted", False, "", time.process_time()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
-            use(room, rng.choice(TEXTS))
+            MISHAPS.get(target, use)(room, rng.choice(TEXTS))
         except minigdino.Error as error:
             outcome, detail = type(error).__name__, str(error)
             if len(detail) > MESSAGE or not detail.replace("\n", "").isprintable():
@@ -410,57 +430,50 @@ def work() -> None:
     os.dup2(2, 1)  # whatever a library prints is not an answer
     Image.MAX_IMAGE_PIXELS = PIXELS
     with tempfile.TemporaryDirectory() as home:
+        for target in ("config", "image"):  # load what is loaded at first use
+            attempt(target, 0, 0, Path(home))
+        bound_memory()
         for i, line in enumerate(sys.stdin):
             target, seed, number = line.split()
             (room := Path(home, str(i))).mkdir()  # never twice the same: a mapped file must not change
             record = attempt(target, int(seed), int(number), room)
-            if i == 0:
-                bound_memory()
             print(json.dumps(record), file=answers, flush=True)
             shutil.rmtree(room)
-
-
-MISHAPS = {  # for the test that nothing escapes the parent
-    "abort": os.abort,
-    "exit": lambda: os._exit(3),
-    "sleep": lambda: time.sleep(1000),
-    "grow": lambda: np.ones(2 * MEMORY, np.uint8),
-}
 
 
 class Worker:
     """A worker process, started again after every death."""
 
-    def __init__(self, hang: float = HANG):
-        self.hang, self.process, self.log = hang, None, tempfile.TemporaryFile()  # noqa: SIM115
+    def __init__(self):
+        self.process = self.log = None
 
-    def ask(self, target: str, seed: int, number: int) -> dict:
+    def ask(self, target: str, seed: int, number: int, patience: float = HANG) -> dict:
         """Try one input."""
         if self.process is None:
             one = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
+            self.log = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
             self.process = subprocess.Popen([sys.executable, __file__, "--worker"], stdin=subprocess.PIPE, text=True,
                                             stdout=subprocess.PIPE, stderr=self.log, env=os.environ | one)
-        process = self.process
-        print(target, seed, number, file=process.stdin, flush=True)
-        if not select.select([process.stdout], [], [], self.hang)[0]:
-            self.close()
-            return self._died("hang", f"no answer for {self.hang} s")
-        if line := process.stdout.readline():
+        print(target, seed, number, file=self.process.stdin, flush=True)
+        if not select.select([self.process.stdout], [], [], patience)[0]:
+            return self._died("hang", f"no answer for {patience} s")
+        if line := self.process.stdout.readline():
             return json.loads(line)
-        process.wait()
-        self.close()
-        return self._died("crash", f"status {process.returncode}")
+        return self._died("crash", f"status {self.process.wait()}")
 
     def _died(self, outcome, detail):
         self.log.seek(0)
-        detail += f"\n{self.log.read().decode(errors='replace')[-3000:]}"
-        return {"outcome": outcome, "failed": True, "detail": detail, "seconds": 0.0, "peak": 0, "warnings": []}
+        said = self.log.read().decode(errors="replace")[-3000:]
+        self.close()
+        return {"outcome": outcome, "failed": True, "detail": f"{detail}\n{said}", "seconds": 0.0, "peak": 0,
+                "warnings": []}
 
     def close(self):
         """End the process, if there is one."""
         if self.process:
             self.process.kill()
             self.process.communicate()
+            self.log.close()
             self.process = None
 
 

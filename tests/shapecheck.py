@@ -3,15 +3,18 @@ the layers is compared with the arrays that really flowed, letters meaning the s
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
 import math
 import re
 import sys
+import textwrap
 from contextlib import contextmanager
 
 from minigdino.tracing import LAYERS
 
-COMMENT = re.compile(r"^\s*([\w, ]+?) = .*#\s*((?:\[[^\]]*\](?:, )?)+)\s*$")
+COMMENT = re.compile(r"#\s*((?:\[[^\]]*\](?:, )?)+)\s*$")
 ARGUMENT = re.compile(r"\b(\w+) \[([^\]]*)\]")
 RESULT = re.compile(r"->\s*((?:[\w ]*\[[^\]]*\](?:,\s*)?)+)", re.DOTALL)
 BRACKET = re.compile(r"\[([^\]]*)\]")
@@ -21,19 +24,21 @@ class ShapeError(AssertionError):
     """A shape comment that is not true."""
 
 
-def promises(code, cache={}):  # noqa: B006
+@functools.cache
+def promises(code):
     """What a function's text says: ([(name, shape)], [shape of each result])."""
-    if code not in cache:
-        text = inspect.getsource(code)
-        doc = code.co_consts[0] if code.co_consts and isinstance(code.co_consts[0], str) else ""
-        before, arrow, after = doc.partition("->")
-        named = ARGUMENT.findall(before)
-        for line in text.splitlines():
-            if found := COMMENT.match(line):
-                named += zip((n.strip() for n in found[1].split(",")), BRACKET.findall(found[2]))
-        result = RESULT.match(arrow + after)
-        cache[code] = named, BRACKET.findall(result[1]) if result else []
-    return cache[code]
+    text = textwrap.dedent(inspect.getsource(code))
+    doc = code.co_consts[0] if code.co_consts and isinstance(code.co_consts[0], str) else ""
+    before, arrow, after = doc.partition("->")
+    named = ARGUMENT.findall(before)
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Assign) and (found := COMMENT.search(lines[node.end_lineno - 1])):
+            target = node.targets[0]
+            names = [part.id for part in (target.elts if isinstance(target, ast.Tuple) else [target])]
+            named += zip(names, BRACKET.findall(found[1]))
+    result = RESULT.match(arrow + after)
+    return named, BRACKET.findall(result[1]) if result else []
 
 
 def check(spec, shape, letters, where, numbers=None):

@@ -13,6 +13,12 @@ from minigdino import batch
 TEXT = ["a cat", "remote control"]
 
 
+def test_files_that_pillow_can_only_write_are_no_images(tmp_path):
+    for name in ("a.png", "notes.pdf", "film.mpg", "data.h5"):
+        (tmp_path / name).write_bytes(b"")
+    assert names(batch.find_images([str(tmp_path)])) == ["a.png"]
+
+
 @pytest.fixture
 def folder(tmp_path):
     for i in range(3):
@@ -74,9 +80,9 @@ def test_lines_are_there_at_once_and_can_be_gone_on_with(tmp_path):
 def test_a_coco_file_joins_by_its_ids():
     model = tiny.model()
     results = [(f"{i}.png", model.detect(tiny.photo(seed=i), TEXT, threshold=0)) for i in range(2)]
-    data = batch.coco(results)
+    data = batch.coco(results, {"a cat": 1, "remote control": 2})
     assert [(image["id"], image["file_name"]) for image in data["images"]] == [(1, "0.png"), (2, "1.png")]
-    assert {c["name"] for c in data["categories"]} <= set(TEXT)
+    assert [c["name"] for c in data["categories"]] == TEXT
     assert [a["id"] for a in data["annotations"]] == list(range(1, 41))
     one, box = data["annotations"][25], results[1][1].boxes[5]
     assert one["image_id"] == 2

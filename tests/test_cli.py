@@ -135,6 +135,80 @@ def test_an_image_from_standard_input(home):
     assert len(json.loads(done.stdout)["detections"]) == len(want)
 
 
+def test_pictures_lie_as_the_images_lie_and_never_on_each_other(home, many):
+    for side in ("left", "right"):
+        (home / "tree" / side).mkdir(parents=True)
+        Image.fromarray(tiny.photo(60, 80)).save(home / "tree" / side / "x.png")
+    done = run(home, "detect", "tree/*/x.png", "cat", "--model", "model", "--out", "tree_drawn")
+    assert done.returncode == 0, done.stderr
+    assert sorted(str(p.relative_to(home / "tree_drawn")) for p in (home / "tree_drawn").rglob("*.png")) == [
+        "left/x.png",
+        "right/x.png",
+    ]
+    Image.fromarray(tiny.photo(60, 80)).save(home / "tree" / "left" / "x.jpg")
+    done = run(home, "detect", "tree/left", "cat", "--model", "model", "--out", "tree_drawn")
+    assert done.returncode == 1
+    assert "would both be drawn to" in done.stderr
+
+
+def test_a_folder_of_one_image_is_a_folder_all_the_same(home):
+    (home / "one").mkdir()
+    Image.fromarray(tiny.photo(60, 80)).save(home / "one" / "x.png")
+    done = run(home, "detect", "one", "cat", "--model", "model", "--out", "one_drawn", "--json")
+    assert done.returncode == 0, done.stderr
+    assert isinstance(json.loads(done.stdout), list)
+    assert (home / "one_drawn" / "x.png").exists()
+
+
+def test_what_is_wrong_for_all_images_is_said_before_the_first(home):
+    (home / "ids.json").write_text('{"cat": 17}')
+    done = run(
+        home, "detect", "photo.png", "cat. dog.", "--model", "model", "--coco", "a.json", "--categories", "ids.json"
+    )
+    assert done.returncode == 1
+    assert "ids.json has no id for 'dog'; it knows 'cat'" in done.stderr
+    run(home, "detect", "photo.png", "cat", "--model", "void", "--jsonl", "early.jsonl")
+    assert not (home / "early.jsonl").exists()  # or the next try would be told that it exists
+
+
+def test_coco_ids_are_the_prompts_whatever_is_found(home):
+    run(home, "detect", "photo.png", "cat. dog.", "--model", "model", "--coco", "none.json", "--threshold", "1")
+    data = json.loads((home / "none.json").read_text())
+    assert data["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    assert data["annotations"] == []
+
+
+def test_standard_input_is_read_as_a_file_is(home):
+    """Turned as its EXIF says, and refused as a file is."""
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(tiny.photo(60, 80)).save(home / "turned.png", exif=exif)
+    command = [sys.executable, "-m", "minigdino", "detect", "-", "cat", "--model", "model", "--json"]
+    done = subprocess.run(command, cwd=home, input=(home / "turned.png").read_bytes(), capture_output=True, check=True)
+    assert json.loads(done.stdout)["width"] == 60
+    bad = subprocess.run(command, cwd=home, input=b"nothing", capture_output=True, text=False, check=False)
+    assert bad.returncode == 1
+    assert b"not a readable image" in bad.stderr
+    assert b"Traceback" not in bad.stderr
+
+
+def test_a_terminal_shows_how_far_it_is(home, many):
+    master, slave = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "minigdino", "detect", "many", "cat", "--model", "model", "--jsonl", "shown.jsonl"],
+        cwd=home,
+        stderr=slave,
+        check=False,
+    )
+    os.close(slave)
+    shown = os.read(master, 10_000).decode()
+    os.close(master)
+    assert done.returncode == 1
+    assert "1/3 images" in shown
+    assert "3/3 images, " in shown
+    assert "images, " not in run(home, "detect", "many", "cat", "--model", "model").stderr  # no terminal, no bar
+
+
 def test_control_c_ends_cleanly_and_keeps_what_is_done(home):
     """Interrupted in the middle of many images: exit status 130, no traceback, complete lines."""
     folder = home / "lots"

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +211,6 @@ def test_too_few_image_tokens_for_the_queries(model):
         (lambda m: m.detect(tiny.photo(), TEXT, threshold=float("nan")), "got nan"),
         (lambda m: m.detect(tiny.photo(), TEXT, size=3), r"size is \(shortest, longest\)"),
         (lambda m: m.detect(tiny.photo(), TEXT, size=(0, 4)), r"got \(0, 4\)"),
-        (lambda _: minigdino.load("somewhere", device="cuda"), "device must be \"cpu\"; got 'cuda'"),
     ],
 )
 def test_arguments_are_checked_at_the_door(model, call, message):
@@ -239,3 +239,56 @@ def test_info_says_what_runs():
     assert set(info["twins"].values()) == {True}
     assert info["minigdino"] == minigdino.__version__
     assert info["threads"] >= 1
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "CPU", "", None, 0])
+def test_an_unknown_device_is_refused(device):
+    with pytest.raises(minigdino.ArgumentError, match='device must be "cpu"; got'):
+        minigdino.load("shapes", device=device)
+
+
+def test_a_gpu_device_says_what_it_lacks(monkeypatch):
+    """Without CuPy, with CuPy and no GPU, and with both: three messages, each with the way out."""
+    found = {"cupy": None}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found[name])
+    with pytest.raises(minigdino.ArgumentError, match="'cuda' needs CuPy, which is not installed.*device=\"cpu\""):
+        minigdino.load("shapes", device="cuda")
+
+    class CUDARuntimeError(Exception):
+        pass
+
+    def no_gpu():
+        raise CUDARuntimeError("cudaErrorNoDevice")
+
+    runtime = types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceCount=no_gpu)
+    cupy = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime))
+    found["cupy"] = cupy
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    with pytest.raises(minigdino.ArgumentError, match="'cuda:1': CuPy finds no GPU .cudaErrorNoDevice"):
+        minigdino.load("shapes", device="cuda:1")
+    runtime.getDeviceCount = lambda: 2
+    with pytest.raises(
+        minigdino.ArgumentError, match="there are 2 GPUs here, but this version computes on the CPU alone"
+    ):
+        minigdino.load("shapes", device="cuda")
+
+
+def test_a_path_is_a_path_and_a_name_is_a_name(tmp_path, monkeypatch):
+    """Path("shapes") is a folder of that name, not the checkpoint in the package, for detect as for load."""
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda: minigdino.load(Path("shapes")),
+        lambda: minigdino.detect(tiny.photo(), TEXT, model=Path("shapes")),
+    ):
+        with pytest.raises(minigdino.CheckpointError, match="shapes: no such file or directory"):
+            call()
+    with pytest.raises(minigdino.ArgumentError, match="named by a str or a path; got int"):
+        minigdino.load(7)
+
+
+def test_a_threshold_means_the_same_in_any_type(model):
+    for value in (0.3, 0.25):
+        kept = [len(model.detect(tiny.photo(), TEXT, threshold=kind(value))) for kind in (float, np.float64)]
+        assert kept[0] == kept[1]
+    with pytest.raises(minigdino.ArgumentError, match="rows of different lengths"):
+        model.forward(tiny.pixels(), [[1], [2, 3]])

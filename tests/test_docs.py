@@ -9,7 +9,12 @@ import pytest
 from minigdino.cli import parser
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "training" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "training" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 README = PAGES[0].read_text()
 
 
@@ -46,7 +51,11 @@ def test_every_command_is_one_the_program_takes(command):
 
 def test_every_make_target_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {name for page in PAGES for name in re.findall(r"\bmake ([a-z][\w-]+)", "\n".join(blocks(page.read_text(), "text")))}
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"\bmake ([a-z][\w-]+)", "\n".join(blocks(page.read_text(), "text")))
+    }
     assert named
     assert named <= targets
 
@@ -63,8 +72,17 @@ def test_the_reading_order_is_the_order_of_the_model():
     rows = re.findall(r"^\| \[(\w+)\.py\]\(\S+\) \| (3\.\d) \|", README, re.MULTILINE)
     assert [section for _, section in rows] == sorted(section for _, section in rows)
     body = (ROOT / "minigdino" / "model.py").read_text().partition("def forward")[2]
-    stages = {"swin": "swin(", "bert": "bert(", "enhancer": "enhancer(", "queries": "select_queries(", "decoder": "decoder("}
-    called = sorted(stages, key=lambda name: body.index(f" {stages[name]}") if f" {stages[name]}" in body else body.index(stages[name]))
+    stages = {
+        "swin": "swin(",
+        "bert": "bert(",
+        "enhancer": "enhancer(",
+        "queries": "select_queries(",
+        "decoder": "decoder(",
+    }
+    called = sorted(
+        stages,
+        key=lambda name: body.index(f" {stages[name]}") if f" {stages[name]}" in body else body.index(stages[name]),
+    )
     assert sorted(called[:2]) == ["bert", "swin"]
     assert called[2:] == [name for name, _ in rows if name in called[2:]]
     assert [name for name, _ in rows] == ["swin", "bert", "enhancer", "queries", "decoder", "prompt"]

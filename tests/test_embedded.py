@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from training.evaluate import average_precision, false_boxes, scenes
-from training.predict import with_minigdino
 
 import minigdino
+from training.evaluate import average_precision, false_boxes, scenes
+from training.predict import with_minigdino
 
 FOLDER = Path(minigdino.__file__).parent / "models" / "shapes"
 SCENE = Path(__file__).parent.parent / "docs" / "images" / "scene.jpg"

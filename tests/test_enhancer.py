@@ -69,8 +69,10 @@ def glip(vision, text, w, n_heads):
         attention = q[:, head] @ k[:, head].T / D**0.5
         vision_heads.append(softmax(attention) @ v_text[:, head])
         text_heads.append(softmax(attention.T) @ v_vision[:, head])
-    return (ops.linear(np.concatenate(vision_heads, 1), **w["out_vision_proj"]),
-            ops.linear(np.concatenate(text_heads, 1), **w["out_text_proj"]))
+    return (
+        ops.linear(np.concatenate(vision_heads, 1), **w["out_vision_proj"]),
+        ops.linear(np.concatenate(text_heads, 1), **w["out_text_proj"]),
+    )
 
 
 @given(rngs(), st.integers(1, 9), st.integers(1, 7), st.sampled_from([1, 2, 4]))

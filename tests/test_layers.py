@@ -13,11 +13,11 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"__main__"},
     {"cli"},
     {"batch", "verify", "__init__"},
-    {"detector", "info"},
+    {"detector", "installation"},
     {"model", "results", "hub"},
     {"swin", "bert", "enhancer", "queries", "decoder", "drawing", "weights"},  # stages never import one another
     {"fusion", "deformable", "boxes", "image", "prompt", "parameters"},
-    {"ops", "config"},
+    {"ops", "config", "device"},
     {"kernels"},
     {"threads"},
     {"errors", "version", "tracing"},
@@ -42,12 +42,17 @@ def test_imports_point_down(module):
         assert RANK[other] < RANK[module], f"{module} imports {other}"
 
 
+def test_no_module_shares_a_name_with_a_public_function():
+    """`import minigdino.x` would give the function."""
+    assert not set(MODULES) & set(minigdino.__all__) - {"__init__", "__main__"}
+
+
 def test_every_module_has_its_level():
     assert set(MODULES) == set(RANK)
 
 
 def test_only_what_counts_threads_imports_ext_directly():
-    assert [m for m in MODULES if "_ext" in imports(m)] == ["info", "threads"]
+    assert [m for m in MODULES if "_ext" in imports(m)] == ["installation", "threads"]
 
 
 def test_sections_rise_down_the_model():

@@ -164,13 +164,17 @@ def test_supervision_gets_the_same_boxes(monkeypatch):
         found().to_supervision()
 
 
-def test_a_notebook_shows_the_picture_and_the_table():
+def test_a_notebook_shows_the_picture_and_the_table(tmp_path):
     model, photo = tiny.model(), tiny.photo()
     shown = model.detect(photo, ["a cat", "a dog"], threshold=0)._repr_html_()
     assert shown.startswith('<img src="data:image/jpeg;base64,')
     assert "<td>a dog</td>" in shown
     assert "&lt;cat&gt;" in model.detect(photo, ["<cat>"], threshold=0)._repr_html_()
     assert found()._repr_html_().startswith("<table>")
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    on_disk = model.detect(tmp_path / "photo.png", ["a dog"], threshold=0)
+    (tmp_path / "photo.png").unlink()
+    assert on_disk._repr_html_().startswith("<table>")
     with pytest.raises(minigdino.ArgumentError, match="do not know their image"):
         found().plot()
 

@@ -1,9 +1,12 @@
 """The shapes written in comments and docstrings are the shapes that flow."""
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 import tiny
-from shapecheck import ShapeError, check, checked
+from shapecheck import ShapeError, check, checked, promises
 
 import minigdino
 
@@ -23,6 +26,23 @@ def test_every_shape_comment_of_a_pass_is_true(family):
         "prompt.phrase_mask: result",
     ):
         assert promise in kept
+
+
+@pytest.mark.parametrize("family", ["grounding-dino", "mm-grounding-dino"])
+def test_the_fields_of_an_output_have_the_shapes_beside_them(family):
+    out = tiny.model(family).forward(tiny.pixels(), tiny.IDS, details=True)
+    fields = re.findall(
+        r"^    (\w+): np\.ndarray.*?#.*?\[([^\]]*)\]", inspect.getsource(minigdino.Output), re.MULTILINE
+    )
+    letters = {}
+    for name, spec in fields:
+        check(spec, getattr(out, name).shape, letters, f"Output.{name}")
+    assert len(fields) == 14
+
+
+def test_a_comment_after_a_long_statement_is_read_too():
+    named, _ = promises(minigdino.model.forward.__code__)
+    assert {"text_features", "vision", "text", "states", "references", "logits", "boxes"} <= {name for name, _ in named}
 
 
 def test_a_false_comment_is_caught():

@@ -88,7 +88,7 @@ def test_one_wrong_number_is_found_and_named(model, true, field, place, by, row)
     values[place] = by if field == "labels" else values[place] + by
     report = run(model, true, **{field: values.tolist()})
     assert report.status == 1
-    wrong, = failures(report)
+    (wrong,) = failures(report)
     assert wrong.startswith(row)
     table = str(report).splitlines()
     assert [line for line in table if line.endswith("  NO")] == [line for line in table if line.startswith(wrong)]

@@ -166,6 +166,20 @@ def test_shards_are_put_together(checkpoint, tmp_path):
     np.testing.assert_array_equal(answer(minigdino.load(tmp_path)), answer(Model(*checkpoint)))
 
 
+def test_saving_where_a_model_is_mapped_leaves_it_as_it_is(checkpoint, tmp_path):
+    """Over its own file, and over the shards it came from."""
+    shards(tmp_path, *checkpoint)
+    running = minigdino.load(tmp_path)
+    other = Model.random(checkpoint[1], seed=7)
+    before, after = answer(running), answer(other)
+    other.save(tmp_path)
+    np.testing.assert_array_equal(answer(running), before)
+    again = minigdino.load(tmp_path)
+    np.testing.assert_array_equal(answer(again), after)
+    again.save(tmp_path)
+    np.testing.assert_array_equal(answer(again), after)
+
+
 def test_a_missing_shard_or_a_lying_index_is_named(checkpoint, tmp_path):
     index = shards(tmp_path, *checkpoint)
     index["weight_map"]["model.level_embed"] = "model-00001-of-00002.safetensors"

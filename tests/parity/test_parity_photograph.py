@@ -13,4 +13,4 @@ from minigdino.prompt import Tokenizer
 def test_a_published_tiny_model_is_equal_on_a_photograph(family):
     mine, theirs = new_pair(Config.published(family, "tiny"))
     prompt = Tokenizer.from_directory(VOCABULARY).encode("a woman. a helmet. a space shuttle.")
-    assert_equal(mine, theirs, mine.preprocess(skimage.data.astronaut()), prompt.ids, nudges=1)
+    assert_equal(mine, theirs, mine.preprocess(skimage.data.astronaut()), prompt.ids)

@@ -1,0 +1,361 @@
+"""What can go wrong on the way in, one line each: which error, and that its message says what was expected, what came,
+and what to do. The usual mistakes are beside the code they concern, in test_weights.py, test_config.py, test_image.py,
+test_prompt.py and test_detector.py; here are the strange ones, most of them found by tests/fuzz.py."""
+
+import io
+import json
+import os
+import warnings
+
+import fuzz
+import numpy as np
+import pytest
+import tiny
+from PIL import Image, ImageOps
+
+import minigdino
+from minigdino import ArgumentError, CheckpointError, Config, ConfigError, ImageError, PromptError
+from minigdino.image import ImageSettings, open_image, preprocess
+
+PHOTO = tiny.photo(30, 40)
+
+
+def load(room, **changes):
+    """A whole model directory, but for some files: bytes, or changes of a JSON file's values, or None for no file."""
+    files = fuzz.model_files() | {name.replace("__", "."): change for name, change in changes.items()}
+    for name, change in files.items():
+        if isinstance(change, dict):
+            change = json.dumps(json.loads(fuzz.model_files()[name]) | change).encode()
+        if change is not None:
+            (room / name).write_bytes(change)
+    return minigdino.load(room)
+
+
+def weights(**changes):
+    """model.safetensors with other values in one tensor's header entry."""
+    header, body = fuzz.split(fuzz.model_files()["model.safetensors"])
+    header["model.level_embed"] |= changes
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def lone(dtype="F32", shape=(1,), data=b"1234"):
+    """A safetensors file of one tensor, which need not make sense."""
+    return fuzz.join({"x": (dtype, list(shape), data)})
+
+
+def png(width, height):
+    """A picture of 45 bytes that says it is as large as that."""
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
+    chunks = (len(header).to_bytes(4, "big") + b"IHDR" + header + b"\0\0\0\0", b"\0\0\0\0IEND\0\0\0\0")
+    return fuzz.with_checksums(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+def gif(width, height):
+    size = width.to_bytes(2, "little") + height.to_bytes(2, "little")
+    return b"GIF89a" + size + b"\x80\0\0\0\0\0\xff\xff\xff," + bytes(4) + size + b"\0\x02\x02\x4c\x01\0;"
+
+
+def encoded(kind, **options):
+    data = io.BytesIO()
+    Image.fromarray(tiny.photo(40, 40)).save(data, kind, **options)
+    return data.getvalue()
+
+
+def path(room, data, name="picture"):
+    (room / name).write_bytes(data)
+    return room / name
+
+
+def settings(room, **values):
+    return load(room, preprocessor_config__json=values)
+
+
+def backbone(room, **values):
+    whole = json.loads(fuzz.model_files()["config.json"])["backbone_config"]
+    return load(room, config__json={"backbone_config": whole | {"out_indices": None} | values})
+
+
+def indexed(room, tensor, shard):
+    return load(room, **{fuzz.INDEX: json.dumps({"weight_map": {tensor: shard}}).encode()})
+
+
+def tokens(change):
+    value = json.loads(fuzz.model_files()["tokenizer.json"])
+    change(value)
+    return json.dumps(value).encode()
+
+
+CASES = {
+    # pictures
+    "bomb": (
+        lambda room: open_image(path(room, png(20_000, 20_000))),
+        ImageError,
+        "picture: Image size (400000000 pixels) exceeds limit",
+        "raise PIL.Image.MAX_IMAGE_PIXELS",
+    ),
+    "bomb in a GIF": (lambda room: open_image(path(room, gif(65_535, 65_535))), ImageError, "exceeds limit"),
+    "no picture behind the header": (
+        lambda room: open_image(path(room, png(30, 30))),
+        ImageError,
+        "picture: not a readable image (",
+        "expected a whole PNG, JPEG or other file that Pillow reads",
+    ),
+    "cut short, opened by the caller": (
+        lambda room: open_image(Image.open(io.BytesIO(encoded("JPEG")[:800]))),
+        ImageError,
+        "not a readable image (image file is truncated",
+        "expected a whole PNG",
+    ),
+    "closed by the caller": (lambda room: open_image(closed()), ImageError, "not a readable image", "closed image"),
+    "a reader's own exception": (
+        lambda room: open_image(path(room, encoded("DDS")[:200])),
+        ImageError,
+        "not a readable image (",
+    ),
+    "a folder": (lambda room: open_image(room), ImageError, "not a readable image", "directory"),
+    "resized beyond all memory": (
+        lambda room: preprocess(Image.fromarray(PHOTO), ImageSettings(), (90_000, 90_000)),
+        ImageError,
+        "40 x 30 pixels would be resized to 90000 x 67500",
+        "use a smaller `size`",
+    ),
+    "a size of no picture": (
+        lambda room: tiny.model().detect(PHOTO, "cat", size=(10**400, 10**400)),
+        ArgumentError,
+        "image size must be 1 to 100000 pixels; got {'longest_edge': 1000",
+    ),
+    # safetensors
+    "header longer than a file can be": (
+        lambda room: load(room, model__safetensors=(2**63).to_bytes(8, "little") + b"{}"),
+        CheckpointError,
+        "model.safetensors: not a complete safetensors file",
+        "download it again",
+    ),
+    "more dimensions than arrays have": (
+        lambda room: load(room, model__safetensors=lone(shape=[1] * 70)),
+        CheckpointError,
+        "tensor x has an impossible entry in the header",
+        "'shape': [1, 1,",
+        "download the file again",
+    ),
+    "more numbers than memory has": (
+        lambda room: load(room, model__safetensors=lone(shape=[2**62, 0], data=b"")),
+        CheckpointError,
+        "tensor x has an impossible entry",
+    ),
+    "an entry that is a list": (
+        lambda room: load(room, model__safetensors=listed()),
+        CheckpointError,
+        "tensor x has an impossible entry",
+    ),
+    "overlapping tensors": (
+        lambda room: load(room, model__safetensors=weights(data_offsets=[0, 384])),
+        CheckpointError,
+        "not a complete safetensors file",
+    ),
+    "a name that fills the screen": (
+        lambda room: load(room, model__safetensors=fuzz.join(named("y" * 90_000))),
+        CheckpointError,
+        "tensor yyy",
+        "..",
+        "belongs to no layer",
+    ),
+    "a shard of a name that no disk takes": (
+        lambda room: indexed(room, "x", "y" * 9000),
+        CheckpointError,
+        "which is not in",
+        "download the missing file",
+    ),
+    "half characters in a name": (
+        lambda room: indexed(room, "\ud800", "model.safetensors"),
+        CheckpointError,
+        r"tensor \ud800 is in no shard",
+        "download that file again",
+    ),
+    # config.json
+    "depths that are no list": (
+        lambda room: backbone(room, depths=7),
+        ConfigError,
+        "backbone_config.depths must look like [2, 2, 6, 2]; got 7",
+    ),
+    "features that are no list": (
+        lambda room: backbone(room, out_features=7),
+        ConfigError,
+        "backbone_config.out_features must look like ['stage4']; got 7",
+    ),
+    "a stage beyond counting": (
+        lambda room: backbone(room, out_features=["stage" + "9" * 5000]),
+        ConfigError,
+        "out_indices must rise within 1..2; got ()",
+    ),
+    "a stage too many": (
+        lambda room: backbone(room, depths=[1] * 3000, num_heads=[1] * 3000),
+        ConfigError,
+        "depths must be of a sane length, at most 16; got 3000",
+    ),
+    "layers by the million": (
+        lambda room: load(room, config__json={"encoder_layers": 10**6}),
+        ConfigError,
+        "encoder_layers must be positive and of a sane size, at most 200; got 1000000",
+    ),
+    "blocks by the million": (lambda room: backbone(room, depths=[1, 10**6]), ConfigError, "depths must be positive"),
+    "an epsilon that float32 rounds to zero": (
+        lambda room: load(room, config__json={"layer_norm_eps": 1e-320}),
+        ConfigError,
+        "layer_norm_eps must be positi",
+    ),
+    "a value that fills the screen": (
+        lambda room: load(room, config__json={"d_model": "x" * 10**6}),
+        ConfigError,
+        "config.d_model must look like 256; got 'xxx",
+        "...",
+    ),
+    "a value nested out of sight": (
+        lambda room: load(room, config__json={"model_type": nested(500)}),
+        ConfigError,
+        "model_type=[[[[[[[...",
+        "is not supported; expected 'grounding-dino' or",
+    ),
+    "a Config of no kind": (lambda room: Config(d_model="wide"), ConfigError, "d_model must look like 256; got 'wide'"),
+    "a Config of no backbone": (
+        lambda room: Config(backbone_config=7),
+        ConfigError,
+        "config.backbone_config must look like a SwinConfig or a dict; got 7",
+    ),
+    # preprocessor_config.json
+    "a mean that is no number": (
+        lambda room: settings(room, image_mean=[0.5, float("nan"), 0.5]),
+        CheckpointError,
+        "preprocessor_config.json: the image settings make no sense: image_mean must be three "
+        "numbers; got [0.5, nan, 0.5]",
+    ),
+    "an endless edge": (
+        lambda room: settings(room, size={"shortest_edge": float("inf")}),
+        CheckpointError,
+        "size must be an object of edges, 1 to 100000 pixels; got {'shortest_edge': inf}",
+    ),
+    "half a filter": (
+        lambda room: settings(room, resample=2.5),
+        CheckpointError,
+        "resample must be one of Pillow's filters, 0 to 5; got 2.5",
+    ),
+    "a word for a switch": (
+        lambda room: settings(room, do_resize="no"),
+        CheckpointError,
+        "do_resize must be true or false; got 'no'",
+    ),
+    # the tokenizer
+    "tokenizer settings that are a list": (
+        lambda room: load(room, tokenizer_config__json=b"[]"),
+        CheckpointError,
+        "tokenizer_config.json: must be a JSON object; got []",
+    ),
+    "a vocabulary without [UNK]": (
+        lambda room: load(room, tokenizer__json=tokens(lambda t: t["model"]["vocab"].pop("[UNK]"))).tokenize("猫 cat"),
+        CheckpointError,
+        "the tokenizer, though it loaded, contradicts itself on this text (WordPiece",
+        "download it again",
+    ),
+    "a tokenizer that panics": (
+        lambda room: load(
+            room, tokenizer__json=tokens(lambda t: t["post_processor"]["special_tokens"].pop("[CLS]"))
+        ).tokenize("cat"),
+        CheckpointError,
+        "contradicts itself on this text (no entry found for key)",
+    ),
+    # prompts
+    "bytes that are no text": (
+        lambda room: tiny.model().detect(PHOTO, os.fsdecode(b"caf\xe9")),
+        PromptError,
+        "holds half characters",
+        "type it again",
+    ),
+    "a book": (
+        lambda room: tiny.model().detect(PHOTO, "a cat. " * 20_000),
+        PromptError,
+        "the prompt has 140000 characters; 65536 is the most",
+        "fewer phrases",
+    ),
+}
+
+
+def closed():
+    image = Image.fromarray(PHOTO)
+    image.close()
+    return image
+
+
+def listed():
+    text = b'{"x":["F32",[1],[0,4]]}'
+    return len(text).to_bytes(8, "little") + text + b"1234"
+
+
+def named(name):
+    header, body = fuzz.split(fuzz.model_files()["model.safetensors"])
+    some = {n: (e["dtype"], e["shape"], body[slice(*e["data_offsets"])]) for n, e in header.items() if n[0] != "_"}
+    return some | {name: ("F32", [1], b"1234")}
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("case", CASES)
+def test_an_error_says_what_was_expected_what_came_and_what_to_do(case, tmp_path):
+    call, kind, *parts = CASES[case]
+    with pytest.raises(kind) as caught:
+        call(tmp_path)
+    message = str(caught.value)
+    for part in parts:
+        assert part in message
+    assert len(message) < fuzz.MESSAGE
+    message.encode()  # no half characters: it can be printed
+
+
+def test_what_a_file_adds_to_the_format_is_passed_over(tmp_path):
+    model = load(tmp_path, model__safetensors=weights(note="made by hand"))
+    assert len(model.detect(PHOTO, "cat", threshold=0)) == model.config.num_queries
+
+
+def test_a_damaged_exif_block_neither_loses_nor_leaves_unturned_a_picture(tmp_path):
+    exif = Image.Exif()
+    exif[274], exif[271], exif[282] = 6, "minigdino", 72.0
+    photo = Image.fromarray(tiny.photo(7, 9))
+    block = bytearray(exif.tobytes())
+    block[41] = 29  # a tag of a kind that cannot be written again, which Pillow's own way of turning tries
+    photo.save(tmp_path / "odd.jpg", exif=bytes(block))
+    with Image.open(tmp_path / "odd.jpg") as opened, pytest.raises(AttributeError):
+        ImageOps.exif_transpose(opened)
+    assert open_image(tmp_path / "odd.jpg").size == (7, 9)
+    photo.save(tmp_path / "broken.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow says that the block is corrupt
+        assert open_image(tmp_path / "broken.jpg").size == (9, 7)
+
+
+@pytest.mark.parametrize(("value", "size"), [(v, (3, 2) if v < 5 else (2, 3)) for v in range(1, 9)])
+def test_every_orientation_is_turned_as_pillow_turns_it(value, size, tmp_path):
+    exif = Image.Exif()
+    exif[274] = value
+    Image.fromarray(tiny.photo(2, 3)).save(tmp_path / "turned.png", exif=exif)
+    turned = open_image(tmp_path / "turned.png")
+    assert turned.size == size
+    with Image.open(tmp_path / "turned.png") as opened:
+        np.testing.assert_array_equal(np.asarray(turned), np.asarray(ImageOps.exif_transpose(opened)))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no full disk")
+def test_a_full_disk_is_named(tmp_path):
+    (tmp_path / "config.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        tiny.model().save(tmp_path)
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+    with pytest.raises(OSError, match="exists.*model"):
+        tiny.model().save(path(tmp_path, b"", "model"))
