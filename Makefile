@@ -21,7 +21,7 @@ $(VENV)/parity: $(VENV)/built
 demo: build  ## find shapes in a drawn scene with the embedded checkpoint; writes demo.png
 	$(BIN)/minigdino detect docs/images/scene.jpg $(DEMO_TEXT) --model shapes --threshold 0.4 --out demo.png
 
-DEMO_TEXT = "a purple star. a green heart. a yellow circle."
+DEMO_TEXT = "a purple star. a green heart. an orange ring."
 
 test: build  ## the plain suite: no PyTorch, no network
 	$(BIN)/python -m pytest

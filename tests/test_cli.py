@@ -265,7 +265,7 @@ def test_control_c_ends_cleanly_and_keeps_what_is_done(home):
         (("detect", "photo.png", "cat", "--model", "model", "--threads", "0"), "positive int"),
         (
             ("detect", "photo.png", "cat", "--model", "model", "--coco", "a.json", "--categories", "void"),
-            "void: no such file",
+            "void: not a readable JSON file of categories",
         ),
         (("detect", "model/tokenizer.json/*", "cat", "--model", "model"), "matches no file"),
         (("detect", "photo.png", "cat", "--model", "model", "--out", "a.xyz"), "cannot write there"),

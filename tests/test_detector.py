@@ -152,7 +152,7 @@ def test_the_module_keeps_the_models_it_loads(model, tmp_path, monkeypatch):
     model.save(tmp_path)
     photo = tiny.photo()
     want = model.detect(photo, TEXT, threshold=0)
-    same(minigdino.detect(photo, TEXT, model=tmp_path, threshold=0), want)
+    same(minigdino.detect(photo, TEXT, model=str(tmp_path), threshold=0), want)
     (tmp_path / "config.json").unlink()  # from here on only the kept model can answer
     same(minigdino.detect(photo, TEXT, model=str(tmp_path), threshold=0), want)
     monkeypatch.setenv("MINIGDINO_MODEL", str(tmp_path))

@@ -1,7 +1,7 @@
 """Write a checkpoint's folder: python -m training.export minigdino/models/shapes [--runs FOLDER]
 
-The weights are stored as float16, half the size for no change in the figures, and computed with as float32, which
-config.json says.
+The weights are stored as float16, half the size (boxes move by hundredths of a pixel), and computed with as float32,
+which config.json says.
 """
 
 import argparse
