@@ -1,8 +1,11 @@
-"""Hypothesis: the same examples on every run in CI, and no deadline, since machines differ."""
+"""Hypothesis: the same examples on every run in CI, and no deadline, since machines differ. Parity only with PyTorch."""
 
+import importlib.util
 import os
 
 from hypothesis import HealthCheck, settings
+
+collect_ignore = [] if importlib.util.find_spec("torch") else ["parity"]
 
 quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("default", deadline=None, suppress_health_check=quiet)
