@@ -1,4 +1,4 @@
-"""Hypothesis: the same examples on every run in CI, and no deadline, since machines differ. Parity only with PyTorch."""
+"""Hypothesis: the same examples on every run in CI, and no deadline, since machines differ. Parity needs PyTorch."""
 
 import importlib.util
 import os

@@ -216,10 +216,12 @@ def test_control_c_ends_cleanly_and_keeps_what_is_done(home):
     for i in range(60):
         Image.fromarray(tiny.photo(60, 80, seed=i)).save(folder / f"{i:03}.png")
     process = subprocess.Popen(
+        # a job in a shell's background starts with the signal ignored, and passes that on
         [
             sys.executable,
-            "-m",
-            "minigdino",
+            "-c",
+            "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "from minigdino.cli import main; sys.exit(main())",
             "detect",
             "lots",
             "cat",
