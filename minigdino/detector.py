@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from . import hub
 from . import image as images
-from .config import Config
+from .config import Config, brief
 from .device import check_device
 from .errors import ArgumentError, CheckpointError, ImageError, PromptError
 from .image import ImageSettings
@@ -56,10 +56,18 @@ class Model:
         return cls(random_tensors(config, seed), config, tokenizer=tokenizer, settings=settings, source="random")
 
     def save(self, directory: str | Path) -> None:
-        """Write a directory that `load` and transformers read."""
+        """Write a directory that `load` and transformers read. Raises CheckpointError if it cannot be written."""
+        from safetensors import SafetensorError
+
+        try:
+            self._save(Path(directory))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{directory}: the model cannot be written there ({brief(error)}); give a folder of "
+                                  "yours on a disk with room for it") from None
+
+    def _save(self, directory):
         from safetensors.numpy import save_file
 
-        directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         shared = not any(name.startswith(("bbox_embed.1.", "model.decoder.bbox_embed.1.")) for name in self.tensors)
         config = {**self.config.to_dict(), "decoder_bbox_embed_share": shared, "decoder_cls_embed_share": shared,
@@ -132,8 +140,17 @@ class Model:
         picture = images.open_image(image)
         pixels = images.preprocess(picture, self.settings, _checked_size(size))
         output = self.forward(pixels, prompt.ids)
+        if not np.isfinite(output.logits).all():
+            raise CheckpointError(self._broken())
         return post_process(output.logits, output.boxes, prompt, self.tokenizer.decode, picture.size,
                             threshold, text_threshold, image)
+
+    def _broken(self):
+        """Why the network's answer is no number."""
+        bad = next((name for name, array in self.tensors.items() if not np.isfinite(array).all()), None)
+        return (f"{self.source}: tensor {bad} holds NaN or infinity; download it again" if bad else
+                f"{self.source}: numbers outgrew 32-bit floats inside the network; some weights must be damaged: "
+                "download it again")
 
     def _prompts(self, text, n_images):
         if isinstance(text, (list, tuple)) and any(isinstance(t, (list, tuple)) for t in text):
@@ -196,7 +213,7 @@ def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
         path = EMBEDDED / source
     else:
         path = hub.find(source) if hub.is_model_id(source) else Path(source)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's own, it says no where it may not look
         raise CheckpointError(f"{source}: no such file or directory. A model is a directory with config.json, "
                               "model.safetensors and tokenizer.json, a .safetensors file in one, a model id "
                               '(owner/name), or "shapes"')

@@ -292,3 +292,16 @@ def test_a_threshold_means_the_same_in_any_type(model):
         assert kept[0] == kept[1]
     with pytest.raises(minigdino.ArgumentError, match="rows of different lengths"):
         model.forward(tiny.pixels(), [[1], [2, 3]])
+
+
+def test_weights_that_are_no_numbers_are_named():
+    model = tiny.model()
+    bad = {**model.tensors, "model.enc_output.bias": np.full(64, np.nan, np.float32)}
+    with pytest.raises(minigdino.CheckpointError, match=r"tensor model\.enc_output\.bias holds NaN or infinity"):
+        Model(bad, model.config, tokenizer=model.tokenizer, settings=model.settings).detect(tiny.photo(), TEXT)
+
+
+def test_a_model_that_cannot_be_written_says_where(model, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(minigdino.CheckpointError, match="the model cannot be written there"):
+        model.save(tmp_path / "file")
