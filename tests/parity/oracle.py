@@ -254,8 +254,9 @@ def compare(mine: Model, reference, pixels, ids, nudges: int = 3) -> dict[str, C
     """Run both, ours with the reference's selection.
 
     A tolerance grows only where the reference, with the same selection, differs from itself by more than a fifth of it
-    when pixels move by 1e-7; then it is five times that. A few queries in a thousand are so unsteady that one nudge
-    says little about the next, hence several.
+    when pixels move by 1e-7; then it is five times that. Such is a query chosen from the image's border, with random
+    weights: its box starts at 1, where the last bit of a float32 is worth 0.01 in logits, and each layer multiplies it.
+    One nudge may leave that bit alone and the next may not, hence several.
     """
     expected = theirs(reference, pixels, ids)
     selected = expected.pop("selected")
