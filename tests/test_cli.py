@@ -265,6 +265,7 @@ def test_control_c_ends_cleanly_and_keeps_what_is_done(home):
         ),
         (("detect", "photo.png", "cat", "--model", "model", "--device", "tpu"), "device must be"),
         (("detect", "photo.png", "cat", "--model", "model", "--threads", "0"), "positive int"),
+        (("detect", "photo.png", "cat", "--model", "model", "--coco", "/dev/full"), "No space left on device"),
         (
             ("detect", "photo.png", "cat", "--model", "model", "--coco", "a.json", "--categories", "void"),
             "void: not a readable JSON file of categories",
