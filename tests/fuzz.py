@@ -161,7 +161,8 @@ def change_values(rng, value):
             other, its = spot(rng, value)
             where[key] = copy.deepcopy(other[its])
         elif kind == 6:
-            where[key] = [old] * rng.choice((0, 1, 2, 7, 70, 3000)) if len(json.dumps(old)) < 100 else [old]
+            small = len(json.dumps(old)) < 100 and len(json.dumps(value)) < 50_000
+            where[key] = [old] * (rng.choice((0, 1, 2, 7, 70, 3000)) if small else 1)
         elif isinstance(where, dict):
             where[rng.choice(("x", "", "\ud800", "stage1", str(key) + "s"))] = where.pop(key)
     return value
@@ -572,7 +573,8 @@ def main() -> int:
     for tally in tallies:
         for message, n in tally.warnings.most_common(5):
             print(f"{tally.target}: {n} x {message}")
-        print("\n\n".join(tally.failures[:20]))
+        for failure in tally.failures[:20]:
+            print(f"\n{failure}")
     return 1 if any(tally.failures for tally in tallies) else 0
 
 
