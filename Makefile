@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd)
 
-.PHONY: build demo test lint parity published golden bench train-shapes evaluate-shapes clean
+.PHONY: build demo test lint parity published golden bench benchmarks train-shapes evaluate-shapes clean
 
 build: $(VENV)/built
 
@@ -38,8 +38,16 @@ published: $(VENV)/parity  ## the five published geometries at full width agains
 golden: $(VENV)/parity  ## write the golden files of the plain suite again
 	$(BIN)/python tests/golden/make.py
 
-bench: build  ## seconds, memory and start of the tiny model at 800 x 1066
-	$(BIN)/python benchmarks/forward.py
+bench: build  ## where the seconds of the tiny model go at 800 x 1066, stage by stage
+	$(BIN)/minigdino bench
+
+benchmarks: $(VENV)/benchmarks  ## beside transformers, ONNX Runtime and OpenVINO: seconds, memory, start, growth
+	$(BIN)/python -m benchmarks.loops
+	$(BIN)/python -m benchmarks
+
+$(VENV)/benchmarks: $(VENV)/built
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	touch $@
 
 train-shapes: $(VENV)/parity  ## train, export and evaluate the embedded checkpoint: about an hour on two cores
 	$(BIN)/python -m training.train
@@ -52,4 +60,4 @@ evaluate-shapes: $(VENV)/parity  ## every figure of the embedded checkpoint's mo
 	$(BIN)/python -m training.card training/runs/figures.json minigdino/models/shapes
 
 clean:
-	rm -rf $(VENV) build *.egg-info _ext/*.c _ext/*.so demo.png
+	rm -rf $(VENV) build *.egg-info _ext/*.c _ext/*.so _ext/avx*/*.so demo.png

@@ -1,18 +1,34 @@
 """Only what pyproject.toml cannot say: the compiled twins. Without a C compiler the NumPy references run instead."""
 
 import sys
+import sysconfig
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-TWINS = ("bilinear", "deform_attn", "gelu")
+TWINS = ("deformable", "ops", "swin")
 
-# Neither option changes a result: they let the compiler compute both sides of a condition, and so several lanes.
-FLAGS = ["-O3", "-fno-trapping-math", "-fno-math-errno"] if sys.platform != "win32" else ["/O2"]
+# -fno-... change no result. They let the compiler compute both sides of a condition, and so several lanes; the last one
+# keeps GCC from making a branch for where a clamped value is a constant.
+FLAGS = ["-O3", "-fno-trapping-math", "-fno-math-errno", "-fno-tree-pre", "-g0"] if sys.platform != "win32" else ["/O2"]
+NUMPY = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION")]
+STRIP = ["-Wl,--strip-all"] if sys.platform == "linux" else []
 
-extensions = cythonize([Extension(f"minigdino._ext.{name}", [f"_ext/{name}.pyx"], extra_compile_args=FLAGS)
-                        for name in TWINS])
-for extension in extensions:
-    extension.optional = True  # only now: cythonize makes new ones, and forgets it
+# One source, compiled for any processor, and once more for each of the wider vector units that many x86-64 have.
+# minigdino/kernels.py picks at run time, so a package built on one machine runs on every other.
+LEVELS = {"": []}
+if sys.platform != "win32" and sysconfig.get_platform().endswith("x86_64"):
+    LEVELS["avx2."] = ["-march=x86-64-v3"]
+    LEVELS["avx512."] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 
-setup(ext_modules=extensions)
+cythonize([f"_ext/{name}.pyx" for name in (*TWINS, "cpu", "memory")])
+
+
+def extension(name, level="", flags=()):
+    return Extension(f"minigdino._ext.{level}{name}", [f"_ext/{name}.c"], extra_compile_args=[*FLAGS, *flags],
+                     extra_link_args=STRIP, include_dirs=[numpy.get_include()], define_macros=NUMPY, optional=True)
+
+
+twins = [extension(name, level, flags) for name in TWINS for level, flags in LEVELS.items()]
+setup(ext_modules=[extension("cpu"), extension("memory"), *twins])

@@ -5,21 +5,28 @@ No OpenMP: its idle threads spin, and starve the matrix products that run betwee
 
 from __future__ import annotations
 
-import functools
-import math
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+
+from .quota import quota
 
 PIECES = 4  # per thread, so that a thread held up elsewhere leaves its share to the others
 
 _count: int | None = None  # None: as many as this process may use
 _pool: ThreadPoolExecutor | None = None
+_turn = threading.Lock()  # a loop uses all threads: callers from several threads go one after the other
 
 
 def count() -> int:
     """Threads a loop uses: what `limit` set, else the processors this process may run on and has a quota for."""
-    return _count or max(1, min(_affinity(), _quota()))
+    return _count or max(1, min(_affinity(), quota()))
+
+
+def quota_binds() -> bool:
+    """Whether a quota leaves fewer processors than this process may run on: other libraries then start too many."""
+    return quota() < _affinity()
 
 
 def limit(n: int | None) -> None:
@@ -28,18 +35,33 @@ def limit(n: int | None) -> None:
     _count, _pool = n, None
 
 
-def for_rows(loop: Callable[[int, int], None], n: int) -> None:
-    """Call loop(first, last) for ranges that cover 0..n once each, and return when all are done."""
+def for_rows(loop: Callable[[int, int], None], n: int, least: int = 1) -> None:
+    """Call loop(first, last) for ranges that cover 0..n once each, and return when all are done.
+
+    least: numbers a range must have to be worth a call, or to fill a vector.
+    """
     threads = count()
-    pieces = min(threads * PIECES, n)
+    pieces = min(threads * PIECES, n // least)
     if threads == 1 or pieces < 2:
         return loop(0, n)
     edges = [n * i // pieces for i in range(pieces + 1)]
-    for done in [_threads(threads).submit(loop, *edge) for edge in zip(edges, edges[1:])]:
-        done.result()
+    ranges = iter(list(zip(edges, edges[1:])))
+
+    def work():
+        for first, last in ranges:  # whoever is free takes the next
+            loop(first, last)
+
+    with _turn:
+        helpers = [_helpers(threads - 1).submit(work) for _ in range(threads - 1)]
+        try:
+            work()
+        finally:
+            for helper in helpers:
+                if not helper.cancel():  # else it had not even begun
+                    helper.result()
 
 
-def _threads(n):
+def _helpers(n):
     global _pool
     if _pool is None:
         _pool = ThreadPoolExecutor(n, thread_name_prefix="minigdino")
@@ -50,20 +72,10 @@ def _affinity():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@functools.cache
-def _quota():
-    """Whole processors that the control group of this process grants: containers limit time, not processors."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        return math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # no such file, or no limit ("max")
-        return 1 << 20
-
-
 def _forget():
-    global _pool
-    _pool = None  # a forked process has the object but not its threads
+    """A forked process has these objects, but not the threads that work for the one and may hold the other."""
+    global _pool, _turn
+    _pool, _turn = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -5,14 +5,14 @@ T tokens, C channels, F hidden channels of the feed-forward.
 
 from __future__ import annotations
 
-from .ops import attention, feed_forward, layer_norm
+from .ops import add_norm, attention, feed_forward
 
 
 def bert_layer(x, self_attn, self_attn_layer_norm, fc1, fc2, final_layer_norm, mask, n_heads, activation, eps):
     """Attention, then feed-forward, each added and normed: x [T, C], mask [T, T] -> [T, C]"""
     attended = attention(x, x, x, **self_attn, n_heads=n_heads, mask=mask)  # [T, C]
-    mixed = layer_norm(x + attended, **self_attn_layer_norm, eps=eps)  # [T, C]
-    return layer_norm(mixed + feed_forward(mixed, fc1, fc2, activation), **final_layer_norm, eps=eps)
+    mixed = add_norm(x, attended, **self_attn_layer_norm, eps=eps)  # [T, C]
+    return add_norm(mixed, feed_forward(mixed, fc1, fc2, activation), **final_layer_norm, eps=eps)
 
 
 def bert(token_ids, mask, positions, embeddings, layers, config):
@@ -21,7 +21,7 @@ def bert(token_ids, mask, positions, embeddings, layers, config):
     words = embeddings["word_embeddings"]["weight"][token_ids]  # [T, C]
     places = embeddings["position_embeddings"]["weight"][positions]  # [T, C]
     segment = embeddings["token_type_embeddings"]["weight"][0]  # [C]
-    x = layer_norm(words + segment + places, **embeddings["layer_norm"], eps=config.layer_norm_eps)
+    x = add_norm(words, segment + places, **embeddings["layer_norm"], eps=config.layer_norm_eps)
     for layer in layers:
         x = bert_layer(x, **layer, mask=mask, n_heads=config.num_attention_heads,
                        activation=config.hidden_act, eps=config.layer_norm_eps)

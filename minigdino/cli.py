@@ -77,6 +77,16 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--image", metavar="PATH", help="the COCO image 000000039769, instead of fetching it")
     verify.set_defaults(verb=_verify)
 
+    bench = verbs.add_parser("bench", help="where the seconds of a pass go, stage by stage",
+                             epilog="example: minigdino bench --size 480 640 --passes 3")
+    bench.add_argument("--model", metavar="M", help='directory, model id or "shapes" (the tiny geometry, random)')
+    bench.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(800, 1066),
+                       help="pixels of the image (800 1066)")
+    bench.add_argument("--tokens", type=int, default=9, metavar="T", help="length of the prompt (9)")
+    bench.add_argument("--passes", type=int, default=5, metavar="N", help="measured passes, after one that is not (5)")
+    bench.add_argument("--threads", type=int, metavar="N", help="threads to compute with (all processors)")
+    bench.set_defaults(verb=_bench)
+
     about = verbs.add_parser("info", help="versions, processor, BLAS, threads, live kernels, models found",
                              epilog="example: minigdino info")
     about.set_defaults(verb=_info)
@@ -181,6 +191,19 @@ def _verify(arguments):
     report = verify(arguments.id or hub.DEFAULT, arguments.image, arguments.model)
     print(report)
     return report.status
+
+
+def _bench(arguments):
+    from .bench import bench
+
+    if arguments.passes < 1:
+        raise ArgumentError(f"--passes must be 1 or more; got {arguments.passes}")
+    if min(arguments.size) < 1:
+        raise ArgumentError(f"--size is pixels, height before width; got {' '.join(map(str, arguments.size))}")
+    if arguments.threads is not None:
+        set_threads(arguments.threads)
+    print(bench(arguments.model, tuple(arguments.size), arguments.tokens, arguments.passes))
+    return 0
 
 
 def _info(_):

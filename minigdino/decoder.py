@@ -9,7 +9,7 @@ import numpy as np
 
 from .boxes import box_positions, logit, sigmoid
 from .deformable import deformable_attention
-from .ops import attention, feed_forward, layer_norm, mlp
+from .ops import add_norm, attention, feed_forward, layer_norm, mlp
 
 
 def decoder_layer(queries, query_pos, references, vision, text, sizes, self_attn, self_attn_layer_norm,
@@ -18,16 +18,16 @@ def decoder_layer(queries, query_pos, references, vision, text, sizes, self_attn
     """Figure 3, block 3. queries [Q, C], query_pos [Q, C], references [Q, 4], vision [S, C], text [T, C] -> [Q, C]"""
     placed = queries + query_pos  # [Q, C]
     to_queries = attention(placed, placed, queries, **self_attn, n_heads=n_heads)  # [Q, C]
-    x = layer_norm(queries + to_queries, **self_attn_layer_norm, eps=eps)  # [Q, C]
+    x = add_norm(queries, to_queries, **self_attn_layer_norm, eps=eps)  # [Q, C]
 
     # != paper: Figure 3 draws the image before the text; the released decoder attends to the text first
     to_text = attention(x + query_pos, text, text, **encoder_attn_text, n_heads=n_heads)  # [Q, C]
-    y = layer_norm(x + to_text, **encoder_attn_text_layer_norm, eps=eps)  # [Q, C]
+    y = add_norm(x, to_text, **encoder_attn_text_layer_norm, eps=eps)  # [Q, C]
 
     to_image = deformable_attention(y + query_pos, references, vision, sizes, **encoder_attn,
                                     n_heads=n_heads, n_points=n_points)  # [Q, C]
-    z = layer_norm(y + to_image, **encoder_attn_layer_norm, eps=eps)  # [Q, C]
-    return layer_norm(z + feed_forward(z, fc1, fc2, activation), **final_layer_norm, eps=eps)
+    z = add_norm(y, to_image, **encoder_attn_layer_norm, eps=eps)  # [Q, C]
+    return add_norm(z, feed_forward(z, fc1, fc2, activation), **final_layer_norm, eps=eps)
 
 
 def refine(states, references, bbox_embed):

@@ -11,7 +11,7 @@ from .kernels import accelerated
 from .ops import linear, softmax
 
 
-@accelerated(numpy="minigdino._ext.bilinear:forward")
+@accelerated(numpy="minigdino._ext.deformable:bilinear")
 def bilinear(image, xy):
     """Sample each head's channels at points given in fractions of width and height; outside is zero.
 
@@ -33,22 +33,6 @@ def bilinear(image, xy):
     return total
 
 
-@accelerated(numpy="minigdino._ext.deform_attn:forward")
-def deform_attn(value, sizes, locations, weights):
-    """Eq. 3 between its two linear maps: the sum over levels l and points p of A_lp * x_l(p_lp), for every head.
-
-    value [S, M, D], sizes ((H, W), ...) per level, locations [Q, M, L, P, 2], weights [Q, M, L, P] -> [Q, M*D]
-    """
-    Q, M, L, P, _ = locations.shape
-    total, start = 0, 0
-    for level, (H, W) in enumerate(sizes):
-        image = value[start : start + H * W].reshape(H, W, M, -1)
-        sampled = bilinear.reference(image, locations[:, :, level])  # [Q, M, P, D]
-        attended = (weights[:, :, level, :, None] * sampled).sum(axis=2)  # [Q, M, D]
-        total, start = total + attended, start + H * W
-    return total.reshape(Q, M * value.shape[2])
-
-
 def sampling_locations(references, offsets, sizes):
     """Where each head looks: p_q + delta p of Eq. 3. Offsets count pixels of their level around a point, and
     P-ths of half the box's size around a box.
@@ -62,6 +46,25 @@ def sampling_locations(references, offsets, sizes):
     return at[..., :2] + offsets / offsets.shape[3] * at[..., 2:] * 0.5
 
 
+@accelerated(numpy="minigdino._ext.deformable:deform_attn")
+def deform_attn(value, sizes, references, offsets, scores):
+    """Eq. 3 between its linear maps: the sum over levels l and points p of A_lp * x_l(p_lp), for every head.
+
+    value [S, M, D], sizes ((H, W), ...) per level, references [Q, R], R = 2 or 4, offsets [Q, M, L, P, 2],
+    scores [Q, M, L*P] -> [Q, M*D]
+    """
+    Q, M, L, P, _ = offsets.shape
+    weights = softmax.reference(scores).reshape(Q, M, L, P)  # [Q, M, L, P]
+    locations = sampling_locations(references, offsets, sizes)  # [Q, M, L, P, 2]
+    total, start = 0, 0
+    for level, (H, W) in enumerate(sizes):
+        image = value[start : start + H * W].reshape(H, W, M, -1)
+        sampled = bilinear.reference(image, locations[:, :, level])  # [Q, M, P, D]
+        attended = (weights[:, :, level, :, None] * sampled).sum(axis=2)  # [Q, M, D]
+        total, start = total + attended, start + H * W
+    return total.reshape(Q, M * value.shape[2])
+
+
 def deformable_attention(queries, references, memory, sizes, sampling_offsets, attention_weights, value_proj,
                          output_proj, n_heads, n_points):
     """Eq. 3 of 2010.04159: M heads, each weighing P points on every level.
@@ -70,8 +73,9 @@ def deformable_attention(queries, references, memory, sizes, sampling_offsets, a
     """
     Q, L = len(queries), len(sizes)
     value = linear(memory, **value_proj).reshape(len(memory), n_heads, -1)  # [S, M, D]
-    offsets = linear(queries, **sampling_offsets).reshape(Q, n_heads, L, n_points, 2)  # [Q, M, L, P, 2]
-    scores = linear(queries, **attention_weights).reshape(Q, n_heads, L * n_points)  # [Q, M, L*P]
-    weights = softmax(scores).reshape(Q, n_heads, L, n_points)  # [Q, M, L, P]
-    locations = sampling_locations(references, offsets, sizes)  # [Q, M, L, P, 2]
-    return linear(deform_attn(value, sizes, locations, weights), **output_proj)
+    # where to look and how much it counts, in one product: the queries are read once
+    weight, bias = (np.concatenate([sampling_offsets[name], attention_weights[name]]) for name in ("weight", "bias"))
+    offsets, scores = np.split(linear(queries, weight, bias), [n_heads * L * n_points * 2], axis=1)
+    looked = deform_attn(value, sizes, references, offsets.reshape(Q, n_heads, L, n_points, 2),
+                         scores.reshape(Q, n_heads, L * n_points))  # [Q, C]
+    return linear(looked, **output_proj)

@@ -18,6 +18,9 @@ from .config import Config, brief
 from .device import check_device
 from .errors import ArgumentError, CheckpointError, ImageError, PromptError
 from .image import ImageSettings
+from .kept import Kept, content
+from .kernels import mode
+from .memory import reused
 from .model import Output, forward
 from .parameters import random_tensors
 from .prompt import PUBLISHED_DELIMITERS, Prompt, Tokenizer
@@ -33,7 +36,12 @@ Text: TypeAlias = "str | Sequence[str] | Sequence[Sequence[str]]"
 
 
 class Model:
-    """A loaded checkpoint. It holds no state between calls, so threads may share it."""
+    """A loaded checkpoint, which threads may share.
+
+    `detect` keeps the features of the last two images and sixteen prompts: another prompt on the same image skips the
+    image backbone, the same prompt on another image skips BERT. `clear` forgets them; `forward` neither keeps nor uses
+    them.
+    """
 
     def __init__(self, tensors: dict[str, np.ndarray], config: Config, *, tokenizer: Tokenizer | None = None,
                  settings: ImageSettings | None = None, source: str | Path = "tensors"):
@@ -44,6 +52,7 @@ class Model:
         self.weights = build(tensors, config, source)
         self.tensors, self.config, self.source = tensors, config, source
         self.tokenizer, self.settings = tokenizer, settings or ImageSettings()
+        self._images, self._texts = Kept(2), Kept(16)
 
     def __repr__(self) -> str:
         return f"Model({self.config.model_type}, {str(self.source)!r})"
@@ -112,8 +121,17 @@ class Model:
         pixels, ids = self._checked_inputs(pixels, token_ids)
         if selected is not None:
             selected = self._checked_selection(selected, pixels)
+        return self._forward(pixels, ids, selected=selected, details=details)
+
+    def _forward(self, pixels, ids, **more):
         delimiters = self.tokenizer.delimiters if self.tokenizer else PUBLISHED_DELIMITERS
-        return forward(pixels, ids, delimiters, self.weights, self.config, selected, details)
+        with reused():
+            return forward(pixels, ids, delimiters, self.weights, self.config, **more)
+
+    def clear(self) -> None:
+        """Forget the features that `detect` keeps, and free their memory."""
+        self._images.clear()
+        self._texts.clear()
 
     def detect(self, image: Images, text: Text, *, threshold: float = 0.25, text_threshold: float = 0.25,
                size: Sequence[int] | None = None) -> Detections | list[Detections]:
@@ -139,11 +157,19 @@ class Model:
     def _detect(self, image, prompt, threshold, text_threshold, size):
         picture = images.open_image(image)
         pixels = images.preprocess(picture, self.settings, _checked_size(size))
-        output = self.forward(pixels, prompt.ids)
+        output = self._output(*self._checked_inputs(pixels, prompt.ids))
         if not np.isfinite(output.logits).all():
             raise CheckpointError(self._broken())
         return post_process(output.logits, output.boxes, prompt, self.tokenizer.decode, picture.size,
                             threshold, text_threshold, image)
+
+    def _output(self, pixels, ids):
+        """`forward`, less the backbones that have seen this image or this prompt before."""
+        image, text = (*content(pixels), mode()), (*content(ids), mode())
+        output = self._forward(pixels, ids, image_features=self._images.get(image), text_features=self._texts.get(text))
+        self._images.put(image, output.image_features)
+        self._texts.put(text, output.text_features)
+        return output
 
     def _broken(self):
         """Why the network's answer is no number."""

@@ -10,7 +10,7 @@ import numpy as np
 from .boxes import image_positions, pixel_centres, sine_embedding
 from .deformable import deformable_attention
 from .fusion import fusion_layer
-from .ops import attention, feed_forward, group_norm, layer_norm, linear
+from .ops import add_norm, attention, feed_forward, group_norm, linear
 
 
 def conv_1x1(x, weight, bias):
@@ -51,8 +51,8 @@ def text_enhancer_layer(text, positions, mask, self_attn, fc1, fc2, layer_norm_b
     """text [T, C], positions [T, C], mask [T, T] -> [T, C]"""
     placed = text + positions  # [T, C]
     attended = attention(placed, placed, text, **self_attn, n_heads=n_heads, mask=mask)  # [T, C]
-    mixed = layer_norm(text + attended, **layer_norm_before, eps=eps)  # [T, C]
-    return layer_norm(mixed + feed_forward(mixed, fc1, fc2, activation), **layer_norm_after, eps=eps)
+    mixed = add_norm(text, attended, **layer_norm_before, eps=eps)  # [T, C]
+    return add_norm(mixed, feed_forward(mixed, fc1, fc2, activation), **layer_norm_after, eps=eps)
 
 
 def deformable_layer(vision, positions, references, sizes, self_attn, self_attn_layer_norm, fc1, fc2,
@@ -60,8 +60,8 @@ def deformable_layer(vision, positions, references, sizes, self_attn, self_attn_
     """vision [S, C], positions [S, C], references [S, 2] -> [S, C]"""
     attended = deformable_attention(vision + positions, references, vision, sizes, **self_attn,
                                     n_heads=n_heads, n_points=n_points)  # [S, C]
-    mixed = layer_norm(vision + attended, **self_attn_layer_norm, eps=eps)  # [S, C]
-    return layer_norm(mixed + feed_forward(mixed, fc1, fc2, activation), **final_layer_norm, eps=eps)
+    mixed = add_norm(vision, attended, **self_attn_layer_norm, eps=eps)  # [S, C]
+    return add_norm(mixed, feed_forward(mixed, fc1, fc2, activation), **final_layer_norm, eps=eps)
 
 
 def enhancer(maps, text, mask, token_positions, layers, level_embed, config):

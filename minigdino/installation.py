@@ -22,6 +22,7 @@ def info() -> dict:
         "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
         "threads": threads.count(),
         "kernels": kernels.mode(),
+        "vectors": kernels.levels()[0] or "any processor's",
         "twins": kernels.live(),
         "cache": str(hub.cache()),
         "models": ["shapes", *hub.cached()],

@@ -46,14 +46,14 @@ def accelerated(**twins: str):
 
     def decorate(reference):
         @functools.wraps(reference)
-        def op(*args):
+        def op(*args, **kwargs):
             path = twins.get(array_library(args))
             if not path or mode() != "fast":
-                return reference(*args)
+                return reference(*args, **kwargs)
             twin = load(path)
             if twin is None:
                 _announce(path)
-            return (twin or reference)(*args)
+            return (twin or reference)(*args, **kwargs)
 
         op.reference, op.twins = reference, twins
         OPS[reference.__name__] = op
@@ -69,12 +69,29 @@ def array_library(arrays) -> str:
 
 @functools.cache
 def load(path: str) -> Callable | None:
-    """The function at "module:function", or None when it was not built."""
+    """The function at "module:function", for the widest vectors of this processor; None when it was not built."""
+    return next(filter(None, (load_for(level, path) for level in levels())), None)
+
+
+def load_for(level: str, path: str) -> Callable | None:
+    """The function at "package.module:function" as compiled for a level: "package.level.module:function" if there is
+    one. None if it was not built."""
     module, _, name = path.partition(":")
+    package, _, module = module.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(".".join(filter(None, (package, level, module)))), name)
     except ImportError:
         return None
+
+
+@functools.cache
+def levels() -> tuple[str, ...]:
+    """What twins may be compiled for and this processor runs, best first: of "avx512", "avx2" and "", any processor."""
+    try:
+        from ._ext.cpu import levels
+    except ImportError:
+        return ("",)
+    return tuple(levels())
 
 
 def _announce(path):

@@ -24,6 +24,7 @@ class Output:
 
     logits: np.ndarray  # [Q, T] how much each box is like each token
     boxes: np.ndarray  # [Q, 4]
+    image_features: tuple[np.ndarray, ...]  # the backbone's maps [H, W, channels]
     text_features: np.ndarray  # [T, C] BERT's, projected; before the enhancer
     text: np.ndarray  # [T, C] after the enhancer
     vision: np.ndarray  # [S, C] after the enhancer
@@ -33,7 +34,6 @@ class Output:
     hidden_states: np.ndarray  # [N, Q, C] after each decoder layer, normed
     references: np.ndarray  # [N+1, Q, 4] the boxes that enter layer 0, 1, ... and that leave the last
     # with details=True only
-    image_features: tuple[np.ndarray, ...] | None = None  # the backbone's maps [H, W, channels]
     layer_logits: np.ndarray | None = None  # [N, Q, T] every decoder layer's
     layer_boxes: np.ndarray | None = None  # [N, Q, 4]
     encoder_logits: np.ndarray | None = None  # [S, T] every image token's
@@ -41,14 +41,20 @@ class Output:
     query_logits: np.ndarray | None = None  # [Q, T] learned queries against text_features: the same for any image
 
 
-def forward(pixels, token_ids, delimiters, weights, config, selected=None, details=False):
-    """The network. pixels [3, H, W] normalised, token_ids [T], selected [Q] image tokens to use for its own choice."""
+def forward(pixels, token_ids, delimiters, weights, config, selected=None, details=False, image_features=None,
+            text_features=None):
+    """The network. pixels [3, H, W] normalised, token_ids [T], selected [Q] image tokens to use for its own choice.
+
+    The features depend on the image alone and on the text alone; whoever has them from an earlier pass hands them in.
+    """
     # §3.4 sub-sentence level text features: a token sees its own phrase alone
     mask, positions = phrase_mask(token_ids, delimiters)
     # §3.1 feature extraction: the text backbone and the image backbone
-    text_features = linear(bert(token_ids, mask, positions, **weights["text_backbone"], config=config.text_config),
-                           **weights["text_projection"])  # [T, C]
-    image_features = swin(pixels, **weights["backbone"], config=config.backbone_config)
+    if text_features is None:
+        text_features = linear(bert(token_ids, mask, positions, **weights["text_backbone"], config=config.text_config),
+                               **weights["text_projection"])  # [T, C]
+    if image_features is None:
+        image_features = tuple(swin(pixels, **weights["backbone"], config=config.backbone_config))
     # §3.1 feature enhancer
     maps = neck(image_features, weights["input_proj_vision"])
     sizes = tuple(m.shape[:2] for m in maps)
@@ -73,12 +79,11 @@ def forward(pixels, token_ids, delimiters, weights, config, selected=None, detai
         heads = [head(i) for i in range(last)] + [(logits, boxes)]
         selection = weights["query_selection"]
         more = {
-            "image_features": tuple(image_features),
             "layer_logits": np.stack([h[0] for h in heads]),
             "layer_boxes": np.stack([h[1] for h in heads]),
             "encoder_logits": similarity(chosen["output"], text, **selection["encoder_output_class_embed"]),
             "encoder_boxes": mlp(chosen["output"], **selection["encoder_output_bbox_embed"]) + chosen["anchors"],
             "query_logits": similarity(queries, text_features, **selection["encoder_output_class_embed"]),
         }
-    return Output(logits, boxes, text_features, text, vision, sizes, chosen["scores"], chosen["selected"],
-                  states, references, **more)
+    return Output(logits, boxes, image_features, text_features, text, vision, sizes, chosen["scores"],
+                  chosen["selected"], states, references, **more)

@@ -7,14 +7,17 @@ import numpy as np
 from .kernels import accelerated
 
 
-def linear(x, weight, bias=None):
-    """x [..., I], weight [O, I], bias [O] -> [..., O]"""
-    y = x @ weight.T  # [..., O]
+@accelerated(numpy="minigdino._ext.ops:linear")
+def linear(x, weight, bias=None, out=None):
+    """x [..., I], weight [O, I], bias [O] -> [..., O]; made in `out` [N, O], if it is given"""
+    rows = x.reshape(-1, x.shape[-1])  # [N, I] all in one product, where NumPy would make one for each row of a map
+    y = np.matmul(rows, weight.T, out=out)  # [N, O]
     if bias is not None:
         y += bias
-    return y
+    return y.reshape(*x.shape[:-1], len(weight))
 
 
+@accelerated(numpy="minigdino._ext.ops:layer_norm")
 def layer_norm(x, weight, bias, eps=1e-5):
     """Layer Normalization (arXiv 1607.06450) Eq. 4: x [..., C], weight [C], bias [C] -> [..., C]"""
     centred = x - x.mean(axis=-1, keepdims=True)  # [..., C]
@@ -22,6 +25,13 @@ def layer_norm(x, weight, bias, eps=1e-5):
     return centred / np.sqrt(variance + eps) * weight + bias
 
 
+@accelerated(numpy="minigdino._ext.ops:add_norm")
+def add_norm(x, added, weight, bias, eps=1e-5):
+    """"Add & Norm" of arXiv 1706.03762, Figure 1: x [..., C], added [..., C], weight [C], bias [C] -> [..., C]"""
+    return layer_norm.reference(x + added, weight, bias, eps)
+
+
+@accelerated(numpy="minigdino._ext.ops:group_norm")
 def group_norm(x, weight, bias, groups=32, eps=1e-5):
     """Group Normalization (arXiv 1803.08494) Eq. 1 over a whole map: x [H, W, C], weight [C], bias [C] -> [H, W, C]"""
     grouped = x.reshape(-1, groups, x.shape[-1] // groups)  # [H*W, G, C/G]
@@ -33,15 +43,17 @@ def group_norm(x, weight, bias, groups=32, eps=1e-5):
     return (centred / np.sqrt(variance + eps)).reshape(x.shape) * weight + bias
 
 
+@accelerated(numpy="minigdino._ext.ops:softmax")
 def softmax(x, axis=-1):
     """x [...] -> [...], each slice along the axis positive with sum 1; -inf becomes 0"""
     e = np.exp(x - x.max(axis=axis, keepdims=True))
     return e / e.sum(axis=axis, keepdims=True)
 
 
-def relu(x):
-    """x [...] -> [...]"""
-    return np.maximum(x, 0)
+@accelerated(numpy="minigdino._ext.ops:relu")
+def relu(x, bias=None):
+    """x [..., C], bias [C] of the linear map that made x, if it is still to be added -> [..., C]"""
+    return np.maximum(x if bias is None else x + bias, 0)
 
 
 # erfc(z) = t exp(-z^2) P(t), t = 1 / (1 + z/2), for z >= 0. P is a least-squares fit of our own, reweighted until its
@@ -50,12 +62,14 @@ ERFC = (0.28208641784288846, 0.2823753089106683, 0.24310375990106015, 0.20268688
         0.2780672097115286, -0.4871999480276077, 0.2845749904949677, -0.05906896644553143)
 
 
-@accelerated(numpy="minigdino._ext.gelu:forward")
-def gelu(x):
-    """Gaussian Error Linear Unit (arXiv 1606.08415), exact: x * Phi(x), Phi the normal distribution. x [...] -> [...]
+@accelerated(numpy="minigdino._ext.ops:gelu")
+def gelu(x, bias=None):
+    """Gaussian Error Linear Unit (arXiv 1606.08415), exact: x * Phi(x), Phi the normal distribution.
 
     NumPy has no erf. Phi is taken from the tail, which keeps the small values right to float32 rounding.
+    x [..., C], bias [C] of the linear map that made x, if it is still to be added -> [..., C]
     """
+    x = x if bias is None else x + bias
     z = abs(x) * 0.5**0.5
     t = 1 / (1 + 0.5 * z)
     polynomial = ERFC[-1]
@@ -66,7 +80,7 @@ def gelu(x):
 
 
 ACTIVATIONS = {"relu": relu, "gelu": gelu}
-ROWS = 1024  # of a feed-forward at a time
+ROWS = 2048  # of a feed-forward at a time
 
 
 def feed_forward(x, fc1, fc2, activation):
@@ -75,15 +89,18 @@ def feed_forward(x, fc1, fc2, activation):
     Rows do not see each other, so they pass in blocks whose hidden layer stays in the cache.
     """
     act = ACTIVATIONS[activation]
-    blocks = [linear(act(linear(x[i : i + ROWS], **fc1)), **fc2) for i in range(0, len(x), ROWS)]
-    return np.concatenate(blocks)
+    y = np.empty((len(x), len(fc2["bias"])), x.dtype, like=x)
+    for i in range(0, len(x), ROWS):
+        hidden = act(linear(x[i : i + ROWS], fc1["weight"]), fc1["bias"])  # [ROWS, F]
+        linear(hidden, **fc2, out=y[i : i + ROWS])
+    return y
 
 
 def mlp(x, layers):
     """Linear maps with ReLU between them: x [..., I] -> [..., O]"""
     *first, last = layers
     for layer in first:
-        x = relu(linear(x, **layer))
+        x = relu(linear(x, layer["weight"]), layer["bias"])
     return linear(x, **last)
 
 
@@ -103,9 +120,10 @@ def attention(queries, keys, values, query, key, value, out_proj, n_heads, mask=
     queries [Q, C], keys [T, C], values [T, C], mask [Q, T] -> [Q, C]
     """
     q = split_heads(linear(queries, **query), n_heads)  # [M, Q, D]
+    q = q * q.shape[-1] ** -0.5  # [M, Q, D]
     k = split_heads(linear(keys, **key), n_heads)  # [M, T, D]
     v = split_heads(linear(values, **value), n_heads)  # [M, T, D]
-    scores = q @ k.swapaxes(1, 2) * q.shape[-1] ** -0.5  # [M, Q, T]
+    scores = q @ k.swapaxes(1, 2)  # [M, Q, T]
     seen = scores if mask is None else np.where(mask, scores, -np.inf)  # [M, Q, T]
     weights = softmax(seen)  # [M, Q, T]
     return linear(merge_heads(weights @ v), **out_proj)

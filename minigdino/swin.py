@@ -1,12 +1,14 @@
 """§3.1  Image backbone. Swin Transformer (arXiv 2103.14030): attention in windows, shifted in every other block.
 
-H, W rows and columns of a map, C channels, M heads, k side of a window, B number of windows.
+H, W rows and columns of a map, C channels, M heads of D channels, k side of a window, K = k**2 its pixels, B number of
+windows.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from .kernels import accelerated
 from .ops import feed_forward, layer_norm, linear, softmax
 
 PATCH = 4  # pixels along the side of one patch
@@ -54,34 +56,43 @@ def shift_mask(H, W, k, shift, like):
     return np.where(ids[:, :, None] == ids[:, None, :], 0, -100).astype(like.dtype)
 
 
-def window_attention(x, query, key, value, out_proj, relative_position_bias_table, n_heads, mask):
-    """Eq. 4: SoftMax(Q K^T / sqrt(d) + B) V in each window. x [B, K, C], mask [B, K, K] or None -> [B, K, C]"""
-    B, K, C = x.shape
+@accelerated(numpy="minigdino._ext.swin:attend_in_windows")
+def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
+    """Eq. 4 in each window, and Figure 4: SoftMax(Q K^T / sqrt(D) + B) V.
 
-    def heads(projection):
-        return linear(x, **projection).reshape(B, K, n_heads, -1).swapaxes(1, 2)
+    qkv [H, W, 3, M, D] each pixel's query, key and value, still without their bias [3, M, D]: zeros that pad the map
+    are then what the paper's zeros become. position_bias [M, k**2, k**2], shift in pixels -> [H, W, M, D]
+    """
+    H, W, _, M, D = qkv.shape
+    # padding tokens, whose query, key and value are the biases, are real keys and never masked
+    padded = pad_to_multiple(qkv.reshape(H, W, -1), k) + qkv_bias.reshape(-1)  # [ceil(H/k)*k, ceil(W/k)*k, 3*M*D]
+    height, width, _ = padded.shape
+    shifted = np.roll(padded, (-shift, -shift), (0, 1)) if shift else padded
+    q, key, v = windows(shifted, k).reshape(-1, k * k, 3, M, D).transpose(2, 0, 3, 1, 4)  # [B, M, K, D]
+    scores = (q * D**-0.5) @ key.swapaxes(2, 3) + position_bias  # [B, M, K, K]
+    if shift:
+        scores = scores + shift_mask(height, width, k, shift, like=qkv)[:, None]
+    attended = softmax.reference(scores) @ v  # [B, M, K, D]
+    back = unwindow(attended.swapaxes(1, 2).reshape(-1, k * k, M * D), height, width)
+    return (np.roll(back, (shift, shift), (0, 1)) if shift else back)[:H, :W].reshape(H, W, M, D)
 
-    q = heads(query)  # [B, M, K, D]
-    k = heads(key)  # [B, M, K, D]
-    v = heads(value)  # [B, M, K, D]
-    bias = relative_position_bias(relative_position_bias_table, round(K**0.5))  # [M, K, K]
-    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(2, 3) + bias  # [B, M, K, K]
-    masked = scores if mask is None else scores + mask[:, None]  # [B, M, K, K]
-    attended = (softmax(masked) @ v).swapaxes(1, 2).reshape(B, K, C)  # [B, K, C]
-    return linear(attended, **out_proj)
+
+def window_attention(x, query, key, value, out_proj, relative_position_bias_table, n_heads, k, shift):
+    """Multi-head attention in windows: x [H, W, C] -> [H, W, C]"""
+    H, W, C = x.shape
+    # all three maps in one product, and before padding and windows, which would only make it larger
+    weight, bias = (np.concatenate([p[name] for p in (query, key, value)]) for name in ("weight", "bias"))
+    qkv = linear(x, weight).reshape(H, W, 3, n_heads, -1)
+    position_bias = relative_position_bias(relative_position_bias_table, k)  # [M, k**2, k**2]
+    attended = attend_in_windows(qkv, bias.reshape(3, n_heads, -1), position_bias, k, shift)  # [H, W, M, D]
+    return linear(attended.reshape(H, W, C), **out_proj)
 
 
 def swin_block(x, layernorm_before, self_attn, layernorm_after, fc1, fc2, n_heads, k, shift, activation, eps):
     """Eq. 3, one of its two halves: shift is 0 or k // 2. x [H, W, C] -> [H, W, C]"""
     H, W, C = x.shape
-    # zeros enter after the norm, so a padding token's query, key and value are the biases: real keys, never masked
-    padded = pad_to_multiple(layer_norm(x, **layernorm_before, eps=eps), k)
-    height, width, _ = padded.shape
-    mask = shift_mask(height, width, k, shift, like=x) if shift else None
-    shifted = np.roll(padded, (-shift, -shift), (0, 1)) if shift else padded
-    attended = unwindow(window_attention(windows(shifted, k), **self_attn, n_heads=n_heads, mask=mask), height, width)
-    back = np.roll(attended, (shift, shift), (0, 1)) if shift else attended
-    mixed = x + back[:H, :W]  # [H, W, C]
+    mixed = x + window_attention(layer_norm(x, **layernorm_before, eps=eps), **self_attn, n_heads=n_heads, k=k,
+                                 shift=shift)  # [H, W, C]
     rows = layer_norm(mixed, **layernorm_after, eps=eps).reshape(H * W, C)
     return mixed + feed_forward(rows, fc1, fc2, activation).reshape(H, W, C)
 

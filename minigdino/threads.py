@@ -23,10 +23,16 @@ def set_threads(n: int) -> None:
 
 
 def follow_environment() -> None:
-    """Obey MINIGDINO_THREADS, at import: so a value that is no number of threads is a warning, not an error."""
-    if wanted := os.environ.get("MINIGDINO_THREADS"):
-        if wanted.isdecimal() and int(wanted) > 0:
-            set_threads(int(wanted))
-        else:
-            warnings.warn(f"MINIGDINO_THREADS must be a number of threads; {wanted!r} is ignored", RuntimeWarning,
-                          stacklevel=3)
+    """Obey MINIGDINO_THREADS, at import: so a value that is no number of threads is a warning, not an error.
+
+    Without it, hold BLAS too to the container's quota, which OpenBLAS does not read.
+    """
+    wanted = os.environ.get("MINIGDINO_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        set_threads(int(wanted))
+        return
+    if wanted:
+        warnings.warn(f"MINIGDINO_THREADS must be a number of threads; {wanted!r} is ignored", RuntimeWarning,
+                      stacklevel=3)
+    if threads.quota_binds():
+        set_threads(threads.count())

@@ -7,7 +7,8 @@ function returns, its locals are the intermediates.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
@@ -51,5 +52,27 @@ def trace(pattern: str = "*") -> Iterator[dict]:
     sys.setprofile(watch)
     try:
         yield seen
+    finally:
+        sys.setprofile(before)
+
+
+@contextmanager
+def seconds_of(functions: Collection[str]) -> Iterator[dict[str, float]]:
+    """Seconds the calling thread spends in these functions of the layers, calls of one function added up."""
+    seconds = dict.fromkeys(functions, 0.0)
+    started: list[float] = []
+
+    def watch(frame, event, _):
+        function = frame.f_code.co_name
+        if function in seconds and frame.f_globals.get("__name__") in LAYERS:
+            if event == "call":
+                started.append(time.perf_counter())
+            elif event == "return" and started:
+                seconds[function] += time.perf_counter() - started.pop()
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        yield seconds
     finally:
         sys.setprofile(before)

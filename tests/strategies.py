@@ -49,14 +49,29 @@ def bilinear_problems(draw, dtype):
 @st.composite
 def deform_attn_problems(draw, dtype):
     rng = draw(rngs())
-    Q, M, L, P, D = (draw(st.integers(1, n)) for n in (9, 3, 3, 4, 5))
+    Q, M, L, D = (draw(st.integers(1, n)) for n in (9, 3, 3, 5))
+    P = 2 ** draw(st.integers(0, 2))  # a box's offsets are divided by P
     levels = tuple((2 ** draw(st.integers(0, 4)), 2 ** draw(st.integers(0, 4))) for _ in range(L))
     value = rng.integers(-32, 33, (sum(H * W for H, W in levels), M, D)).astype(dtype)
-    return value, levels, _points(rng, (Q, M, L, P, 2), dtype), _eighths(rng, (Q, M, L, P), dtype)
+    references = (rng.integers(0, 17, (Q, draw(st.sampled_from([2, 4])))) / 16).astype(dtype)
+    references[:, 2:] = rng.integers(1, 3, references[:, 2:].shape) / 2  # width and height of a box
+    offsets = (rng.integers(-8, 9, (Q, M, L, P, 2)) / 2).astype(dtype)
+    # a power of two of equal scores, the others silent: the softmax is exact
+    voices = 2 ** rng.integers(0, int(np.log2(L * P)) + 1, (Q, M, 1))
+    rank = rng.permuted(np.broadcast_to(np.arange(L * P), (Q, M, L * P)), axis=2)
+    return value, levels, references, offsets, np.where(rank < voices, 1.5, -np.inf).astype(dtype)
+
+
+@st.composite
+def relu_problems(draw, dtype):
+    shape = draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    rng = draw(rngs())
+    bias = draw(st.sampled_from([None, _eighths(rng, shape[-1], dtype)]))
+    return rng.integers(-9, 9, shape).astype(dtype), bias
 
 
 # Ops that only add and multiply; the others are held to a few units in the last place by LOOSE_PROBLEMS alone.
-EXACT_PROBLEMS = {"bilinear": bilinear_problems, "deform_attn": deform_attn_problems}
+EXACT_PROBLEMS = {"bilinear": bilinear_problems, "deform_attn": deform_attn_problems, "relu": relu_problems}
 
 
 @st.composite
@@ -70,20 +85,87 @@ def loose_bilinear_problems(draw):
 def loose_deform_attn_problems(draw):
     rng = draw(rngs())
     Q, M, L, P, D = (draw(st.integers(1, n)) for n in (9, 3, 3, 4, 5))
+    D = draw(st.sampled_from([D, 32]))  # what the twin has a faster loop for
     levels = tuple(draw(sizes()) for _ in range(L))
     value = rng.standard_normal((sum(H * W for H, W in levels), M, D))
-    return value, levels, rng.uniform(-0.5, 1.5, (Q, M, L, P, 2)), rng.random((Q, M, L, P))
+    references = rng.uniform(-0.2, 1.2, (Q, draw(st.sampled_from([2, 4]))))
+    return value, levels, references, 3 * rng.standard_normal((Q, M, L, P, 2)), 3 * rng.standard_normal((Q, M, L * P))
+
+
+def _array(draw, rng, most=3):
+    """Of any shape, rows from shorter than a vector to a few vectors and a rest, and any scale."""
+    shape = (*draw(st.lists(st.integers(1, 7), max_size=most - 1)), draw(st.integers(1, 70)))
+    return rng.normal(0, draw(st.sampled_from([0.1, 3, 30])), shape)
+
+
+@st.composite
+def loose_activation_problems(draw):
+    rng = draw(rngs())
+    x = _array(draw, rng)
+    return x, draw(st.sampled_from([None, rng.standard_normal(x.shape[-1])]))
+
+
+@st.composite
+def loose_softmax_problems(draw):
+    rng = draw(rngs())
+    x = _array(draw, rng)
+    x[rng.random(x.shape) < draw(st.sampled_from([0, 0.3]))] = -np.inf
+    x[..., 0] = x[0] = 0  # no slice is masked as a whole, along whichever axis
+    axis = draw(st.integers(-x.ndim, x.ndim - 1))
+    if axis % x.ndim not in (0, x.ndim - 1):
+        x[:, 0] = 0
+    return x, axis
+
+
+@st.composite
+def loose_layer_norm_problems(draw):
+    rng = draw(rngs())
+    x = _array(draw, rng)
+    shift, weight, bias = rng.standard_normal((3, x.shape[-1]))
+    return x + shift, weight, bias, draw(st.sampled_from([1e-5, 1e-3]))
+
+
+@st.composite
+def loose_group_norm_problems(draw):
+    rng = draw(rngs())
+    groups, D = draw(st.integers(1, 5)), draw(st.integers(1, 9))
+    x = rng.normal(draw(st.sampled_from([0, 30])), 3, (*draw(sizes()), groups * D))
+    return x, *rng.standard_normal((2, groups * D)), groups, draw(st.sampled_from([1e-5, 1e-3]))
+
+
+@st.composite
+def loose_linear_problems(draw):
+    rng = draw(rngs())
+    x, outputs = _array(draw, rng), draw(st.integers(1, 40))
+    weight, bias = rng.standard_normal((outputs, x.shape[-1])), rng.standard_normal(outputs)
+    return x, weight, draw(st.sampled_from([None, bias]))
+
+
+@st.composite
+def loose_add_norm_problems(draw):
+    x, *rest = draw(loose_layer_norm_problems())
+    return x, draw(rngs()).standard_normal(x.shape), *rest
+
+
+@st.composite
+def loose_window_problems(draw):
+    rng = draw(rngs())
+    H, W = draw(sizes(11))
+    M, D, k = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3, 6, 32])), draw(st.integers(1, 5))
+    qkv, bias = rng.standard_normal((H, W, 3, M, D)), rng.standard_normal((3, M, D))
+    return qkv, bias, rng.standard_normal((M, k * k, k * k)), k, draw(st.sampled_from([0, k // 2]))
 
 
 # Any size, any float64: a twin may round differently by a few units in the last place.
-@st.composite
-def loose_gelu_problems(draw):
-    shape = draw(st.lists(st.integers(1, 7), min_size=1, max_size=3))
-    return (draw(rngs()).normal(0, draw(st.sampled_from([0.1, 3, 30])), shape),)
-
-
 LOOSE_PROBLEMS = {
+    "add_norm": loose_add_norm_problems,
+    "attend_in_windows": loose_window_problems,
     "bilinear": loose_bilinear_problems,
     "deform_attn": loose_deform_attn_problems,
-    "gelu": loose_gelu_problems,
+    "gelu": loose_activation_problems,
+    "group_norm": loose_group_norm_problems,
+    "layer_norm": loose_layer_norm_problems,
+    "linear": loose_linear_problems,
+    "relu": loose_activation_problems,
+    "softmax": loose_softmax_problems,
 }

@@ -48,35 +48,46 @@ def test_sampling_a_plane_reads_the_plane(rng):
 
 @given(loose_deform_attn_problems(), rngs())
 def test_queries_do_not_see_each_other(problem, rng):
-    value, levels, at, weights = problem
-    some = rng.permutation(len(at))
+    value, levels, *of_queries = problem
+    some = rng.permutation(len(of_queries[0]))
     np.testing.assert_array_equal(
-        deform_attn(value, levels, at[some], weights[some]), deform_attn(value, levels, at, weights)[some]
+        deform_attn(value, levels, *(a[some] for a in of_queries)), deform_attn(*problem)[some]
     )
 
 
 @given(loose_deform_attn_problems(), rngs())
 def test_the_order_of_points_does_not_matter(problem, rng):
-    value, levels, at, weights = problem
-    some = rng.permutation(at.shape[3])
+    value, levels, references, offsets, scores = problem
+    some = rng.permutation(offsets.shape[3])
+    moved = scores.reshape(offsets.shape[:-1])[..., some].reshape(scores.shape)
     np.testing.assert_allclose(
-        deform_attn(value, levels, at[:, :, :, some], weights[:, :, :, some]),
-        deform_attn(value, levels, at, weights),
-        atol=1e-12,
+        deform_attn(value, levels, references, offsets[:, :, :, some], moved), deform_attn(*problem), atol=1e-12
     )
 
 
 @given(loose_deform_attn_problems())
 def test_levels_add_up(problem):
-    value, levels, at, weights = problem
+    value, levels, *rest = problem
     start, total = 0, 0
-    for level, (H, W) in enumerate(levels):
-        part = value[start : start + H * W]
-        total = total + deform_attn(
-            part, ((H, W),), at[:, :, level : level + 1].copy(), weights[:, :, level : level + 1].copy()
-        )
+    for H, W in levels:
+        alone = np.zeros_like(value)
+        alone[start : start + H * W] = value[start : start + H * W]
+        total = total + deform_attn(alone, levels, *rest)
         start += H * W
-    np.testing.assert_allclose(deform_attn(value, levels, at, weights), total, atol=1e-12)
+    np.testing.assert_allclose(deform_attn(*problem), total, atol=1e-12)
+
+
+@given(loose_deform_attn_problems(), rngs())
+def test_a_point_without_weight_is_not_read(problem, rng):
+    value, levels, references, offsets, scores = problem
+    off = rng.random(scores.shape) < 0.5
+    off[..., 0] = False
+    silent = np.where(off, -np.inf, scores)
+    elsewhere = np.where(off.reshape(offsets.shape[:-1])[..., None], rng.uniform(-9, 9, offsets.shape), offsets)
+    np.testing.assert_array_equal(
+        deform_attn(value, levels, references, elsewhere, silent),
+        deform_attn(value, levels, references, offsets, silent),
+    )
 
 
 @given(rngs(), sizes(6), sizes(6))

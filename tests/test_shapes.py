@@ -19,7 +19,7 @@ def test_every_shape_comment_of_a_pass_is_true(family):
     assert len(kept) > 150
     for promise in (
         "fusion.bi_attention: to_text",
-        "swin.window_attention: scores",
+        "swin.attend_in_windows: scores",
         "deformable.deform_attn: result",
         "decoder.decoder_layer: result",
         "queries.similarity: result",

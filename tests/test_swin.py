@@ -87,6 +87,30 @@ def test_a_shifted_block_sees_across_windows_but_not_round_the_edge(rng):
 
 
 @given(rngs(), sizes(9), st.sampled_from([0, 2]))
+def test_padding_after_the_projections_is_padding_before_them(rng, size, shift):
+    """The paper's order: pad the normed map with zeros, shift, cut windows, and only then project."""
+    heads, k, C = 2, 4, 6
+    x, attn = rng.standard_normal((*size, C)), block(rng, C, k, heads)["self_attn"]
+    padded = swin.pad_to_multiple(x, k)
+    H, W, _ = padded.shape
+    cut = swin.windows(np.roll(padded, (-shift, -shift), (0, 1)), k)  # [B, K, C]
+
+    def project(name):
+        return (cut @ attn[name]["weight"].T + attn[name]["bias"]).reshape(-1, k * k, heads, C // heads).swapaxes(1, 2)
+
+    scores = project("query") @ project("key").swapaxes(2, 3) * (C // heads) ** -0.5
+    scores = scores + swin.relative_position_bias(attn["relative_position_bias_table"], k)
+    if shift:
+        scores = scores + swin.shift_mask(H, W, k, shift, like=x)[:, None]
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    seen = (weights @ project("value")).swapaxes(1, 2).reshape(-1, k * k, C)
+    back = np.roll(swin.unwindow(seen, H, W), (shift, shift), (0, 1))[: size[0], : size[1]]
+    want = back @ attn["out_proj"]["weight"].T + attn["out_proj"]["bias"]
+    np.testing.assert_allclose(swin.window_attention(x, **attn, n_heads=heads, k=k, shift=shift), want, atol=1e-10)
+
+
+@given(rngs(), sizes(9), st.sampled_from([0, 2]))
 def test_padding_tokens_are_keys_with_the_biases(rng, size, shift):
     """The block on an odd map is the block of the padded map in which padding enters after the norm."""
     w, x = block(rng, 4, 4, 2), rng.standard_normal((*size, 4))

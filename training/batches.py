@@ -11,7 +11,8 @@ from training.prompts import Prompt, ask
 from training.vocabulary import SPECIAL, phrase_of_token, tokenizer
 from training.world import Scene, draw_scene
 
-SIZES = ((128, 128), (128, 128), (128, 168), (168, 128))  # height, width; one for a whole batch, so nothing is padded
+# height, width; one for a whole batch, so nothing is padded. Not all are whole patches, as resized photographs are not
+SIZES = ((128, 128), (128, 128), (128, 170), (170, 128), (128, 149))
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from training.evaluate import FALSE_BOX, SETS
 from training.outlines import SHAPES
-from training.train import BATCH, STEPS
+from training.train import BATCH, NAME_BATCH, NAME_STEPS, STEPS
 from training.world import COLOURS, HELD_OUT
 
 CARD = """---
@@ -29,8 +29,8 @@ minigdino.detect(image, "a red star. circle. blue thing.", model="shapes")
 
 - {shapes}
 - in {colours}
-- sizes from a tenth to half of the picture's short edge, any rotation, mild overlap, on flat, gradient, textured and
-  photograph-like backgrounds.
+- sizes from a tenth to half of the picture's short edge, turned by up to 29 degrees, mild overlap, on flat, gradient,
+  textured and photograph-like backgrounds.
 
 A phrase is a colour and a shape ("a red star"), a shape ("star": every star) or a colour ("red shape", "red thing":
 every red object), with or without an article, in any order; one to five of them in training.
@@ -43,12 +43,14 @@ in training; finding them by name is the zero-shot test: {held_out}.
 
 ## Recipe
 
-`training/` in the repository: transformers' `MMGroundingDinoForObjectDetection` with random weights, Hungarian matching
-and the paper's losses on the encoder's proposals and on every decoder layer, AdamW, {steps:,} batches of {batch},
-on two CPU cores.
+`training/` in the repository, from random weights, on two CPU cores. First the image backbone alone learns to name the
+colour and the shape at the centre of each thing, {name_steps:,} batches of {name_batch}; the published models begin
+from a backbone trained on ImageNet. Then transformers' `MMGroundingDinoForObjectDetection` as a whole, {steps:,}
+batches of {batch}: Hungarian matching and the paper's losses on the encoder's proposals and on every decoder layer.
+Both stages use AdamW.
 
 ```text
-python -m training.train                                                              over an hour
+python -m training.train                                                              about an hour
 python -m training.export minigdino/models/shapes
 python -m training.evaluate minigdino/models/shapes --json training/runs/figures.json
 python -m training.card training/runs/figures.json minigdino/models/shapes           this page
@@ -103,6 +105,8 @@ def card(figures: dict) -> str:
         shapes=listed(list(SHAPES)),
         colours=listed(list(COLOURS)),
         held_out=listed([" ".join(pair) for pair in HELD_OUT]),
+        name_steps=NAME_STEPS,
+        name_batch=NAME_BATCH,
         steps=STEPS,
         batch=BATCH,
         threshold=FALSE_BOX,

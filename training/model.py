@@ -64,6 +64,10 @@ def create(seed: int) -> MMGroundingDinoForObjectDetection:
     network = MMGroundingDinoForObjectDetection(config())
     # The text encoder is handed a boolean mask, which the other attention, "eager", would add as ones and zeros.
     assert network.config.text_config._attn_implementation == "sdpa"
+    # The usual spread of 0.02 suits a hundred and more channels; the first stage's 24 would hardly pass a signal on.
+    for module in network.model.backbone.conv_encoder.model.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            module.reset_parameters()
     for layer in network.model.encoder.layers:
         # At their usual 1e-4 the picture and the words would not meet for thousands of steps.
         torch.nn.init.constant_(layer.fusion_layer.vision_param, 0.5)

@@ -6,19 +6,23 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from training.batches import Batches
 from training.evaluate import average_precision
 from training.losses import loss
 from training.model import create, image_processor
+from training.names import Namer, Scenes, named_right, naming_loss
 from training.predict import with_network
 
-BATCH, STEPS = 16, 5000
-RATE, WARM_UP = 5e-4, 200
+NAME_BATCH, NAME_STEPS = 32, 2000  # the backbone alone
+BATCH, STEPS = 16, 4000  # the whole detector
+RATE, WARM_UP = 5e-4, 200  # of each stage
 CLIP = 0.1
 
 
@@ -37,57 +41,66 @@ def rate(step: int, steps: int) -> float:
     return RATE * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / (steps - WARM_UP)))
 
 
-def save(path: Path, step: int, network: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def save(path: Path, step: int, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """Everything the run needs to go on after `step` steps, in one move, so that a kill leaves the former file."""
     fresh = path.with_suffix(".new")
     torch.save({"step": step, "network": network.state_dict(), "optimiser": optimiser.state_dict()}, fresh)
     os.replace(fresh, path)
 
 
-def progress(network: torch.nn.Module) -> str:
-    """A small estimate, on the first scenes of the evaluation."""
-    predict = with_network(network.eval(), image_processor())
-    result = {name: average_precision(predict, name, 60) for name in ("seen", "unseen")}
-    network.train()
-    return "  ".join(f"{name} AP {r['AP']:.2f} AP50 {r['AP50']:.2f}" for name, r in result.items())
-
-
-def train(path: Path, steps: int, seed: int) -> None:
-    """To the end of the schedule, from `path` if it is there."""
-    network = create(seed).train()
+def fit(path: Path, network: nn.Module, loss: Callable, batches: Dataset, progress: Callable) -> None:
+    """Train to the end of the batches, one a step, from `path` if it is there. progress: network -> a line to print"""
     optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-4)
-    done = 0
+    done, steps = 0, len(batches)
     if path.exists():
         state = torch.load(path)
         done = state["step"]
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
-    ahead = Subset(Batches(seed, steps, BATCH), range(done, steps))
-    total, clock = 0.0, time.monotonic()
+    ahead = Subset(batches, range(done, steps))
+    total, pictures, clock = 0.0, 0, time.monotonic()
     for step, batch in enumerate(DataLoader(ahead, batch_size=None, num_workers=1, prefetch_factor=8), start=done):
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps)
-        value = loss(network, batch)
+        value = loss(network.train(), batch)
         optimiser.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         optimiser.step()
-        total += value.item()
+        total, pictures = total + value.item(), pictures + len(batch.pixels)
         if (step + 1) % 50 == 0:
-            seconds, clock = time.monotonic() - clock, time.monotonic()
-            print(f"step {step + 1}/{steps}  loss {total / 50:.3f}  {50 * BATCH / seconds:.1f} pictures/s", flush=True)
-            total = 0.0
+            speed = pictures / (time.monotonic() - clock)
+            print(f"step {step + 1}/{steps}  loss {total / 50:.3f}  {speed:.1f} pictures/s", flush=True)
+            total, pictures, clock = 0.0, 0, time.monotonic()
         if (step + 1) % 250 == 0 or step + 1 == steps:
             save(path, step + 1, network, optimiser)
         if (step + 1) % 500 == 0:
-            print(progress(network), flush=True)
+            print(progress(network.eval()), flush=True)
             clock = time.monotonic()
+
+
+def estimate(network: nn.Module) -> str:
+    """A small estimate of the detector, on the first scenes of the evaluation."""
+    predict = with_network(network, image_processor())
+    result = {name: average_precision(predict, name, 60) for name in ("seen", "unseen")}
+    return "  ".join(f"{name} AP {r['AP']:.2f} AP50 {r['AP50']:.2f}" for name, r in result.items())
+
+
+def train(runs: Path, name_steps: int, steps: int, seed: int) -> None:
+    """Both stages, each from its checkpoint in `runs` if there is one."""
+    network = create(seed)
+    backbone = network.model.backbone.conv_encoder.model
+    namer = Namer(backbone, sum(backbone.channels))
+    fresh = Scenes(seed, name_steps + 1, 256)[name_steps]
+    fit(runs / "names.pt", namer, naming_loss, Scenes(seed, name_steps, NAME_BATCH), lambda n: named_right(n, fresh))
+    fit(runs / "checkpoint.pt", network, loss, Batches(seed, steps, BATCH), estimate)
 
 
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path(__file__).parent / "runs")
+    parser.add_argument("--name-steps", type=int, default=NAME_STEPS)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -95,7 +108,7 @@ def main() -> None:
     keep_memory()
     torch.set_num_threads(options.threads)
     options.runs.mkdir(parents=True, exist_ok=True)
-    train(options.runs / "checkpoint.pt", options.steps, options.seed)
+    train(options.runs, options.name_steps, options.steps, options.seed)
 
 
 if __name__ == "__main__":

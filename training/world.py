@@ -37,6 +37,7 @@ HELD_OUT = (
 )
 SEEN = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
 
+TILT = 0.5  # radians to either side: a square turned further is a diamond to a reader, a triangle an arrow
 SUPERSAMPLE = 4  # masks are drawn this much larger, then averaged down
 
 
@@ -84,7 +85,7 @@ def _place(shape: str, rng: np.random.Generator, width: int, height: int, other:
     polygons = outline(shape, rng, other)
     if other:
         polygons = wobble(polygons, rng, amount=0.03)
-    polygons = rotate(polygons, rng.uniform(-np.pi, np.pi))
+    polygons = rotate(polygons, rng.uniform(-TILT, TILT))
     low, high = _extent(polygons)
     scale = rng.uniform(0.1, 0.5) * min(width, height) / (high - low).max()
     half = (high - low) * scale / 2

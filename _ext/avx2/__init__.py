@@ -1,0 +1,1 @@
+"""The twins as compiled for processors with AVX2 and FMA."""

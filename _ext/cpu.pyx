@@ -1,0 +1,21 @@
+# cython: language_level=3
+"""Which vector instructions this processor, and its operating system, let a program use."""
+
+cdef extern from *:
+    """
+    #if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
+    #define HAS_AVX2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+    #define HAS_AVX512 (HAS_AVX2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") \
+        && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    #else
+    #define HAS_AVX2 0
+    #define HAS_AVX512 0
+    #endif
+    """
+    bint HAS_AVX2
+    bint HAS_AVX512
+
+
+def levels():
+    """The folders of compiled twins this processor can run, best first; "" is what runs everywhere."""
+    return (["avx512"] if HAS_AVX512 else []) + (["avx2"] if HAS_AVX2 else []) + [""]

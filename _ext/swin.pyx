@@ -1,0 +1,132 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The twin of minigdino/swin.py's `attend_in_windows`: each window is read where it lies in the map, so none is padded, shifted or cut.
+
+A window's numbers for one head fit in the cache: q [K, D], k transposed [D, KP], v [K, D], one row of scores [KP]. K is the
+pixels of a window, KP is K rounded up to whole vectors; the columns beyond K are never looked at.
+"""
+
+import numpy as np
+
+from cython cimport floating
+from libc.stdlib cimport free, malloc
+from _ext.vectors cimport LANES, softmax_row
+
+from minigdino._ext.checks import contiguous, same_dtype
+from minigdino._ext.threads import for_rows
+
+
+cdef inline void scores_row(const floating *q, const floating *keys, Py_ssize_t D, Py_ssize_t KP,
+                            floating *score) noexcept nogil:
+    """score [KP] += q [D] @ keys [D, KP], four rows at a time so that a score is loaded and stored less often"""
+    cdef Py_ssize_t d, j, whole = D - D % 4
+    cdef const floating *k
+    cdef floating q0, q1, q2, q3
+    for d in range(0, whole, 4):
+        k = keys + d * KP
+        q0 = q[d]
+        q1 = q[d + 1]
+        q2 = q[d + 2]
+        q3 = q[d + 3]
+        for j in range(KP):
+            score[j] += q0 * k[j] + q1 * k[KP + j] + (q2 * k[2 * KP + j] + q3 * k[3 * KP + j])
+    for d in range(whole, D):
+        for j in range(KP):
+            score[j] += q[d] * keys[d * KP + j]
+
+
+cdef inline void weigh(const floating *weight, const floating *values, Py_ssize_t K, Py_ssize_t D,
+                       floating *out) noexcept nogil:
+    """out [D] = weight [K] @ values [K, D]"""
+    cdef Py_ssize_t j, d, whole = K - K % 4
+    cdef const floating *v
+    cdef floating w0, w1, w2, w3
+    for d in range(D):
+        out[d] = 0
+    for j in range(0, whole, 4):
+        v = values + j * D
+        w0 = weight[j]
+        w1 = weight[j + 1]
+        w2 = weight[j + 2]
+        w3 = weight[j + 3]
+        for d in range(D):
+            out[d] += w0 * v[d] + w1 * v[D + d] + (w2 * v[2 * D + d] + w3 * v[3 * D + d])
+    for j in range(whole, K):
+        for d in range(D):
+            out[d] += weight[j] * values[j * D + d]
+
+
+def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_bias,
+             const floating[:, :, ::1] position_bias, int k, int shift,
+             floating[:, :, :, ::1] out, Py_ssize_t first, Py_ssize_t last):
+    """Windows first to last of the shifted map, counted row by row; qkv [H, W, 3, M, D], out [H, W, M, D]"""
+    cdef int H = qkv.shape[0], W = qkv.shape[1], rows = (H + k - 1) // k * k, cols = (W + k - 1) // k * k
+    cdef Py_ssize_t M = qkv.shape[3], D = qkv.shape[4], K = k * k, KP = (K + LANES - 1) // LANES * LANES
+    cdef Py_ssize_t b, m, d, i, j
+    cdef int r, c
+    cdef floating scale = <floating> 1 / <floating> (<double> D) ** 0.5
+    cdef floating *room = <floating *> malloc((2 * K * D + D * KP + KP) * sizeof(floating))
+    cdef int *at = <int *> malloc(3 * K * sizeof(int))
+    cdef int *row = at
+    cdef int *col = at + K
+    cdef int *piece = at + 2 * K
+    cdef floating *q = room
+    cdef floating *v = room + K * D
+    cdef floating *keys = room + 2 * K * D
+    cdef floating *score = keys + D * KP
+    cdef const floating *pixel
+    cdef const floating *extra = &qkv_bias[0, 0, 0]
+    cdef Py_ssize_t step = M * D
+    if room == NULL or at == NULL:
+        free(room)
+        free(at)
+        raise MemoryError("window attention")
+    with nogil:
+        for i in range(D * KP + KP):
+            keys[i] = 0
+        for b in range(first, last):
+            for i in range(K):  # where the window's pixels lie before the shift, and in which piece of the map
+                r = <int> (b // (cols // k)) * k + <int> i // k
+                c = <int> (b % (cols // k)) * k + <int> i % k
+                piece[i] = 3 * ((r >= rows - k) + (r >= rows - shift)) + (c >= cols - k) + (c >= cols - shift)
+                row[i] = (r + shift) % rows
+                col[i] = (c + shift) % cols
+            for m in range(M):
+                for i in range(K):
+                    if row[i] < H and col[i] < W:
+                        pixel = &qkv[row[i], col[i], 0, m, 0]
+                        for d in range(D):
+                            q[i * D + d] = (pixel[d] + extra[m * D + d]) * scale
+                            keys[d * KP + i] = pixel[step + d] + extra[step + m * D + d]
+                            v[i * D + d] = pixel[2 * step + d] + extra[2 * step + m * D + d]
+                    else:  # a padding token: its products are zero, its bias is not
+                        for d in range(D):
+                            keys[d * KP + i] = extra[step + m * D + d]
+                            v[i * D + d] = extra[2 * step + m * D + d]
+                for i in range(K):
+                    if row[i] >= H or col[i] >= W:
+                        continue  # nobody asks for what a padding token sees
+                    for j in range(K):
+                        score[j] = position_bias[m, i, j]
+                    if shift:
+                        for j in range(K):
+                            score[j] += <floating> 0 if piece[i] == piece[j] else <floating> -100
+                    scores_row(q + i * D, keys, D, KP, score)
+                    softmax_row(score, score, K)
+                    weigh(score, v, K, D, &out[row[i], col[i], m, 0])
+    free(room)
+    free(at)
+
+
+def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
+    """qkv [H, W, 3, M, D], qkv_bias [3, M, D], position_bias [M, k*k, k*k] -> [H, W, M, D]"""
+    dtype = same_dtype(qkv, qkv_bias, position_bias)
+    H, W, three, M, D = qkv.shape
+    if three != 3 or qkv_bias.shape != (3, M, D) or position_bias.shape != (M, k * k, k * k) or not 0 <= shift < k:
+        raise ValueError(f"attend_in_windows: qkv {qkv.shape}, bias {qkv_bias.shape} and position bias "
+                         f"{position_bias.shape} do not fit windows of {k} by {k}, shifted by {shift}")
+    out = np.empty((H, W, M, D), dtype)
+    if out.size:
+        arrays = contiguous(qkv), contiguous(qkv_bias), contiguous(position_bias)
+        windows = ((H + k - 1) // k) * ((W + k - 1) // k)  # division rounds towards zero here, as in C
+        for_rows(lambda first, last: _windows(*arrays, k, shift, out, first, last), windows)
+    return out

@@ -1,0 +1,78 @@
+"""Memory that is used again is memory all the same."""
+
+import threading
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from minigdino._ext import memory
+
+MB = 1 << 20
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_the_next_array_takes_the_place_of_the_last():
+    with memory.reused():
+        a = np.ones(MB, np.uint8)
+        place = address(a)
+        assert place % 64 == 0
+        del a
+        assert memory.kept_bytes() >= MB
+        b = np.zeros(MB - 1000, np.uint8)
+        assert address(b) == place
+        assert not b.any()  # though ones lay there
+    assert memory.kept_bytes() == 0
+
+
+def test_an_array_may_outlive_the_block():
+    with memory.reused():
+        a = np.arange(MB)
+    np.testing.assert_array_equal(a, np.arange(MB))
+    del a
+    assert memory.kept_bytes() == 0
+
+
+def test_what_is_kept_is_bounded():
+    with memory.reused():
+        arrays = [np.empty((i + 1) * 4 * MB, np.uint8) for i in range(12)]
+        del arrays
+        assert 0 < memory.kept_bytes() <= 64 * MB
+        np.empty(200 * MB, np.uint8)
+        assert memory.kept_bytes() <= 64 * MB
+
+
+def test_other_threads_keep_numpys_own():
+    seen = {}
+
+    def other():
+        seen["mine"] = np._core.multiarray.get_handler_name(np.ones(MB))
+
+    with memory.reused():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert np._core.multiarray.get_handler_name(np.ones(MB)) == "minigdino"
+    assert seen["mine"] == np._core.multiarray.get_handler_name(np.ones(3)) == "default_allocator"
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 3 * MB)), max_size=60))
+def test_no_two_arrays_share_a_place(steps):
+    """Arrays come, go and grow; each still holds what was written to it."""
+    held = {}
+    with memory.reused():
+        for i, (slot, size) in enumerate(steps):
+            if slot in held:
+                value, array = held.pop(slot)
+                assert (array[:: max(1, len(array) // 7)] == value).all()
+                assert array[-1] == value
+            if i % 3 != 2:
+                held[slot] = i % 251, np.full(size, i % 251, np.uint8)
+            elif i % 2:
+                array = np.full(size, 7, np.uint8)
+                array.resize(size + 1000, refcheck=False)
+                assert array[size - 1] == 7
+        for value, array in held.values():
+            assert (array == value).all()
