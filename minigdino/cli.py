@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from . import ArgumentError, Error, __version__, batch, hub, info, load, set_threads
+from . import ArgumentError, Error, __version__, batch, hub, info, load, set_threads, trace, use
+from .kernels import mode
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
@@ -76,6 +77,16 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--model", metavar="M", help="run this directory instead of the checkpoint from the hub")
     verify.add_argument("--image", metavar="PATH", help="the COCO image 000000039769, instead of fetching it")
     verify.set_defaults(verb=_verify)
+
+    trace = verbs.add_parser("trace", help="print a pass as a tree: steps, shapes, milliseconds, places in the papers",
+                             epilog='example: minigdino trace cat.jpg "a cat." --model shapes --depth 3')
+    trace.add_argument("image", metavar="IMAGE", help="a picture")
+    trace.add_argument("text", metavar="TEXT", help='what to look for: "a cat. a dog."')
+    trace.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes"')
+    trace.add_argument("--depth", type=int, default=4, metavar="N", help="calls within calls to show (4)")
+    trace.add_argument("--no-steps", action="store_true", help="functions only, not the arrays they name")
+    trace.add_argument("--reference", action="store_true", help="run the NumPy formulas, to see inside compiled twins")
+    trace.set_defaults(verb=_trace)
 
     bench = verbs.add_parser("bench", help="where the seconds of a pass go, stage by stage",
                              epilog="example: minigdino bench --size 480 640 --passes 3")
@@ -191,6 +202,16 @@ def _verify(arguments):
     report = verify(arguments.id or hub.DEFAULT, arguments.image, arguments.model)
     print(report)
     return report.status
+
+
+def _trace(arguments):
+    from .tree import tree
+
+    model = load(arguments.model)
+    with use("reference" if arguments.reference else mode()), trace() as seen:
+        model.detect(arguments.image, arguments.text)
+    print(tree(seen, arguments.depth, not arguments.no_steps))
+    return 0
 
 
 def _bench(arguments):

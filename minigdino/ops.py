@@ -69,14 +69,14 @@ def gelu(x, bias=None):
     NumPy has no erf. Phi is taken from the tail, which keeps the small values right to float32 rounding.
     x [..., C], bias [C] of the linear map that made x, if it is still to be added -> [..., C]
     """
-    x = x if bias is None else x + bias
-    z = abs(x) * 0.5**0.5
+    a = x if bias is None else x + bias
+    z = abs(a) * 0.5**0.5
     t = 1 / (1 + 0.5 * z)
     polynomial = ERFC[-1]
     for coefficient in ERFC[-2::-1]:
         polynomial = polynomial * t + coefficient
-    tail = 0.5 * t * np.exp(-z * z) * polynomial  # Phi(-|x|)
-    return x * np.where(x < 0, tail, 1 - tail)
+    tail = 0.5 * t * np.exp(-z * z) * polynomial  # Phi(-|a|)
+    return a * np.where(a < 0, tail, 1 - tail)
 
 
 ACTIVATIONS = {"relu": relu, "gelu": gelu}
@@ -119,8 +119,7 @@ def attention(queries, keys, values, query, key, value, out_proj, n_heads, mask=
 
     queries [Q, C], keys [T, C], values [T, C], mask [Q, T] -> [Q, C]
     """
-    q = split_heads(linear(queries, **query), n_heads)  # [M, Q, D]
-    q = q * q.shape[-1] ** -0.5  # [M, Q, D]
+    q = split_heads(linear(queries, **query), n_heads) * (queries.shape[-1] // n_heads) ** -0.5  # [M, Q, D]
     k = split_heads(linear(keys, **key), n_heads)  # [M, T, D]
     v = split_heads(linear(values, **value), n_heads)  # [M, T, D]
     scores = q @ k.swapaxes(1, 2)  # [M, Q, T]

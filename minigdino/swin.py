@@ -70,9 +70,9 @@ def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
     shifted = np.roll(padded, (-shift, -shift), (0, 1)) if shift else padded
     q, key, v = windows(shifted, k).reshape(-1, k * k, 3, M, D).transpose(2, 0, 3, 1, 4)  # [B, M, K, D]
     scores = (q * D**-0.5) @ key.swapaxes(2, 3) + position_bias  # [B, M, K, K]
-    if shift:
-        scores = scores + shift_mask(height, width, k, shift, like=qkv)[:, None]
-    attended = softmax.reference(scores) @ v  # [B, M, K, D]
+    masked = scores + shift_mask(height, width, k, shift, like=qkv)[:, None] if shift else scores  # [B, M, K, K]
+    weights = softmax.reference(masked)  # [B, M, K, K]
+    attended = weights @ v  # [B, M, K, D]
     back = unwindow(attended.swapaxes(1, 2).reshape(-1, k * k, M * D), height, width)
     return (np.roll(back, (shift, shift), (0, 1)) if shift else back)[:H, :W].reshape(H, W, M, D)
 

@@ -10,43 +10,103 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 PACKAGE = __name__.partition(".")[0] + "."
 LAYERS = {PACKAGE + name for name in ("model", "swin", "bert", "enhancer", "queries", "decoder", "fusion", "deformable",
                                       "boxes", "ops", "prompt")}
+SWITCH = PACKAGE + "kernels", "op"  # the module and the function in which a twin takes its formula's place
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is kept of a step when nobody asked for its array: `str()` is one line."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    min: float
+    mean: float
+    max: float
+    milliseconds: float | None = None  # a function's, the functions it calls included; None for a step within one
+    twin: str | None = None  # the compiled function that computed it, whose own steps nobody sees
+    function: str | None = None  # of a result: "module.function"
+
+    def __str__(self) -> str:
+        time_ = "" if self.milliseconds is None else f"  {self.milliseconds:.2f} ms"
+        twin = f"  by {self.twin}" if self.twin else ""
+        return (f"{list(self.shape)} {self.dtype}  {self.min:.4g} .. {self.mean:.4g} .. {self.max:.4g}{time_}{twin}")
+
+
+def summary(array, **more) -> Summary:
+    """Least, mean and largest of an array, which may be empty."""
+    numbers = (float(array.min()), float(array.mean()), float(array.max())) if array.size else (0.0, 0.0, 0.0)
+    return Summary(tuple(array.shape), str(array.dtype), *numbers, **more)
 
 
 @contextmanager
-def trace(pattern: str = "*") -> Iterator[dict]:
-    """Record arrays of the calling thread whose path matches: `with trace("*/fusion_layer.1/*") as seen: ...`
+def trace(pattern: str | None = None) -> Iterator[dict]:
+    """Record the steps of a pass in the calling thread: `with minigdino.trace() as seen: model.detect(...)`
 
+    With a pattern, the arrays whose path matches: `with trace("*/fusion_layer.1/*/to_text") as seen`. Without, a
+    Summary of every step.
     A path is function.call/function.call/.../name, calls counted from 0 within their caller. `return` is a function's
-    result, `return.0`, `return.1` ... the parts of a result with several. A step inside a compiled twin has no names:
-    trace under `use("reference")` to see it.
+    result, `return.0` or `return.scores` a part of a result with several. Where a compiled twin runs, its result is all
+    there is to see, and its Summary names it; trace under `use("reference")` to see the steps inside.
+
+    It is the answer to "output_attentions". Every kind of attention map is a step of a function:
+    to_text and to_vision of bi_attention (image to text and back), weights of attention (words, queries), and under
+    use("reference") also weights and locations of deform_attn and the weights of attend_in_windows.
     """
     seen: dict = {}
     path: list[str] = []
     counts: list[dict[str, int]] = [{}]
+    started: list[float] = []
+    watching = 0.0  # seconds spent in here, which are no step's
 
-    def watch(frame, event, value):
-        function = frame.f_code.co_name
-        if event not in ("call", "return") or frame.f_globals.get("__name__") not in LAYERS:
+    def called(function):
+        i = counts[-1][function] = counts[-1].get(function, -1) + 1
+        return f"{function}.{i}"
+
+    def keep(key, array, **more):
+        if hasattr(array, "shape") and (pattern is None or fnmatchcase(key, pattern)):
+            seen[key] = array if pattern else summary(array, **more)
+
+    def leave(names, result, **more):
+        """Keep what a function named, and its result."""
+        for name, array in names:
+            keep("/".join([*path, name]), array)
+        keep("/".join([*path, "return"]), result, **more)
+        for name, part in _parts(result):
+            keep("/".join([*path, f"return.{name}"]), part, **more)
+
+    def watch(frame, event, result):
+        nonlocal watching
+        now = time.perf_counter()
+        module, function = frame.f_globals.get("__name__"), frame.f_code.co_name
+        if event not in ("call", "return"):
             return
-        if not function.isidentifier() or function.startswith("__"):  # comprehensions, and methods nobody wrote
-            return
-        if event == "call":
-            i = counts[-1][function] = counts[-1].get(function, -1) + 1
-            path.append(f"{function}.{i}")
-            counts.append({})
-        elif path:
-            parts = enumerate(value) if isinstance(value, (tuple, list)) else ()
-            for name, array in [*frame.f_locals.items(), ("return", value), *((f"return.{i}", v) for i, v in parts)]:
-                key = "/".join([*path, name])
-                if hasattr(array, "shape") and fnmatchcase(key, pattern):
-                    seen[key] = array
-            path.pop()
-            counts.pop()
+        if (module, function) == SWITCH:
+            if event == "call":
+                started.append(now - watching)
+            elif started:
+                milliseconds, op = 1e3 * (now - watching - started.pop()), frame.f_locals
+                if op.get("twin"):
+                    path.append(called(op["reference"].__name__))
+                    leave((), result, milliseconds=milliseconds, twin=op["path"], function=_name(op["reference"]))
+                    path.pop()
+        elif module in LAYERS and function.isidentifier() and not function.startswith("__"):  # else comprehensions
+            if event == "call":
+                path.append(called(function))
+                counts.append({})
+                started.append(now - watching)
+            elif path:
+                milliseconds = 1e3 * (now - watching - started.pop())
+                leave(frame.f_locals.items(), result, milliseconds=milliseconds,
+                      function=f"{module.removeprefix(PACKAGE)}.{function}")
+                path.pop()
+                counts.pop()
+        watching += time.perf_counter() - now
 
     before = sys.getprofile()
     sys.setprofile(watch)
@@ -54,6 +114,17 @@ def trace(pattern: str = "*") -> Iterator[dict]:
         yield seen
     finally:
         sys.setprofile(before)
+
+
+def _parts(result):
+    """A result's parts and their names: of several arrays their places."""
+    if isinstance(result, (tuple, list)):
+        return enumerate(result)
+    return (result if isinstance(result, dict) else getattr(result, "__dict__", {})).items()
+
+
+def _name(function):
+    return f"{function.__module__.removeprefix(PACKAGE)}.{function.__name__}"
 
 
 @contextmanager

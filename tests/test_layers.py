@@ -12,7 +12,7 @@ PACKAGE = Path(minigdino.__file__).parent
 LEVELS = [  # a module may import from the rows below its own, never from its own row
     {"__main__"},
     {"cli"},
-    {"batch", "bench", "verify", "__init__"},
+    {"batch", "bench", "tree", "verify", "__init__"},
     {"detector", "installation"},
     {"model", "results", "hub", "kept", "memory"},
     {"swin", "bert", "enhancer", "queries", "decoder", "drawing", "weights"},  # stages never import one another

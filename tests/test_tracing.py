@@ -33,10 +33,68 @@ def test_results_are_named_too():
     assert "forward.0/swin.0/return.2" in seen
 
 
-def test_a_twin_is_opaque_and_its_reference_is_not():
+def test_of_a_twin_only_the_result_is_seen_and_of_its_reference_every_step():
     with minigdino.trace("*/deform_attn.*") as fast:
         tiny.model().forward(tiny.pixels(), tiny.IDS)
     with minigdino.use("reference"), minigdino.trace("*/deform_attn.*") as slow:
         tiny.model().forward(tiny.pixels(), tiny.IDS)
-    assert not fast
+    assert {path.rpartition("/")[2] for path in fast} == {"return"}
+    assert set(fast) <= set(slow)
     assert any(path.endswith("/tent") for path in slow)
+    first = next(iter(fast))
+    np.testing.assert_allclose(fast[first], slow[first], atol=1e-4)
+
+
+def test_without_a_pattern_every_step_is_summed_up():
+    with minigdino.trace("forward.0/*") as arrays:
+        tiny.model().forward(tiny.pixels(), tiny.IDS)
+    with minigdino.trace() as seen:
+        tiny.model().forward(tiny.pixels(), tiny.IDS)
+    assert set(arrays) == {path for path in seen if path.startswith("forward.0/")}
+    for path, array in arrays.items():
+        assert seen[path].shape == array.shape
+        assert seen[path].dtype == str(array.dtype)
+        np.testing.assert_allclose(
+            [seen[path].min, seen[path].mean, seen[path].max], [array.min(), array.mean(), array.max()], rtol=1e-5
+        )
+    fused = seen["forward.0/enhancer.0/fusion_layer.0/return.0"]
+    assert fused.function == "fusion.fusion_layer"
+    assert fused.twin is None
+    assert 0 < fused.milliseconds < seen["forward.0/enhancer.0/return.0"].milliseconds
+    assert seen["forward.0/enhancer.0/fusion_layer.0/bi_attention.0/to_text"].milliseconds is None
+
+
+def test_a_step_that_a_twin_computed_says_so():
+    with minigdino.trace() as seen:
+        tiny.model().forward(tiny.pixels(), tiny.IDS)
+    sampled = [s for path, s in seen.items() if "/deform_attn." in path]
+    assert sampled
+    assert {s.twin for s in sampled} == {"minigdino._ext.deformable:deform_attn"}
+    assert "by minigdino._ext.deformable:deform_attn" in str(sampled[0])
+    with minigdino.use("reference"), minigdino.trace() as seen:
+        tiny.model().forward(tiny.pixels(), tiny.IDS)
+    assert not any(s.twin for s in seen.values())
+
+
+def test_attention_maps_of_every_kind_are_steps():
+    model = tiny.model()
+    maps = {
+        "*/bi_attention.*/to_text": -1,
+        "*/bi_attention.*/to_vision": 0,
+        "*/text_enhancer_layer.*/attention.*/weights": -1,
+        "*/decoder_layer.*/attention.0/weights": -1,
+        "*/decoder_layer.*/attention.1/weights": -1,
+        "*/bert_layer.*/attention.*/weights": -1,
+    }
+    for pattern, axis in maps.items():
+        with minigdino.trace(pattern) as seen:
+            model.forward(tiny.pixels(), tiny.IDS)
+        assert seen, pattern
+        for array in seen.values():
+            np.testing.assert_allclose(array.sum(axis=axis), 1, rtol=1e-4)
+    for pattern, axes in {"*/attend_in_windows.*/weights": -1, "*/deform_attn.*/weights": (2, 3)}.items():
+        with minigdino.use("reference"), minigdino.trace(pattern) as seen:
+            model.forward(tiny.pixels(), tiny.IDS)
+        assert seen, pattern
+        for array in seen.values():
+            np.testing.assert_allclose(array.sum(axis=axes), 1, rtol=1e-4)
