@@ -8,6 +8,8 @@ import minigdino
 from minigdino.cli import main
 from minigdino.tree import place, tree
 
+SCENE = Path(__file__).parent.parent / "docs" / "images" / "scene.jpg"
+
 
 def traced(**options):
     with minigdino.trace() as seen:
@@ -42,7 +44,7 @@ def test_a_functions_own_docstring_comes_before_its_modules():
 
 
 def test_the_command_prints_it(capsys):
-    arguments = [str(Path(__file__).parent.parent / "docs" / "images" / "scene.jpg"), "a red star.", "--model", "shapes"]
+    arguments = [str(SCENE), "a red star.", "--model", "shapes"]
     assert main(["trace", *arguments, "--depth", "2", "--no-steps"]) == 0
     short = capsys.readouterr().out
     assert main(["trace", *arguments, "--depth", "6", "--reference"]) == 0
