@@ -19,7 +19,7 @@ def model():
     return minigdino.load("shapes")
 
 
-@pytest.mark.parametrize(("name", "floor50", "floor"), [("seen", 0.75, 0.55), ("unseen", 0.70, 0.50)])
+@pytest.mark.parametrize(("name", "floor50", "floor"), [("seen", 0.93, 0.72), ("unseen", 0.92, 0.72)])
 def test_average_precision_on_fixed_scenes(name, floor50, floor):
     """40 scenes; the model card has the figures of 500."""
     result = average_precision(with_minigdino(FOLDER), name, 40)
@@ -28,7 +28,7 @@ def test_average_precision_on_fixed_scenes(name, floor50, floor):
 
 
 def test_little_is_found_where_nothing_fits():
-    assert false_boxes(with_minigdino(FOLDER), 40) <= 0.8
+    assert false_boxes(with_minigdino(FOLDER), 40) <= 0.2
 
 
 def test_other_words_find_other_boxes(model):
@@ -43,7 +43,7 @@ def test_swapped_words_swap_the_labels(model):
     for found in (one, two):
         by_label = {d.label: d.box for d in found}
         assert set(by_label) == {"a purple star", "a green heart"}
-        assert by_label["a purple star"][0] < 100 < by_label["a green heart"][0]
+        assert by_label["a green heart"][0] < 100 < by_label["a purple star"][0]
     assert {d.label: d.label_id for d in one} != {d.label: d.label_id for d in two}
 
 

@@ -71,8 +71,9 @@ def collate(scenes: list[Scene], prompts: list[Prompt]) -> Batch:
 class Batches(Dataset):
     """Item n is the batch of step n."""
 
-    def __init__(self, seed: int, steps: int, size: int):
-        self.seed, self.steps, self.size = seed, steps, size
+    def __init__(self, seed: int, steps: int, size: int, absent: float = 0.08):
+        """absent: the share of prompts of which nothing is there"""
+        self.seed, self.steps, self.size, self.absent = seed, steps, size, absent
 
     def __len__(self) -> int:
         return self.steps
@@ -81,5 +82,5 @@ class Batches(Dataset):
         rng = np.random.default_rng([self.seed, step])
         size = SIZES[rng.integers(len(SIZES))]
         scenes = [draw_scene(rng, size=size) for _ in range(self.size)]
-        prompts = [ask(s.things, rng, absent=rng.random() < 0.08, strangers=0.04) for s in scenes]
+        prompts = [ask(s.things, rng, absent=rng.random() < self.absent, strangers=0.04) for s in scenes]
         return collate(scenes, prompts)

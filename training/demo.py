@@ -17,7 +17,7 @@ PAIRS = (
     ("white", "cross"),
     ("orange", "ring"),
 )
-SEED = 228  # of 210 tried, the scene on which a prompt of three finds the best boxes
+SEED = 155  # the first whose scene has all six, and in which a prompt of three finds its three
 
 
 def main() -> None:

@@ -52,11 +52,11 @@ def other(rng: np.random.Generator) -> tuple[Scene, Prompt]:
 SETS = {"seen": seen, "unseen": unseen, "larger": larger, "jpeg": jpeg, "other": other}
 
 
-def scenes(name: str, count: int) -> Iterator[tuple[Scene, Prompt]]:
-    """The first `count` scenes of a set that have a prompt; always the same ones."""
+def scenes(name: str, count: int, seed: int = SEED) -> Iterator[tuple[Scene, Prompt]]:
+    """The first `count` scenes of a set that have a prompt; always the same ones of a seed."""
     kind, number = {**SETS, "absent": absent}[name], 0
     while count:
-        rng = np.random.default_rng([SEED, *name.encode(), number])
+        rng = np.random.default_rng([seed, *name.encode(), number])
         scene, prompt = kind(rng)
         number += 1
         if prompt.phrases:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from training.calibrate import calibrate
 from training.model import create, image_processor
 from training.vocabulary import write_tokenizer
 
@@ -17,6 +18,7 @@ def write_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
     """config.json and model.safetensors"""
     network = create(seed=0)
     network.load_state_dict(state)
+    print(f"class bias moved by {calibrate(network):.3f}")
     network.half().save_pretrained(folder)
     network.config.dtype = torch.float32
     network.config.save_pretrained(folder)
@@ -31,13 +33,13 @@ def write_processor(folder: Path) -> None:
 
 
 def main() -> None:
-    """Export the newest checkpoint of a run."""
+    """Export the checkpoint of the last stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=Path, default=Path(__file__).parent / "runs")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    state = torch.load(options.runs / "checkpoint.pt")
+    state = torch.load(options.runs / "absent.pt")
     write_weights(options.folder, state["network"])
     write_tokenizer(options.folder)
     write_processor(options.folder)

@@ -22,6 +22,7 @@ from training.predict import with_network
 
 NAME_BATCH, NAME_STEPS = 32, 2000  # the backbone alone
 BATCH, STEPS = 16, 4000  # the whole detector
+ABSENT_STEPS, ABSENT, ABSENT_RATE = 800, 0.5, 2e-4  # the same, with half of all prompts about nothing that is there
 RATE, WARM_UP = 5e-4, 200  # of each stage
 CLIP = 0.1
 
@@ -34,11 +35,11 @@ def keep_memory() -> None:
             libc.mallopt(option, 2**31 - 1)
 
 
-def rate(step: int, steps: int) -> float:
+def rate(step: int, steps: int, most: float) -> float:
     """The learning rate: a linear warm-up, then a cosine down to nothing."""
     if step < WARM_UP:
-        return RATE * (step + 1) / WARM_UP
-    return RATE * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / (steps - WARM_UP)))
+        return most * (step + 1) / WARM_UP
+    return most * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / (steps - WARM_UP)))
 
 
 def save(path: Path, step: int, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
@@ -48,9 +49,11 @@ def save(path: Path, step: int, network: nn.Module, optimiser: torch.optim.Optim
     os.replace(fresh, path)
 
 
-def fit(path: Path, network: nn.Module, loss: Callable, batches: Dataset, progress: Callable) -> None:
+def fit(
+    path: Path, network: nn.Module, loss: Callable, batches: Dataset, progress: Callable, most: float = RATE
+) -> None:
     """Train to the end of the batches, one a step, from `path` if it is there. progress: network -> a line to print"""
-    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=most, weight_decay=1e-4)
     done, steps = 0, len(batches)
     if path.exists():
         state = torch.load(path)
@@ -61,7 +64,7 @@ def fit(path: Path, network: nn.Module, loss: Callable, batches: Dataset, progre
     total, pictures, clock = 0.0, 0, time.monotonic()
     for step, batch in enumerate(DataLoader(ahead, batch_size=None, num_workers=1, prefetch_factor=8), start=done):
         for group in optimiser.param_groups:
-            group["lr"] = rate(step, steps)
+            group["lr"] = rate(step, steps, most)
         value = loss(network.train(), batch)
         optimiser.zero_grad()
         value.backward()
@@ -86,14 +89,16 @@ def estimate(network: nn.Module) -> str:
     return "  ".join(f"{name} AP {r['AP']:.2f} AP50 {r['AP50']:.2f}" for name, r in result.items())
 
 
-def train(runs: Path, name_steps: int, steps: int, seed: int) -> None:
-    """Both stages, each from its checkpoint in `runs` if there is one."""
+def train(runs: Path, name_steps: int, steps: int, absent_steps: int, seed: int) -> None:
+    """All stages, each from its checkpoint in `runs` if there is one."""
     network = create(seed)
     backbone = network.model.backbone.conv_encoder.model
     namer = Namer(backbone, sum(backbone.channels))
-    fresh = Scenes(seed, name_steps + 1, 256)[name_steps]
-    fit(runs / "names.pt", namer, naming_loss, Scenes(seed, name_steps, NAME_BATCH), lambda n: named_right(n, fresh))
-    fit(runs / "checkpoint.pt", network, loss, Batches(seed, steps, BATCH), estimate)
+    unknown = Scenes(seed, name_steps + 1, 256)[name_steps]
+    fit(runs / "names.pt", namer, naming_loss, Scenes(seed, name_steps, NAME_BATCH), lambda n: named_right(n, unknown))
+    fit(runs / "phrases.pt", network, loss, Batches(seed, steps, BATCH), estimate)
+    fresh = Batches(seed + 1, absent_steps, BATCH, ABSENT)
+    fit(runs / "absent.pt", network, loss, fresh, estimate, ABSENT_RATE)
 
 
 def main() -> None:
@@ -102,13 +107,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path(__file__).parent / "runs")
     parser.add_argument("--name-steps", type=int, default=NAME_STEPS)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--absent-steps", type=int, default=ABSENT_STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     keep_memory()
     torch.set_num_threads(options.threads)
     options.runs.mkdir(parents=True, exist_ok=True)
-    train(options.runs, options.name_steps, options.steps, options.seed)
+    train(options.runs, options.name_steps, options.steps, options.absent_steps, options.seed)
 
 
 if __name__ == "__main__":
