@@ -73,7 +73,8 @@ def test_twins_take_arrays_of_any_layout_and_leave_them_alone(name, level, data)
     for a in strided:
         if isinstance(a, np.ndarray):
             a.setflags(write=False)  # a mapped checkpoint is read-only
-    np.testing.assert_array_equal(twin(name, level)(*strided), twin(name, level)(*args))
+    # BLAS, in linear, may round another layout in another way
+    np.testing.assert_allclose(twin(name, level)(*strided), twin(name, level)(*args), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "level"), LOOSE)
