@@ -25,6 +25,8 @@ class Counting(np.ndarray):
         return result.view(Counting) if isinstance(result, np.ndarray) else result
 
     def __array_function__(self, function, types, args, options):
+        if not hasattr(function, "_implementation"):  # np.empty(..., like=) and its kind
+            return function(*args, **options).view(Counting)
         result = super().__array_function__(function, types, args, options)
         return result.view(Counting) if type(result) is np.ndarray else result  # np.pad and others forget the type
 
