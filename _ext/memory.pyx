@@ -49,7 +49,7 @@ cdef enum:
     LINE = 64  # bytes of a cache line; arrays begin at one, which suits vector loads
     SLOTS = 32  # free blocks kept
     SMALL = 1 << 18  # bytes; below, the system's allocator keeps memory by itself
-    MOST = 64 << 20  # bytes kept free at any time
+    MOST = 40 << 20  # bytes kept free at any time
 
 cdef struct Block:
     char *start  # as malloc returned it

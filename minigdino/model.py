@@ -60,6 +60,7 @@ def forward(pixels, token_ids, delimiters, weights, config, selected=None, detai
     sizes = tuple(m.shape[:2] for m in maps)
     vision, text = enhancer(maps, text_features, mask, positions, weights["encoder"]["layers"],
                             weights["level_embed"], config)  # [S, C], [T, C]
+    del maps  # as large as vision, and not needed any more
     # §3.2 language-guided query selection; boxes come from the image, contents are learned
     chosen = select_queries(vision, text, sizes, **weights["query_selection"], n_queries=config.num_queries,
                             eps=config.layer_norm_eps, selected=selected)

@@ -39,9 +39,9 @@ def test_what_is_kept_is_bounded():
     with memory.reused():
         arrays = [np.empty((i + 1) * 4 * MB, np.uint8) for i in range(12)]
         del arrays
-        assert 0 < memory.kept_bytes() <= 64 * MB
+        assert 0 < memory.kept_bytes() <= 40 * MB
         np.empty(200 * MB, np.uint8)
-        assert memory.kept_bytes() <= 64 * MB
+        assert memory.kept_bytes() <= 40 * MB
 
 
 def test_other_threads_keep_numpys_own():
