@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 
+from training.calibrate import ALLOWED, SCENES
 from training.evaluate import FALSE_BOX, SETS
 from training.outlines import SHAPES
 from training.train import ABSENT_STEPS, BATCH, NAME_BATCH, NAME_STEPS, STEPS
-from training.world import COLOURS, HELD_OUT
+from training.world import COLOURS, HELD_OUT, TILT
 
 CARD = """---
 license: apache-2.0
@@ -29,8 +31,8 @@ minigdino.detect(image, "a red star. circle. blue thing.", model="shapes")
 
 - {shapes}
 - in {colours}
-- sizes from a tenth to half of the picture's short edge, turned by up to 29 degrees, mild overlap, on flat, gradient,
-  textured and photograph-like backgrounds.
+- sizes from a tenth to half of the picture's short edge, turned by up to {tilt} degrees, mild overlap, on flat,
+  gradient, textured and photograph-like backgrounds.
 
 A phrase is a colour and a shape ("a red star"), a shape ("star": every star) or a colour ("red shape", "red thing":
 every red object), with or without an article, in any order; one to five of them in training.
@@ -48,7 +50,8 @@ colour and the shape at the centre of each thing, {name_steps:,} batches of {nam
 from a backbone trained on ImageNet. Then transformers' `MMGroundingDinoForObjectDetection` as a whole, {steps:,}
 batches of {batch}: Hungarian matching and the paper's losses on the encoder's proposals and on every decoder layer.
 At last {absent_steps:,} more, in which half of all prompts name only what is not there. All with AdamW. Then the class
-head's bias is lowered until, on 1,000 other scenes, 0.07 boxes a picture score above {threshold} where nothing fits.
+head's bias is lowered until, on {others:,} other scenes, {allowed} boxes a picture score above {threshold} where
+nothing fits.
 
 ```text
 python -m training.train                                                              a little over an hour
@@ -71,10 +74,9 @@ False boxes per picture when every phrase is absent (some half true: the right c
 
 ## Limits
 
-Of the things asked for, about one in seven scores below {threshold}: one in four of those smaller than a fifth of the
-picture, and one in four of those asked for by shape alone. The default threshold of 0.25 finds more, and more that is
-wrong: the right colour on another shape. Larger pictures are resized to 128 pixels all the same, so boxes on them are
-looser in pixels.
+The smallest things, and those asked for by shape alone, are the ones that most often score below {threshold}. The
+default threshold of 0.25 finds more, and more that is wrong: the right colour on another shape. Larger pictures are
+resized to 128 pixels all the same, so boxes on them are looser in pixels.
 
 It knows nothing but these shapes and colours. Other words find nothing or nonsense; photographs of things hold no
 shapes for it. Things smaller than a tenth of the short edge, heavy overlap, more than 20 things, and colours between
@@ -112,6 +114,9 @@ def card(figures: dict) -> str:
         absent_steps=ABSENT_STEPS,
         batch=BATCH,
         threshold=FALSE_BOX,
+        tilt=round(math.degrees(TILT)),
+        others=SCENES,
+        allowed=ALLOWED,
         scenes=figures["scenes"],
         rows="\n".join(row.format(ROWS[name], **figures[name]) for name in SETS),
         false_boxes=figures["false_boxes"],
