@@ -13,7 +13,7 @@ from minigdino._ext.threads import for_rows
 
 
 def _bilinear_rows(const floating[:, :, :, ::1] image, const floating[:, :, :, ::1] xy, floating[:, :, :, ::1] out,
-          Py_ssize_t first, Py_ssize_t last):
+                   Py_ssize_t first, Py_ssize_t last):
     cdef Py_ssize_t H = image.shape[0], W = image.shape[1], M = image.shape[2], D = image.shape[3], P = xy.shape[2]
     cdef Py_ssize_t q, m, p
     with nogil:
@@ -56,9 +56,9 @@ cdef inline void add_level(const floating *image, Py_ssize_t H, Py_ssize_t W, Py
         add_sample(image, H, W, MD, D, x * W - <floating> 0.5, y * H - <floating> 0.5, weight[p], total)
 
 
-def _deform_attn_rows(const floating[:, :, ::1] value, const Py_ssize_t[:, ::1] sizes, const floating[:, ::1] references,
-          const floating[:, :] offsets, const floating[:, :] scores, floating[:, :, ::1] out,
-          Py_ssize_t first, Py_ssize_t last):
+def _deform_attn_rows(const floating[:, :, ::1] value, const Py_ssize_t[:, ::1] sizes,
+                      const floating[:, ::1] references, const floating[:, :] offsets, const floating[:, :] scores,
+                      floating[:, :, ::1] out, Py_ssize_t first, Py_ssize_t last):
     cdef Py_ssize_t M = value.shape[1], D = value.shape[2], L = sizes.shape[0], R = references.shape[1]
     cdef Py_ssize_t LP = scores.shape[1] // M, P = LP // L
     cdef Py_ssize_t q, m, l, d, H, W

@@ -16,7 +16,7 @@ ENOUGH = 1 << 14  # numbers a thread should have to work on: less is done before
 
 
 def _norm_rows(const floating[:, ::1] x, const floating[:, ::1] added, const floating[::1] weight,
-          const floating[::1] bias, floating eps, floating[:, ::1] out, Py_ssize_t first, Py_ssize_t last):
+               const floating[::1] bias, floating eps, floating[:, ::1] out, Py_ssize_t first, Py_ssize_t last):
     """added [N, C], or [0, C] for nothing"""
     cdef Py_ssize_t i, c, C = x.shape[1]
     cdef floating mean, scale

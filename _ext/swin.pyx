@@ -15,44 +15,23 @@ from minigdino._ext.checks import contiguous, same_dtype
 from minigdino._ext.threads import for_rows
 
 
-cdef inline void scores_row(const floating *q, const floating *keys, Py_ssize_t D, Py_ssize_t KP,
-                            floating *score) noexcept nogil:
-    """score [KP] += q [D] @ keys [D, KP], four rows at a time so that a score is loaded and stored less often"""
-    cdef Py_ssize_t d, j, whole = D - D % 4
-    cdef const floating *k
-    cdef floating q0, q1, q2, q3
-    for d in range(0, whole, 4):
-        k = keys + d * KP
-        q0 = q[d]
-        q1 = q[d + 1]
-        q2 = q[d + 2]
-        q3 = q[d + 3]
-        for j in range(KP):
-            score[j] += q0 * k[j] + q1 * k[KP + j] + (q2 * k[2 * KP + j] + q3 * k[3 * KP + j])
-    for d in range(whole, D):
-        for j in range(KP):
-            score[j] += q[d] * keys[d * KP + j]
-
-
-cdef inline void weigh(const floating *weight, const floating *values, Py_ssize_t K, Py_ssize_t D,
-                       floating *out) noexcept nogil:
-    """out [D] = weight [K] @ values [K, D]"""
-    cdef Py_ssize_t j, d, whole = K - K % 4
-    cdef const floating *v
-    cdef floating w0, w1, w2, w3
-    for d in range(D):
-        out[d] = 0
-    for j in range(0, whole, 4):
-        v = values + j * D
-        w0 = weight[j]
-        w1 = weight[j + 1]
-        w2 = weight[j + 2]
-        w3 = weight[j + 3]
-        for d in range(D):
-            out[d] += w0 * v[d] + w1 * v[D + d] + (w2 * v[2 * D + d] + w3 * v[3 * D + d])
-    for j in range(whole, K):
-        for d in range(D):
-            out[d] += weight[j] * values[j * D + d]
+cdef inline void add_product(const floating *vector, const floating *matrix, Py_ssize_t n, Py_ssize_t width,
+                             floating *out) noexcept nogil:
+    """out [width] += vector [n] @ matrix [n, width], four rows at a time so that out is loaded and stored less often"""
+    cdef Py_ssize_t i, j, whole = n - n % 4
+    cdef const floating *row
+    cdef floating v0, v1, v2, v3
+    for i in range(0, whole, 4):
+        row = matrix + i * width
+        v0 = vector[i]
+        v1 = vector[i + 1]
+        v2 = vector[i + 2]
+        v3 = vector[i + 3]
+        for j in range(width):
+            out[j] += v0 * row[j] + v1 * row[width + j] + (v2 * row[2 * width + j] + v3 * row[3 * width + j])
+    for i in range(whole, n):
+        for j in range(width):
+            out[j] += vector[i] * matrix[i * width + j]
 
 
 def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_bias,
@@ -110,9 +89,11 @@ def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_
                     if shift:
                         for j in range(K):
                             score[j] += <floating> 0 if piece[i] == piece[j] else <floating> -100
-                    scores_row(q + i * D, keys, D, KP, score)
+                    add_product(q + i * D, keys, D, KP, score)
                     softmax_row(score, score, K)
-                    weigh(score, v, K, D, &out[row[i], col[i], m, 0])
+                    for d in range(D):
+                        out[row[i], col[i], m, d] = 0
+                    add_product(score, v, K, D, &out[row[i], col[i], m, 0])
     free(room)
     free(at)
 

@@ -35,7 +35,7 @@ class Summary:
     def __str__(self) -> str:
         time_ = "" if self.milliseconds is None else f"  {self.milliseconds:.2f} ms"
         twin = f"  by {self.twin}" if self.twin else ""
-        return (f"{list(self.shape)} {self.dtype}  {self.min:.4g} .. {self.mean:.4g} .. {self.max:.4g}{time_}{twin}")
+        return f"{list(self.shape)} {self.dtype}  {self.min:.4g} .. {self.mean:.4g} .. {self.max:.4g}{time_}{twin}"
 
 
 def summary(array, **more) -> Summary:
@@ -108,10 +108,17 @@ def trace(pattern: str | None = None) -> Iterator[dict]:
                 counts.pop()
         watching += time.perf_counter() - now
 
+    with _watching(watch):
+        yield seen
+
+
+@contextmanager
+def _watching(watch):
+    """Call watch at every call and return of this thread."""
     before = sys.getprofile()
     sys.setprofile(watch)
     try:
-        yield seen
+        yield
     finally:
         sys.setprofile(before)
 
@@ -141,9 +148,5 @@ def seconds_of(functions: Collection[str]) -> Iterator[dict[str, float]]:
             elif event == "return" and started:
                 seconds[function] += time.perf_counter() - started.pop()
 
-    before = sys.getprofile()
-    sys.setprofile(watch)
-    try:
+    with _watching(watch):
         yield seconds
-    finally:
-        sys.setprofile(before)

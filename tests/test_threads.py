@@ -118,31 +118,25 @@ def test_quotas_are_read_as_both_versions_write_them(tmp_path):
     assert list(grants(tmp_path, tmp_path / "no such file")) == []
 
 
-def test_threads_of_a_finished_loop_use_no_processor():
-    """So a product after a loop runs at full rate: whoever spins takes its processor from BLAS."""
-    code = """
-import time, numpy as np
-from minigdino.ops import gelu
-x = np.ones((4000, 512), np.float32)
-gelu(x)
-used = time.process_time()
-time.sleep(0.3)
-print(time.process_time() - used)
-"""
-    assert float(in_fresh_process(code)) < 0.05
-
-
-def test_blas_threads_sleep_soon_after_a_product():
-    """So a loop after a product has both processors: by default OpenBLAS's threads spin for tens of milliseconds."""
-    code = """
+@pytest.mark.parametrize(
+    ("work", "seconds"),
+    [
+        # so a product after a loop runs at full rate: whoever spins takes its processor from BLAS
+        ("from minigdino.ops import gelu; gelu(np.ones((4000, 512), np.float32))", 0.05),
+        # so a loop after a product has both processors: by default OpenBLAS's threads spin for tens of milliseconds
+        ("a = np.ones((800, 800), np.float32); a @ a", 0.02),
+    ],
+    ids=["loop", "product"],
+)
+def test_idle_threads_use_no_processor(work, seconds):
+    code = f"""
 import minigdino, time, numpy as np
-a = np.ones((800, 800), np.float32)
-a @ a
+{work}
 used = time.process_time()
 time.sleep(0.3)
 print(time.process_time() - used)
 """
-    assert float(in_fresh_process(code)) < 0.02
+    assert float(in_fresh_process(code)) < seconds
 
 
 def test_many_detecting_threads_share_one_pool():
