@@ -4,9 +4,9 @@
 import numpy as np
 
 from cython cimport floating
-from libc.stdlib cimport free, malloc
-from _ext.sampling cimport add_sample
-from _ext.vectors cimport softmax_row
+from libc.stdlib cimport calloc, free
+from _ext.sampling cimport add_pixels, find_pixels
+from _ext.vectors cimport LANES, softmax_row
 
 from minigdino._ext.checks import contiguous, same_dtype
 from minigdino._ext.threads import for_rows
@@ -14,14 +14,30 @@ from minigdino._ext.threads import for_rows
 
 def _bilinear_rows(const floating[:, :, :, ::1] image, const floating[:, :, :, ::1] xy, floating[:, :, :, ::1] out,
                    Py_ssize_t first, Py_ssize_t last):
-    cdef Py_ssize_t H = image.shape[0], W = image.shape[1], M = image.shape[2], D = image.shape[3], P = xy.shape[2]
-    cdef Py_ssize_t q, m, p
+    cdef Py_ssize_t M = image.shape[2], D = image.shape[3], P = xy.shape[2]
+    cdef Py_ssize_t q, m, i, block
+    cdef int p, n
+    cdef floating[LANES] x, y, one, H, W
+    cdef floating[4 * LANES] share
+    cdef int[LANES] start
+    cdef int[4 * LANES] index
     with nogil:
+        for p in range(LANES):
+            x[p] = y[p] = start[p] = 0
+            one[p] = 1
+            H[p] = <floating> image.shape[0]
+            W[p] = <floating> image.shape[1]
         for q in range(first, last):
             for m in range(M):
-                for p in range(P):
-                    add_sample(&image[0, 0, m, 0], H, W, M * D, D, xy[q, m, p, 0] * W - <floating> 0.5,
-                               xy[q, m, p, 1] * H - <floating> 0.5, <floating> 1, &out[q, m, p, 0])
+                for block in range((P + LANES - 1) // LANES):
+                    i = block * LANES
+                    n = <int> min(P - i, <Py_ssize_t> LANES)
+                    for p in range(n):
+                        x[p] = xy[q, m, i + p, 0] * W[p] - <floating> 0.5
+                        y[p] = xy[q, m, i + p, 1] * H[p] - <floating> 0.5
+                    find_pixels(x, y, one, H, W, start, index, share)
+                    for p in range(n):
+                        add_pixels(&image[0, 0, m, 0], M * D, D, index, share, p, &out[q, m, i + p, 0])
 
 
 def bilinear(image, xy):
@@ -40,52 +56,67 @@ cdef enum:
     USUAL = 32  # channels of a head in every published model: a number the compiler knows makes the loops twice as fast
 
 
-cdef inline void add_level(const floating *image, Py_ssize_t H, Py_ssize_t W, Py_ssize_t MD, Py_ssize_t D,
-                           const floating *at, Py_ssize_t R, const floating *offset, const floating *weight,
-                           Py_ssize_t P, floating *total) noexcept nogil:
-    """The P points of one head on one level around `at` [R]; minigdino/deformable.py's `sampling_locations` first"""
-    cdef Py_ssize_t p
-    cdef floating x, y
-    for p in range(P):
-        if R == 2:
-            x = at[0] + offset[2 * p] / W
-            y = at[1] + offset[2 * p + 1] / H
-        else:
-            x = at[0] + offset[2 * p] / P * at[2] * <floating> 0.5
-            y = at[1] + offset[2 * p + 1] / P * at[3] * <floating> 0.5
-        add_sample(image, H, W, MD, D, x * W - <floating> 0.5, y * H - <floating> 0.5, weight[p], total)
+cdef inline void add_points(const floating *image, Py_ssize_t step, Py_ssize_t D, const int *index,
+                            const floating *share, int n, floating *total) noexcept nogil:
+    """total [D] += the first n points of what `find_pixels` found"""
+    cdef int p
+    for p in range(n):
+        add_pixels(image, step, D, index, share, p, total)
 
 
-def _deform_attn_rows(const floating[:, :, ::1] value, const Py_ssize_t[:, ::1] sizes,
+def _deform_attn_rows(const floating[:, :, ::1] value, const floating[:, ::1] sizes, const int[::1] starts,
                       const floating[:, ::1] references, const floating[:, :] offsets, const floating[:, :] scores,
-                      floating[:, :, ::1] out, Py_ssize_t first, Py_ssize_t last):
-    cdef Py_ssize_t M = value.shape[1], D = value.shape[2], L = sizes.shape[0], R = references.shape[1]
-    cdef Py_ssize_t LP = scores.shape[1] // M, P = LP // L
-    cdef Py_ssize_t q, m, l, d, H, W
-    cdef const floating *image
+                      floating[:, :, ::1] out, int P, Py_ssize_t first, Py_ssize_t last):
+    """sizes [2, N], starts [N]: rows and columns of each point's level, and its first pixel; N is enough for whole vectors"""
+    cdef Py_ssize_t M = value.shape[1], D = value.shape[2], R = references.shape[1], N = starts.shape[0]
+    cdef Py_ssize_t LP = scores.shape[1] // M, q, m, i, d, block
+    cdef int p, n
+    cdef floating[LANES] x, y, dx, dy
+    cdef floating[4 * LANES] share
+    cdef floating[USUAL] usual
+    cdef int[4 * LANES] index
+    cdef const floating *at
+    cdef const floating *H
+    cdef const floating *W
     cdef const floating *offset
-    cdef floating *weight = <floating *> malloc((LP + D) * sizeof(floating))
-    cdef floating *total = weight + LP
+    cdef floating *weight = <floating *> calloc(N, sizeof(floating))
     if weight == NULL:
         raise MemoryError("deform_attn")
     with nogil:
+        for p in range(LANES):
+            dx[p] = dy[p] = 0
         for q in range(first, last):
+            at = &references[q, 0]
             for m in range(M):
                 softmax_row(&scores[q, m * LP], weight, LP)
-                for d in range(D):
-                    total[d] = 0
-                image = &value[0, m, 0]
-                for l in range(L):
-                    H = sizes[l, 0]
-                    W = sizes[l, 1]
-                    offset = &offsets[q, (m * LP + l * P) * 2]
+                for d in range(USUAL):
+                    usual[d] = 0
+                for block in range((LP + LANES - 1) // LANES):
+                    i = block * LANES
+                    n = <int> min(LP - i, <Py_ssize_t> LANES)
+                    H = &sizes[0, i]
+                    W = &sizes[1, i]
+                    offset = &offsets[q, (m * LP + i) * 2]
+                    for p in range(n):
+                        dx[p] = offset[2 * p]
+                        dy[p] = offset[2 * p + 1]
+                    for p in range(LANES):  # minigdino/deformable.py's `sampling_locations`
+                        if R == 2:
+                            x[p] = at[0] + dx[p] / W[p]
+                            y[p] = at[1] + dy[p] / H[p]
+                        else:
+                            x[p] = at[0] + dx[p] / P * at[2] * <floating> 0.5
+                            y[p] = at[1] + dy[p] / P * at[3] * <floating> 0.5
+                        x[p] = x[p] * W[p] - <floating> 0.5
+                        y[p] = y[p] * H[p] - <floating> 0.5
+                    find_pixels(x, y, weight + i, H, W, &starts[i], index, share)
                     if D == USUAL:
-                        add_level(image, H, W, M * USUAL, USUAL, &references[q, 0], R, offset, weight + l * P, P, total)
+                        add_points(&value[0, m, 0], M * USUAL, USUAL, index, share, n, usual)
                     else:
-                        add_level(image, H, W, M * D, D, &references[q, 0], R, offset, weight + l * P, P, total)
-                    image += H * W * M * D
-                for d in range(D):
-                    out[q, m, d] = total[d]
+                        add_points(&value[0, m, 0], M * D, D, index, share, n, &out[q, m, 0])
+                if D == USUAL:
+                    for d in range(USUAL):
+                        out[q, m, d] = usual[d]
     free(weight)
 
 
@@ -96,13 +127,16 @@ def deform_attn(value, sizes, references, offsets, scores):
     at = np.array(sizes, np.intp).reshape(-1, 2)
     if (value.shape[1] != M or references.shape not in ((Q, 2), (Q, 4)) or offsets.shape != (Q, M, L, P, 2)
             or scores.shape != (Q, M, L * P) or at.shape != (L, 2)
-            or (at < 0).any() or at.prod(axis=1).sum() != len(value)):
+            or (at < 1).any() or at.prod(axis=1).sum() != len(value)):
         raise ValueError(f"deform_attn: value {value.shape}, sizes {sizes}, references {references.shape}, offsets "
                          f"{offsets.shape} and scores {scores.shape} do not fit together")
     out = np.zeros((Q, M, value.shape[2]), dtype)
     if out.size and L * P:
-        arrays = contiguous(value), at, contiguous(references), _rows_of(offsets, Q), _rows_of(scores, Q)
-        for_rows(lambda first, last: _deform_attn_rows(*arrays, out, first, last), Q)
+        points, starts = np.ones((2, L * P + LANES - 1), dtype), np.zeros(L * P + LANES - 1, np.int32)
+        points[:, :L * P] = at.T.repeat(P, axis=1)
+        starts[:L * P] = (at.prod(axis=1).cumsum() - at.prod(axis=1)).repeat(P)
+        arrays = contiguous(value), points, starts, contiguous(references), _rows_of(offsets, Q), _rows_of(scores, Q)
+        for_rows(lambda first, last: _deform_attn_rows(*arrays, out, P, first, last), Q)
     return out.reshape(Q, M * value.shape[2])
 
 

@@ -10,9 +10,12 @@ from libc.math cimport sqrt
 from _ext.vectors cimport LANES, exp_negative, softmax_row, total, total_of_squares
 
 from minigdino._ext.checks import contiguous, same_dtype
-from minigdino._ext.threads import for_rows
+from minigdino._ext.threads import count, for_rows
 
 ENOUGH = 1 << 14  # numbers a thread should have to work on: less is done before another thread is awake
+WORTH = 1 << 20  # multiplications of a product, likewise
+ROWS = 512  # of a feed-forward at a time: with more their hidden layer leaves the cache, with fewer products slow down
+FEW = 256  # rows that are not worth having a thread read all weights
 
 
 def _norm_rows(const floating[:, ::1] x, const floating[:, ::1] added, const floating[::1] weight,
@@ -95,26 +98,40 @@ def group_norm(x, weight, bias, groups=32, eps=1e-5):
     return out.reshape(H, W, C)
 
 
-def _add_bias_rows(floating[:, ::1] y, const floating[::1] bias, Py_ssize_t first, Py_ssize_t last):
-    cdef Py_ssize_t i, c
+def _add_rows(floating[:, ::1] y, const floating[::1] bias, const floating[:, ::1] added, Py_ssize_t first,
+              Py_ssize_t last):
+    """y [N, O] += bias [O] + added [N, O], where [0] and [0, 0] stand for nothing"""
+    cdef Py_ssize_t i, o
     with nogil:
         for i in range(first, last):
-            for c in range(y.shape[1]):
-                y[i, c] = y[i, c] + bias[c]
+            if bias.shape[0]:
+                for o in range(y.shape[1]):
+                    y[i, o] = y[i, o] + bias[o]
+            if added.shape[0]:
+                for o in range(y.shape[1]):
+                    y[i, o] = y[i, o] + added[i, o]
 
 
-def linear(x, weight, bias=None, out=None):
-    """x [..., I], weight [O, I], bias [O] -> [..., O]: the product is BLAS's, the bias is added by all threads"""
+def _addends(N, O, bias, added, dtype):
+    """bias [O] or None, added [..., O] or None -> bias [O] or [0], added [N, O] or [0, 0]"""
+    bias = np.empty(0, dtype) if bias is None else contiguous(bias)
+    added = np.empty((0, 0), dtype) if added is None else contiguous(added).reshape(-1, O)
+    same_dtype(np.empty(0, dtype), bias, added)
+    if bias.shape not in ((O,), (0,)) or len(added) not in (N, 0):
+        raise ValueError(f"linear: a product of {(N, O)} takes no bias {bias.shape}, or nothing added of {added.shape}")
+    return bias, added
+
+
+def linear(x, weight, bias=None, added=None):
+    """x [..., I], weight [O, I], bias [O], added [..., O] -> [..., O]: the product is BLAS's, the rest all threads' """
     *shape, I = x.shape
-    y = np.matmul(x.reshape(-1, I), weight.T, out=out)
-    if bias is not None:
-        same_dtype(y, bias)
-        if bias.shape != (len(weight),) or not y.flags.c_contiguous:
-            raise ValueError(f"linear: weight {weight.shape} and bias {bias.shape} do not fit, or out is not contiguous")
-        if y.size:
-            bias = contiguous(bias)
-            for_rows(lambda first, last: _add_bias_rows(y, bias, first, last), len(y), 1 + ENOUGH // len(bias))
-    return y.reshape(*shape, len(weight))
+    N, O = x.size // I, len(weight)
+    bias, added = _addends(N, O, bias, added, same_dtype(x, weight))
+    y = x.reshape(N, I) @ weight.T
+    if y.size and len(bias) + len(added):
+        y = contiguous(y)
+        for_rows(lambda first, last: _add_rows(y, bias, added, first, last), N, 1 + ENOUGH // O)
+    return y.reshape(*shape, O)
 
 
 def _softmax_rows(const floating[:, ::1] x, floating[:, ::1] out, Py_ssize_t first, Py_ssize_t last):
@@ -196,27 +213,88 @@ def _gelu_rows(const floating[:, ::1] x, const floating[::1] bias, const floatin
                 out[i, c] = gelu_of(x[i, c] + bias[c], coefficients)
 
 
-def _activate(loop, x, bias, *constants):
-    """loop over the rows of x [..., C] and bias [C] or None -> [..., C]"""
+def _activate(activation, x, bias):
+    """x [..., C], bias [C] or None -> [..., C]"""
     *_, C = x.shape  # no index counts from the end here: wraparound is off, for Python objects too
-    bias = np.zeros(C, x.dtype) if bias is None else bias
+    bias = np.zeros(C, x.dtype) if bias is None else contiguous(bias)
     same_dtype(x, bias)
     if bias.shape != (C,):
         raise ValueError(f"an activation of {x.shape} takes a bias of {(C,)}; got {bias.shape}")
-    arrays = (contiguous(x).reshape(-1, C), contiguous(bias)) + constants
-    out = np.empty_like(arrays[0])
+    rows, loop = contiguous(x).reshape(-1, C), _loop(activation, bias)
+    out = np.empty_like(rows)
     if out.size:
-        for_rows(lambda first, last: loop(*arrays, out, first, last), len(out), 1 + ENOUGH // C)
+        for_rows(lambda first, last: loop(rows, out, first, last), len(out), 1 + ENOUGH // C)
     return out.reshape(x.shape)
+
+
+def _loop(activation, bias):
+    """The loop of an activation, by its name in minigdino/ops.py: (x, out, first, last), both [N, C], may be the same"""
+    if activation == "relu":
+        return lambda x, out, first, last: _relu_rows(x, bias, out, first, last)
+    from minigdino.ops import ERFC
+
+    erfc = np.array(ERFC, bias.dtype)
+    return lambda x, out, first, last: _gelu_rows(x, bias, erfc, out, first, last)
 
 
 def relu(x, bias=None):
     """x [..., C], bias [C] -> [..., C]"""
-    return _activate(_relu_rows, x, bias)
+    return _activate("relu", x, bias)
 
 
 def gelu(x, bias=None):
     """x [..., C], bias [C] -> [..., C]"""
-    from minigdino.ops import ERFC
+    return _activate("gelu", x, bias)
 
-    return _activate(_gelu_rows, x, bias, np.array(ERFC, x.dtype))
+
+def feed_forward(x, fc1, fc2, activation, added=None):
+    """x [N, C] -> [N, C], added to `added` [N, C]
+
+    Each thread takes some rows at a time through both maps: their hidden layer stays near its cache, and no thread
+    waits for another in between.
+    """
+    N, dtype = len(x), same_dtype(x, *fc1.values(), *fc2.values())
+    if N < FEW * count():  # every thread reads all weights, so rows are too few
+        return linear(_activate(activation, linear(x, fc1["weight"]), fc1["bias"]), **fc2, added=added)
+    F, C = len(fc1["bias"]), len(fc2["bias"])
+    bias, added = _addends(N, C, fc2["bias"], added, dtype)
+    activate, y = _loop(activation, contiguous(fc1["bias"])), np.empty((N, C), dtype)
+    rooms = [np.empty((ROWS, F), dtype) for _ in range(count())]  # one a thread, made where memory is reused
+
+    def work(first, last):
+        room, blocks = rooms.pop(), 1 + (last - first - 1) // ROWS
+        edges = [first + (last - first) * b // blocks for b in range(blocks + 1)]
+        for i, j in zip(edges, edges[1:]):
+            hidden = np.matmul(x[i:j], fc1["weight"].T, out=room[:j - i])  # [ROWS, F]
+            activate(hidden, hidden, 0, j - i)
+            np.matmul(hidden, fc2["weight"].T, out=y[i:j])
+            _add_rows(y, bias, added, i, j)
+        rooms.append(room)
+
+    for_rows(work, N, FEW, products=True)
+    return y
+
+
+def attend(q, k, v, mask=None):
+    """q [M, Q, D], k [M, T, D], v [M, T, D], mask [Q, T] -> [Q, M*D]
+
+    Each thread takes a head at a time: its table of scores stays near its cache.
+    """
+    M, Q, D = q.shape
+    T, dtype = k.shape[1], same_dtype(q, k, v)
+    unseen = np.zeros((0, 0), dtype) if mask is None else contiguous(np.where(mask, 0, -np.inf).astype(dtype))  # [Q, T]
+    nothing, y = np.empty(0, dtype), np.empty((Q, M, D), dtype)
+    rooms = [np.empty((Q, T), dtype) for _ in range(count())]
+
+    def work(first, last):
+        scores = rooms.pop()
+        for m in range(first, last):
+            np.matmul(q[m], k[m].T, out=scores)
+            _add_rows(scores, nothing, unseen, 0, Q)
+            _softmax_rows(scores, scores, 0, Q)
+            np.matmul(scores, v[m], out=y[:, m])
+        rooms.append(scores)
+
+    if y.size:
+        for_rows(work, M, 1 + WORTH // (Q * T * D), products=True)
+    return y.reshape(Q, M * D)

@@ -2,7 +2,7 @@
 """The twin of minigdino/swin.py's `attend_in_windows`: each window is read where it lies in the map, so none is padded, shifted or cut.
 
 A window's numbers for one head fit in the cache: q [K, D], k transposed [D, KP], v [K, D], one row of scores [KP]. K is the
-pixels of a window, KP is K rounded up to whole vectors; the columns beyond K are never looked at.
+pixels of a window, KP is K rounded up to whole vectors; columns beyond K count nothing.
 """
 
 import numpy as np
@@ -13,6 +13,13 @@ from _ext.vectors cimport LANES, softmax_row
 
 from minigdino._ext.checks import contiguous, same_dtype
 from minigdino._ext.threads import for_rows
+
+
+cdef enum:
+    # what the published models have: numbers the compiler knows make the loops faster
+    USUAL_D = 32
+    USUAL_K = 49
+    WHOLE = (USUAL_K + LANES - 1) // LANES * LANES
 
 
 cdef inline void add_product(const floating *vector, const floating *matrix, Py_ssize_t n, Py_ssize_t width,
@@ -34,6 +41,23 @@ cdef inline void add_product(const floating *vector, const floating *matrix, Py_
             out[j] += vector[i] * matrix[i * width + j]
 
 
+cdef inline void attend(const floating *q, const floating *keys, const floating *v, const floating *bias,
+                        const floating *mask, Py_ssize_t K, Py_ssize_t KP, Py_ssize_t D, floating *score,
+                        floating *out) noexcept nogil:
+    """out [D] = softmax of q [D] @ keys [D, KP] + bias [KP] + mask [KP], or no mask, times v [K, D]; score [KP] is room"""
+    cdef Py_ssize_t d, j
+    for j in range(KP):
+        score[j] = bias[j]
+    if mask != NULL:
+        for j in range(KP):
+            score[j] += mask[j]
+    add_product(q, keys, D, KP, score)
+    softmax_row(score, score, KP)
+    for d in range(D):
+        out[d] = 0
+    add_product(score, v, K, D, out)
+
+
 def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_bias,
              const floating[:, :, ::1] position_bias, int k, int shift,
              floating[:, :, :, ::1] out, Py_ssize_t first, Py_ssize_t last):
@@ -43,7 +67,7 @@ def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_
     cdef Py_ssize_t b, m, d, i, j
     cdef int r, c
     cdef floating scale = <floating> 1 / <floating> (<double> D) ** 0.5
-    cdef floating *room = <floating *> malloc((2 * K * D + D * KP + KP) * sizeof(floating))
+    cdef floating *room = <floating *> malloc((2 * K * D + D * KP + KP + K * KP) * sizeof(floating))
     cdef int *at = <int *> malloc(3 * K * sizeof(int))
     cdef int *row = at
     cdef int *col = at + K
@@ -52,6 +76,9 @@ def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_
     cdef floating *v = room + K * D
     cdef floating *keys = room + 2 * K * D
     cdef floating *score = keys + D * KP
+    cdef floating *mask = score + KP
+    cdef const floating *unlike
+    cdef bint whole
     cdef const floating *pixel
     cdef const floating *extra = &qkv_bias[0, 0, 0]
     cdef Py_ssize_t step = M * D
@@ -60,7 +87,7 @@ def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_
         free(at)
         raise MemoryError("window attention")
     with nogil:
-        for i in range(D * KP + KP):
+        for i in range(D * KP + KP + K * KP):
             keys[i] = 0
         for b in range(first, last):
             for i in range(K):  # where the window's pixels lie before the shift, and in which piece of the map
@@ -69,6 +96,13 @@ def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_
                 piece[i] = 3 * ((r >= rows - k) + (r >= rows - shift)) + (c >= cols - k) + (c >= cols - shift)
                 row[i] = (r + shift) % rows
                 col[i] = (c + shift) % cols
+            whole = True
+            for i in range(K):
+                whole = whole and piece[i] == piece[0]
+            if not whole:
+                for i in range(K):
+                    for j in range(K):
+                        mask[i * KP + j] = <floating> 0 if piece[i] == piece[j] else <floating> -100
             for m in range(M):
                 for i in range(K):
                     if row[i] < H and col[i] < W:
@@ -84,16 +118,13 @@ def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_
                 for i in range(K):
                     if row[i] >= H or col[i] >= W:
                         continue  # nobody asks for what a padding token sees
-                    for j in range(K):
-                        score[j] = position_bias[m, i, j]
-                    if shift:
-                        for j in range(K):
-                            score[j] += <floating> 0 if piece[i] == piece[j] else <floating> -100
-                    add_product(q + i * D, keys, D, KP, score)
-                    softmax_row(score, score, K)
-                    for d in range(D):
-                        out[row[i], col[i], m, d] = 0
-                    add_product(score, v, K, D, &out[row[i], col[i], m, 0])
+                    unlike = NULL if whole else mask + i * KP
+                    if D == USUAL_D and K == USUAL_K:
+                        attend(q + i * USUAL_D, keys, v, &position_bias[m, i, 0], unlike, USUAL_K, WHOLE, USUAL_D, score,
+                               &out[row[i], col[i], m, 0])
+                    else:
+                        attend(q + i * D, keys, v, &position_bias[m, i, 0], unlike, K, KP, D, score,
+                               &out[row[i], col[i], m, 0])
     free(room)
     free(at)
 
@@ -107,7 +138,10 @@ def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
                          f"{position_bias.shape} do not fit windows of {k} by {k}, shifted by {shift}")
     out = np.empty((H, W, M, D), dtype)
     if out.size:
-        arrays = contiguous(qkv), contiguous(qkv_bias), contiguous(position_bias)
+        K = k * k
+        padded = np.full((M, K, (K + LANES - 1) // LANES * LANES), -np.inf, dtype)  # to whole vectors
+        padded[..., :K] = position_bias
+        arrays = contiguous(qkv), contiguous(qkv_bias), padded
         windows = ((H + k - 1) // k) * ((W + k - 1) // k)  # division rounds towards zero here, as in C
         for_rows(lambda first, last: _windows(*arrays, k, shift, out, first, last), windows)
     return out

@@ -9,6 +9,10 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import cache
+
+from threadpoolctl import ThreadpoolController
 
 from .quota import quota
 
@@ -16,7 +20,7 @@ PIECES = 4  # per thread, so that a thread held up elsewhere leaves its share to
 
 _count: int | None = None  # None: as many as this process may use
 _pool: ThreadPoolExecutor | None = None
-_turn = threading.Lock()  # a loop uses all threads: callers from several threads go one after the other
+turn = threading.Lock()  # a loop uses all threads: callers from several threads go one after the other
 
 
 def count() -> int:
@@ -35,15 +39,17 @@ def limit(n: int | None) -> None:
     _count, _pool = n, None
 
 
-def for_rows(loop: Callable[[int, int], None], n: int, least: int = 1) -> None:
+def for_rows(loop: Callable[[int, int], None], n: int, least: int = 1, products: bool = False) -> None:
     """Call loop(first, last) for ranges that cover 0..n once each, and return when all are done.
 
-    least: numbers a range must have to be worth a call, or to fill a vector.
+    least: numbers a range must have to be worth a call, or to fill a vector. products: the loop has BLAS multiply
+    matrices, which meanwhile keeps to the thread that asks.
     """
     threads = count()
     pieces = min(threads * PIECES, n // least)
     if threads == 1 or pieces < 2:
         return loop(0, n)
+    pieces -= pieces % threads if pieces > threads else 0  # or the last round keeps some threads waiting
     edges = [n * i // pieces for i in range(pieces + 1)]
     ranges = iter(list(zip(edges, edges[1:])))
 
@@ -51,7 +57,7 @@ def for_rows(loop: Callable[[int, int], None], n: int, least: int = 1) -> None:
         for first, last in ranges:  # whoever is free takes the next
             loop(first, last)
 
-    with _turn:
+    with turn, _one_thread_each() if products else nullcontext():
         helpers = [_helpers(threads - 1).submit(work) for _ in range(threads - 1)]
         try:
             work()
@@ -59,6 +65,24 @@ def for_rows(loop: Callable[[int, int], None], n: int, least: int = 1) -> None:
             for helper in helpers:
                 if not helper.cancel():  # else it had not even begun
                     helper.result()
+
+
+@contextmanager
+def _one_thread_each():
+    """BLAS computes each product in the thread that asks for it."""
+    before = [(library, library.get_num_threads()) for library in _blas()]
+    try:
+        for library, _ in before:
+            library.set_num_threads(1)
+        yield
+    finally:
+        for library, n in before:
+            library.set_num_threads(n)
+
+
+@cache
+def _blas():
+    return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def _helpers(n):
@@ -74,8 +98,8 @@ def _affinity():
 
 def _forget():
     """A forked process has these objects, but not the threads that work for the one and may hold the other."""
-    global _pool, _turn
-    _pool, _turn = None, threading.Lock()
+    global _pool, turn
+    _pool, turn = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

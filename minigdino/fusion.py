@@ -22,16 +22,16 @@ def bi_attention(vision, text, vision_proj, text_proj, values_vision_proj, value
     asked = k @ vision_proj["weight"].reshape(M, -1, C)  # [M, T, C]
     offset = (k @ vision_proj["bias"].reshape(M, -1, 1)).reshape(M * T)  # [M*T]
     # the released code subtracts the largest score of all and clamps at 5e4 too, which changes nothing in range
-    scores = (vision @ asked.reshape(M * T, C).T + offset).reshape(S, M, T)  # [S, M, T]
+    scores = linear(vision, asked.reshape(M * T, C), offset).reshape(S, M, T)  # [S, M, T]
     to_text = softmax(scores, axis=2)  # [S, M, T]
     to_vision = softmax(scores, axis=0)  # [S, M, T]
 
     # A (t Wv + bv) Wo = A ((t Wv + bv) Wo): the output map is taken over to the T values
     told = v_text @ out_vision_proj["weight"].reshape(C, M, -1).transpose(1, 2, 0)  # [M, T, C]
-    from_text = to_text.reshape(S, M * T) @ told.reshape(M * T, C) + out_vision_proj["bias"]  # [S, C]
+    from_text = linear(to_text.reshape(S, M * T), told.reshape(M * T, C).T, out_vision_proj["bias"])  # [S, C]
 
     # A (x Wv + bv) = (A x) Wv + bv, since the weights of A sum to 1: the value map comes after the sum over the image
-    seen = (to_vision.reshape(S, M * T).T @ vision).reshape(M, T, C)  # [M, T, C]
+    seen = linear(to_vision.reshape(S, M * T).T, vision.T).reshape(M, T, C)  # [M, T, C]
     values = seen @ values_vision_proj["weight"].reshape(M, -1, C).swapaxes(1, 2)  # [M, T, D]
     heads = values + values_vision_proj["bias"].reshape(M, 1, -1)  # [M, T, D]
     from_vision = linear(merge_heads(heads), **out_text_proj)  # [T, C]

@@ -8,13 +8,12 @@ from .kernels import accelerated
 
 
 @accelerated(numpy="minigdino._ext.ops:linear")
-def linear(x, weight, bias=None, out=None):
-    """x [..., I], weight [O, I], bias [O] -> [..., O]; made in `out` [N, O], if it is given"""
+def linear(x, weight, bias=None, added=None):
+    """x W^T + b, and what is `added` to it: x [..., I], weight [O, I], bias [O], added [..., O] -> [..., O]"""
     rows = x.reshape(-1, x.shape[-1])  # [N, I] all in one product, where NumPy would make one for each row of a map
-    y = np.matmul(rows, weight.T, out=out)  # [N, O]
-    if bias is not None:
-        y += bias
-    return y.reshape(*x.shape[:-1], len(weight))
+    product = (rows @ weight.T).reshape(*x.shape[:-1], len(weight))  # [..., O]
+    biased = product if bias is None else product + bias  # [..., O]
+    return biased if added is None else biased + added
 
 
 @accelerated(numpy="minigdino._ext.ops:layer_norm")
@@ -80,20 +79,13 @@ def gelu(x, bias=None):
 
 
 ACTIVATIONS = {"relu": relu, "gelu": gelu}
-ROWS = 2048  # of a feed-forward at a time
 
 
-def feed_forward(x, fc1, fc2, activation):
-    """Attention Is All You Need (arXiv 1706.03762) Eq. 2: x [N, C] -> [N, C]
-
-    Rows do not see each other, so they pass in blocks whose hidden layer stays in the cache.
-    """
-    act = ACTIVATIONS[activation]
-    y = np.empty((len(x), len(fc2["bias"])), x.dtype, like=x)
-    for i in range(0, len(x), ROWS):
-        hidden = act(linear(x[i : i + ROWS], fc1["weight"]), fc1["bias"])  # [ROWS, F]
-        linear(hidden, **fc2, out=y[i : i + ROWS])
-    return y
+@accelerated(numpy="minigdino._ext.ops:feed_forward")
+def feed_forward(x, fc1, fc2, activation, added=None):
+    """Attention Is All You Need (arXiv 1706.03762) Eq. 2, and what is `added`: x [N, C], added [N, C] -> [N, C]"""
+    hidden = ACTIVATIONS[activation](linear(x, fc1["weight"]), fc1["bias"])  # [N, F]
+    return linear(hidden, **fc2, added=added)
 
 
 def mlp(x, layers):
@@ -114,15 +106,24 @@ def merge_heads(x):
     return x.swapaxes(0, 1).reshape(x.shape[1], -1)
 
 
+@accelerated(numpy="minigdino._ext.ops:attend")
+def attend(q, k, v, mask=None):
+    """softmax(q k^T) v in every head; mask says which key a query may see.
+
+    q [M, Q, D], k [M, T, D], v [M, T, D], mask [Q, T] -> [Q, M*D]
+    """
+    scores = q @ k.swapaxes(1, 2)  # [M, Q, T]
+    seen = scores if mask is None else np.where(mask, scores, -np.inf)  # [M, Q, T]
+    weights = softmax(seen)  # [M, Q, T]
+    return merge_heads(weights @ v)
+
+
 def attention(queries, keys, values, query, key, value, out_proj, n_heads, mask=None):
-    """Multi-head attention, arXiv 1706.03762 Eq. 1 and section 3.2.2; mask says which key a query may see.
+    """Multi-head attention, arXiv 1706.03762 Eq. 1 and section 3.2.2.
 
     queries [Q, C], keys [T, C], values [T, C], mask [Q, T] -> [Q, C]
     """
     q = split_heads(linear(queries, **query), n_heads) * (queries.shape[-1] // n_heads) ** -0.5  # [M, Q, D]
     k = split_heads(linear(keys, **key), n_heads)  # [M, T, D]
     v = split_heads(linear(values, **value), n_heads)  # [M, T, D]
-    scores = q @ k.swapaxes(1, 2)  # [M, Q, T]
-    seen = scores if mask is None else np.where(mask, scores, -np.inf)  # [M, Q, T]
-    weights = softmax(seen)  # [M, Q, T]
-    return linear(merge_heads(weights @ v), **out_proj)
+    return linear(attend(q, k, v, mask), **out_proj)

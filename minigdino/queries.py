@@ -16,7 +16,7 @@ def similarity(x, text, bias=None):
 
     Grounding DINO takes the dot product. MM Grounding DINO (arXiv 2401.02361) divides by sqrt(C) and adds a bias.
     """
-    scores = x @ text.T  # [N, T]
+    scores = linear(x, text)  # [N, T]
     return scores if bias is None else scores * x.shape[-1] ** -0.5 + bias
 
 

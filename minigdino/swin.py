@@ -77,24 +77,25 @@ def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
     return (np.roll(back, (shift, shift), (0, 1)) if shift else back)[:H, :W].reshape(H, W, M, D)
 
 
-def window_attention(x, query, key, value, out_proj, relative_position_bias_table, n_heads, k, shift):
-    """Multi-head attention in windows: x [H, W, C] -> [H, W, C]"""
+def window_attention(x, query, key, value, out_proj, relative_position_bias_table, n_heads, k, shift,
+                     added=None):
+    """Multi-head attention in windows, and what is `added` to it: x [H, W, C], added [H, W, C] -> [H, W, C]"""
     H, W, C = x.shape
     # all three maps in one product, and before padding and windows, which would only make it larger
     weight, bias = (np.concatenate([p[name] for p in (query, key, value)]) for name in ("weight", "bias"))
     qkv = linear(x, weight).reshape(H, W, 3, n_heads, -1)
     position_bias = relative_position_bias(relative_position_bias_table, k)  # [M, k**2, k**2]
     attended = attend_in_windows(qkv, bias.reshape(3, n_heads, -1), position_bias, k, shift)  # [H, W, M, D]
-    return linear(attended.reshape(H, W, C), **out_proj)
+    return linear(attended.reshape(H, W, C), **out_proj, added=added)
 
 
 def swin_block(x, layernorm_before, self_attn, layernorm_after, fc1, fc2, n_heads, k, shift, activation, eps):
     """Eq. 3, one of its two halves: shift is 0 or k // 2. x [H, W, C] -> [H, W, C]"""
     H, W, C = x.shape
-    mixed = x + window_attention(layer_norm(x, **layernorm_before, eps=eps), **self_attn, n_heads=n_heads, k=k,
-                                 shift=shift)  # [H, W, C]
+    mixed = window_attention(layer_norm(x, **layernorm_before, eps=eps), **self_attn, n_heads=n_heads, k=k,
+                             shift=shift, added=x)  # [H, W, C]
     rows = layer_norm(mixed, **layernorm_after, eps=eps).reshape(H * W, C)
-    return mixed + feed_forward(rows, fc1, fc2, activation).reshape(H, W, C)
+    return feed_forward(rows, fc1, fc2, activation, added=mixed.reshape(H * W, C)).reshape(H, W, C)
 
 
 def patch_merging(x, norm, reduction, eps):

@@ -18,8 +18,9 @@ def set_threads(n: int) -> None:
         raise ArgumentError(f"the number of threads is a positive int; got {n!r}")
     from threadpoolctl import threadpool_limits
 
-    threadpool_limits(limits=n)
-    threads.limit(n)
+    with threads.turn:  # a loop that multiplies matrices returns to BLAS's threads as it found them
+        threadpool_limits(limits=n)
+        threads.limit(n)
 
 
 def follow_environment() -> None:

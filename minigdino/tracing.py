@@ -55,8 +55,8 @@ def trace(pattern: str | None = None) -> Iterator[dict]:
     there is to see, and its Summary names it; trace under `use("reference")` to see the steps inside.
 
     It is the answer to "output_attentions". Every kind of attention map is a step of a function:
-    to_text and to_vision of bi_attention (image to text and back), weights of attention (words, queries), and under
-    use("reference") also weights and locations of deform_attn and the weights of attend_in_windows.
+    to_text and to_vision of bi_attention (image to text and back), and under use("reference") also weights of attend
+    (among words, among queries, queries to words), of attend_in_windows, and of deform_attn, with its locations.
     """
     seen: dict = {}
     path: list[str] = []

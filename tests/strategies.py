@@ -138,7 +138,28 @@ def loose_linear_problems(draw):
     rng = draw(rngs())
     x, outputs = _array(draw, rng), draw(st.integers(1, 40))
     weight, bias = rng.standard_normal((outputs, x.shape[-1])), rng.standard_normal(outputs)
-    return x, weight, draw(st.sampled_from([None, bias]))
+    added = rng.standard_normal((*x.shape[:-1], outputs))
+    return x, weight, draw(st.sampled_from([None, bias])), draw(st.sampled_from([None, added]))
+
+
+@st.composite
+def loose_feed_forward_problems(draw):
+    rng = draw(rngs())
+    C, F = draw(st.integers(1, 9)), draw(st.integers(1, 20))
+    N = draw(st.sampled_from([1, 7, 700, 1301]))  # few rows, and several blocks for each thread
+    x, added = rng.standard_normal((2, N, C))
+    fc1, fc2 = linear_weights(rng, F, C), linear_weights(rng, C, F)
+    return x, fc1, fc2, draw(st.sampled_from(["relu", "gelu"])), draw(st.sampled_from([None, added]))
+
+
+@st.composite
+def loose_attend_problems(draw):
+    rng = draw(rngs())
+    M, Q, T, D = (draw(st.integers(1, n)) for n in (9, 20, 70, 9))
+    mask = rng.random((Q, T)) < 0.5
+    mask[:, 0] = True  # no query is left with nothing to see
+    q, k, v = (3 * rng.standard_normal((M, n, D)) for n in (Q, T, T))
+    return q, k, v, draw(st.sampled_from([None, mask]))
 
 
 @st.composite
@@ -159,9 +180,11 @@ def loose_window_problems(draw):
 # Any size, any float64: a twin may round differently by a few units in the last place.
 LOOSE_PROBLEMS = {
     "add_norm": loose_add_norm_problems,
+    "attend": loose_attend_problems,
     "attend_in_windows": loose_window_problems,
     "bilinear": loose_bilinear_problems,
     "deform_attn": loose_deform_attn_problems,
+    "feed_forward": loose_feed_forward_problems,
     "gelu": loose_activation_problems,
     "group_norm": loose_group_norm_problems,
     "layer_norm": loose_layer_norm_problems,

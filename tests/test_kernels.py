@@ -27,6 +27,19 @@ EXACT = [(name, level) for name in sorted(EXACT_PROBLEMS) for level in LEVELS]
 LOOSE = [(name, level) for name in sorted(kernels.OPS) for level in LEVELS]  # the whole registry: no twin escapes
 
 
+def each(change, args):
+    """args with every array of theirs changed, those of a linear map too"""
+    return [
+        change(a) if isinstance(a, np.ndarray) else {k: change(v) for k, v in a.items()} if isinstance(a, dict) else a
+        for a in args
+    ]
+
+
+def floats(dtype):
+    """Arrays of numbers to that type; masks stay masks."""
+    return lambda a: a.astype(dtype) if a.dtype.kind == "f" else a
+
+
 def twin(name, level):
     """An op's twin as compiled for a level of this processor."""
     return kernels.load_for(level, kernels.OPS[name].twins["numpy"])
@@ -56,8 +69,8 @@ def test_every_twin_is_its_reference_at_any_size(name, level, data):
 @given(data=st.data())
 def test_every_twin_in_float32_is_its_reference_to_rounding(name, level, data):
     """Where rounding decides, the float32 formula itself is the yardstick: the twin is about as near to float64."""
-    args = [a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in data.draw(LOOSE_PROBLEMS[name]())]
-    exact = kernels.OPS[name].reference(*(a.astype(float) if isinstance(a, np.ndarray) else a for a in args))
+    args = each(floats(np.float32), data.draw(LOOSE_PROBLEMS[name]()))
+    exact = kernels.OPS[name].reference(*each(floats(np.float64), args))
     fast, slow = twin(name, level)(*args), kernels.OPS[name].reference(*args)
     assert fast.dtype == np.float32
     scale = max(1.0, abs(exact).max(initial=0))
@@ -69,10 +82,13 @@ def test_every_twin_in_float32_is_its_reference_to_rounding(name, level, data):
 @given(data=st.data())
 def test_twins_take_arrays_of_any_layout_and_leave_them_alone(name, level, data):
     args = data.draw(LOOSE_PROBLEMS[name]())
-    strided = [np.asfortranarray(a) if isinstance(a, np.ndarray) else a for a in args]
-    for a in strided:
-        if isinstance(a, np.ndarray):
-            a.setflags(write=False)  # a mapped checkpoint is read-only
+
+    def fortran_read_only(a):
+        b = np.asfortranarray(a)
+        b.setflags(write=False)  # a mapped checkpoint is read-only
+        return b
+
+    strided = each(fortran_read_only, args)
     # BLAS, in linear, may round another layout in another way
     np.testing.assert_allclose(twin(name, level)(*strided), twin(name, level)(*args), rtol=1e-12, atol=1e-12)
 
@@ -82,7 +98,7 @@ def test_twins_take_arrays_of_any_layout_and_leave_them_alone(name, level, data)
 @given(data=st.data())
 def test_no_number_comes_out_of_none(name, level, data):
     """A damaged weight must show: a NaN that goes in comes out, in every row that depends on it."""
-    args = [a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in data.draw(LOOSE_PROBLEMS[name]())]
+    args = each(floats(np.float32), data.draw(LOOSE_PROBLEMS[name]()))
     args[0][...] = np.nan
     assert np.isnan(twin(name, level)(*args)).any() or name in ("bilinear", "deform_attn")  # a point may lie outside
 

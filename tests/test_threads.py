@@ -178,3 +178,20 @@ def test_loops_of_several_threads_take_turns():
         assert most[0] <= 2
     finally:
         threads.limit(None)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one thread needs no such arrangement")
+def test_in_a_loop_of_products_each_belongs_to_the_thread_that_asks():
+    code = """
+import minigdino, threadpoolctl
+from minigdino._ext import threads
+minigdino.set_threads(2)
+def blas(): return {p["num_threads"] for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"}
+seen = []
+threads.for_rows(lambda first, last: seen.append(blas()), 8, products=True)
+try:
+    threads.for_rows(lambda first, last: 1 / 0, 8, products=True)
+except ZeroDivisionError:
+    print(all(s == {1} for s in seen), blas() == {2})
+"""
+    assert in_fresh_process(code).split() == ["True", "True"]
