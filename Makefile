@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd)
 
-.PHONY: build demo test lint parity published golden bench benchmarks train-shapes evaluate-shapes clean
+.PHONY: build demo test lint parity published golden docs bench benchmarks train-shapes evaluate-shapes clean
 
 build: $(VENV)/built
 
@@ -37,6 +37,13 @@ published: $(VENV)/parity  ## the five published geometries at full width agains
 
 golden: $(VENV)/parity  ## write the golden files of the plain suite again
 	$(BIN)/python tests/golden/make.py
+
+docs: $(VENV)/docs  ## the guide as a site, in build/docs: open build/docs/index.html
+	$(BIN)/mkdocs build --quiet
+
+$(VENV)/docs: $(VENV)/built
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 bench: build  ## where the seconds of the tiny model go at 800 x 1066, stage by stage
 	$(BIN)/minigdino bench
