@@ -156,10 +156,19 @@ def differences(module: str) -> tuple[tuple[str, int, str], ...]:
     return tuple(found)
 
 
-@cache
-def rosetta() -> tuple[dict, ...]:
+def rosetta() -> list[dict]:
     """The rows of rosetta.toml."""
-    return tuple(tomllib.loads((ROOT / "docs" / "rosetta.toml").read_text(encoding="utf-8"))["row"])
+    return _table()["row"]
+
+
+def without() -> dict[str, str]:
+    """Functions of the layers that are in no row, and why."""
+    return _table()["without"]
+
+
+@cache
+def _table():
+    return tomllib.loads((ROOT / "docs" / "rosetta.toml").read_text(encoding="utf-8"))
 
 
 def slug(text: str) -> str:
@@ -192,11 +201,12 @@ def _line(link, name, mark):
     if len(held) != 1:
         raise KeyError(f"{name}: {len(held)} lines hold {mark!r}; expected one")
     there = Piece(piece.path, piece.first + held[0], piece.first + held[0])
-    return _link(link, there, there.text.strip())
+    return _link(link, there, there.text.strip(), "line")
 
 
-def _link(link, piece, text):
-    return f'<a href="{link(piece.page, piece.line)}"><code>{html.escape(text).replace("|", "&#124;")}</code></a>'
+def _link(link, piece, text, kind="name"):
+    text = html.escape(text).replace("|", "&#124;")  # a bar would end the cell of a table
+    return f'<a class="{kind}" href="{link(piece.page, piece.line)}"><code>{text}</code></a>'
 
 
 def _letters(link, module):
