@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minigdino"
 COMPILED = ROOT / "_ext"
-LANGUAGES = {".py": "python", ".pyx": "cython", ".pxd": "cython", ".cu": "cuda"}
+LANGUAGES = {".py": "python", ".pyx": "cython", ".pxd": "cython", ".cu": "cuda", ".cuh": "cuda"}
 LAYERS = ("model", "swin", "bert", "enhancer", "fusion", "deformable", "queries", "decoder", "prompt", "boxes", "ops")
 
 MACRO = re.compile(r"\{\{ (\w+)\((.*?)\) \}\}")
@@ -86,15 +86,17 @@ def _names(node):
 
 
 def _compiled(path, name):
-    """A function of a .pyx, .pxd or .cu file: its head stands at the margin, and so does what follows its body."""
+    """A function of a .pyx or .pxd file, or of a .cu or .cuh file with what stands right above it."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    head = re.compile(rf"[^\s#/*].*\b{re.escape(name)}\s*\((?!.*;$)")
+    cuda = path.suffix in (".cu", ".cuh")
+    margin, called = ("", r"(?!.*;$)") if cuda else ("[^ #]", "")
+    head = re.compile(rf"{margin}[^#/*]*\b{re.escape(name)}\({called}")
     first = next((i for i, line in enumerate(lines) if head.match(line)), None)
     if first is None:
         raise KeyError(f"{path.name} defines no {name}")
-    if path.suffix == ".cu":
+    if cuda:
         last = next(i for i in range(first, len(lines)) if lines[i].startswith("}"))
-        while lines[first - 1].startswith(("template", "__global__", "__device__", 'extern "C"')):
+        while first and lines[first - 1].strip():
             first -= 1
     else:
         last = next((i for i in range(first + 1, len(lines)) if re.match(r"[^\s)]", lines[i])), len(lines)) - 1

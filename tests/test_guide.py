@@ -53,11 +53,21 @@ def test_a_piece_is_the_definition_and_nothing_else():
     assert hooks.find("sampling.pxd:add_sample").text.startswith("cdef inline void add_sample(")
 
 
-def test_a_cuda_function_is_found_with_its_template(tmp_path, monkeypatch):
-    function = "template <typename T>\n__device__ T f(T x)\n{\n    return a(x);\n}"
-    (tmp_path / "x.cu").write_text(f"int a(int x);\n\n{function}\n\nint b;\n")
+CUDA = """// x [N] -> [N]
+template <typename T>
+__global__ void __launch_bounds__(1024)
+    twice(const T *x,
+          T *out) {
+    once(x);
+}"""
+
+
+def test_a_cuda_function_is_found_with_what_stands_above_it(tmp_path, monkeypatch):
+    (tmp_path / "x.cu").write_text(f"// calls twice(x)\nint one;\n\n{CUDA}\n\nint f() {{\n    twice(x);\n}}\n")
     monkeypatch.setattr(hooks, "COMPILED", tmp_path)
-    assert hooks.find("x.cu:f").text == function
+    assert hooks.find("x.cu:twice").text == CUDA
+    with pytest.raises(KeyError):
+        hooks.find("x.cu:once")
 
 
 @pytest.mark.parametrize(
