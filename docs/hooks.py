@@ -212,9 +212,11 @@ def _link(link, piece, text, kind="name"):
 
 
 def _letters(link, module):
-    """The letters of a module's shapes."""
-    rows = [f"| {letter} | {meaning} |" for letter, meaning in letters(module).items()]
-    return "\n".join(["| letter | meaning |", "|---|---|", *rows])
+    """The letters of a module's shapes, in one line: those of one meaning together."""
+    meanings: dict[str, list[str]] = {}
+    for letter, meaning in letters(module).items():
+        meanings.setdefault(meaning, []).append(f"**{letter}**")
+    return " · ".join(f"{', '.join(names)} {meaning}" for meaning, names in meanings.items())
 
 
 def _all_letters(link):

@@ -44,7 +44,7 @@ def test_the_layers_of_the_guide_are_those_that_trace_knows():
 
 
 def test_a_piece_is_the_definition_and_nothing_else():
-    assert hooks.find("ops.softmax").text.startswith('@accelerated(numpy="minigdino._ext.ops:softmax")\ndef softmax(x')
+    assert hooks.find("ops.softmax").text.startswith('@accelerated(numpy="minigdino._ext.ops:softmax"')
     assert hooks.find("ops.softmax").text.endswith("keepdims=True)")
     assert hooks.find("weights.RENAMES").text.startswith("RENAMES = (")
     assert hooks.find("prompt.Tokenizer.encode").text.startswith("    def encode(self")
