@@ -170,6 +170,13 @@ def test_the_way_back_from_a_page(page):
     assert any(row["page"] == page for row in ROWS)
 
 
+def test_every_function_of_a_row_is_shown_on_a_page():
+    pages = "".join((ROOT / "docs" / "reading" / f"{page}.md").read_text() for page in READING)
+    macros = re.findall(r"\{\{ source\((.*?)\) \}\}", pages)
+    shown = {name for arguments in macros for name in re.findall(r'"(.*?)"', arguments)}
+    assert {name for row in ROWS for name in row["code"]} <= shown
+
+
 @pytest.mark.parametrize("module", hooks.LAYERS)
 def test_the_way_back_from_a_function(module):
     """The number that a function's docstring gives is in a row of it; so is its module's section."""
