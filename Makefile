@@ -39,7 +39,7 @@ golden: $(VENV)/parity  ## write the golden files of the plain suite again
 	$(BIN)/python tests/golden/make.py
 
 docs: $(VENV)/docs  ## the guide as a site, in build/docs: open build/docs/index.html
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 $(VENV)/docs: $(VENV)/built
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

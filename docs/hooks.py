@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import html
 import re
-import textwrap
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -122,7 +121,7 @@ def docstring(module: str) -> str:
 def letters(module: str) -> dict[str, str]:
     """What the module's docstring says its letters mean: {"S": "image tokens over all levels", ...}
 
-    It is the paragraph that starts with a letter: "H, W rows and columns of a map, C channels, M heads of D channels."
+    It is the paragraph that starts with a letter: "H, W rows and columns of a map, C channels, M heads."
     """
     paragraph = next((" ".join(p.split()) for p in docstring(module).split("\n\n")[1:] if LETTERS.match(p)), "")
     found: dict[str, str] = {}
@@ -268,17 +267,18 @@ MACROS: dict[str, Callable] = {
 
 
 def expand(markdown: str, link: Callable[[str, str], str]) -> str:
-    """A page with its macros carried out. Raises KeyError for an unknown one, and as the macros do."""
+    """A page with its macros carried out, what they made indented as they were.
+
+    Raises KeyError for an unknown one, and as the macros do.
+    """
 
     def call(match):
-        indent = " " * (match.start() - markdown.rfind("\n", 0, match.start()) - 1)
-        made = MACROS[match[1]](link, *ast.literal_eval(f"({match[2]},)" if match[2] else "()"))
-        return textwrap.indent(made, indent if indent and not _before(match).strip() else "").lstrip(" ")
+        return MACROS[match[1]](link, *ast.literal_eval(f"({match[2]},)" if match[2] else "()"))
 
-    def _before(match):
-        return markdown[markdown.rfind("\n", 0, match.start()) + 1 : match.start()]
+    def carried_out(line):
+        return MACRO.sub(call, line).replace("\n", "\n" + line[: len(line) - len(line.lstrip())])
 
-    return MACRO.sub(call, markdown)
+    return "\n".join(map(carried_out, markdown.split("\n")))
 
 
 def source_files() -> list[Path]:

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pytest
 import tiny
 
+import minigdino
 from docs import hooks
 from minigdino import tracing, tree
 from minigdino.parameters import random_tensors
@@ -129,6 +130,15 @@ def test_every_difference_is_collected():
 def test_a_difference_is_shown_on_its_page(module):
     page = (ROOT / "docs" / "reading" / f"{module}.md").read_text()
     assert f'{{{{ differences("{module}"' in page
+
+
+# The list of functions and classes.
+
+
+def test_everything_public_is_listed():
+    listed = set(re.findall(r"^::: minigdino\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
+    complaints = {name for name in minigdino.__all__ if hasattr(minigdino.errors, name)}
+    assert set(minigdino.__all__) - complaints - {"__version__"} == listed - {"errors"}
 
 
 # Rosetta.
