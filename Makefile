@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd)
 
-.PHONY: build demo test lint parity published golden docs bench benchmarks train-shapes evaluate-shapes clean
+.PHONY: build demo test lint parity published golden bench benchmarks train-shapes evaluate-shapes clean
 
 build: $(VENV)/built
 
@@ -37,6 +37,8 @@ published: $(VENV)/parity  ## the five published geometries at full width agains
 
 golden: $(VENV)/parity  ## write the golden files of the plain suite again
 	$(BIN)/python tests/golden/make.py
+
+.PHONY: docs  # else the folder of that name would be it
 
 docs: $(VENV)/docs  ## the guide as a site, in build/docs: open build/docs/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
