@@ -219,19 +219,17 @@ def _letters(link, module):
 
 
 def _all_letters(link):
-    """Every letter, its meaning, and the modules that use it."""
-    known: dict[str, list] = {}
+    """Every letter, its meaning at its fullest, and the modules that introduce it; those of one meaning together."""
+    homes: dict[str, list[str]] = {}
     for module in LAYERS:
-        for letter, meaning in letters(module).items():
-            known.setdefault(letter, []).append((module, meaning))
-    rows = ["| letter | meaning | introduced in |", "|---|---|---|"]
-    for letter, uses in known.items():
-        meanings = {}
-        for module, meaning in uses:
-            meanings.setdefault(meaning, []).append(_code(link, module))
-        for meaning, modules in meanings.items():
-            rows.append(f"| {letter} | {meaning} | {', '.join(modules)} |")
-    return "\n".join(rows)
+        for letter in letters(module):
+            homes.setdefault(letter, []).append(module)
+    rows: dict[tuple[str, str], list[str]] = {}
+    for letter, modules in homes.items():
+        meaning = max((letters(module)[letter] for module in modules), key=len)
+        rows.setdefault((meaning, ", ".join(_code(link, module) for module in modules)), []).append(letter)
+    lines = [f"| {', '.join(names)} | {meaning} | {modules} |" for (meaning, modules), names in rows.items()]
+    return "\n".join(["| letter | meaning | introduced in |", "|---|---|---|", *lines])
 
 
 def _differences(link, *modules):

@@ -52,7 +52,7 @@ def shift_mask(H, W, k, shift, like):
 
     pieces = (3 * piece(H)[:, None] + piece(W))[..., None]
     ids = windows(pieces, k)[..., 0]
-    # != paper: a mask; the released models add -100, which a large score could in principle outweigh
+    # != paper: section 3.2 masks; the released models add -100, which a large score could in principle outweigh
     return np.where(ids[:, :, None] == ids[:, None, :], 0, -100).astype(like.dtype)
 
 
