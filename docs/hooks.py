@@ -10,6 +10,7 @@ import ast
 import html
 import re
 import tomllib
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -174,7 +175,8 @@ def _table():
 
 def slug(text: str) -> str:
     """The anchor of a heading or a row, as Python-Markdown makes it."""
-    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", text).strip().lower())
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())
 
 
 # What a page may call. `link` turns "source/swin.py.md" and a fragment into an address as seen from the page.

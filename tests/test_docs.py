@@ -5,12 +5,12 @@ import importlib.util
 import re
 import shlex
 import textwrap
-import unicodedata
 from pathlib import Path
 
 import pytest
 import yaml
 
+from docs.hooks import slug
 from minigdino import cli
 
 ROOT = Path(__file__).parent.parent
@@ -131,9 +131,7 @@ def test_targets_named_in_a_sentence_exist():
 
 def anchors(page):
     """What links to headings of a page end in."""
-    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
-    plain = (unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode() for heading in headings)
-    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in plain}
+    return {slug(heading) for heading in re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
