@@ -172,6 +172,18 @@ def test_a_module_is_of_the_section_that_the_readme_says(module, section):
     assert (ROOT / "minigdino" / f"{module}.py").read_text().startswith(f'"""§{section}  ')
 
 
+def listed(nav):
+    """Paths of pages in a list of the site's navigation."""
+    for entry in nav.values() if isinstance(nav, dict) else nav:
+        yield from [entry] if isinstance(entry, str) else listed(entry)
+
+
+def test_every_page_is_in_the_navigation_once():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed(nav)) == sorted([*pages, "source/index.md"])  # the last is made when the site is
+
+
 def test_the_guide_has_the_readmes_order():
     """The site's pages, the guide's own table and the README list the same sequence."""
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
