@@ -38,6 +38,15 @@ published: $(VENV)/parity  ## the five published geometries at full width agains
 golden: $(VENV)/parity  ## write the golden files of the plain suite again
 	$(BIN)/python tests/golden/make.py
 
+.PHONY: docs  # else the folder of that name would be it
+
+docs: $(VENV)/docs  ## the guide as a site, in build/docs: open build/docs/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+$(VENV)/docs: $(VENV)/built
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 bench: build  ## where the seconds of the tiny model go at 800 x 1066, stage by stage
 	$(BIN)/minigdino bench
 

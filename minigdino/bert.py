@@ -1,6 +1,6 @@
 """§3.1  Text backbone. BERT (arXiv 1810.04805), each token seeing only its own phrase (§3.4).
 
-T tokens, C channels, F hidden channels of the feed-forward.
+T text tokens, C channels, F hidden channels of the feed-forward.
 """
 
 from __future__ import annotations

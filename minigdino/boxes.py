@@ -1,6 +1,8 @@
 """Boxes and positions: logits of fractions, corners, sine embeddings.
 
 A box is (cx, cy, w, h) as fractions of the image's width and height, unless a name says xyxy.
+
+H, W rows and columns of a map, Q queries.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ def image_positions(H, W, width, temperature, like):
 def box_positions(boxes, width, temperature=10000):
     """Sine embedding of boxes, cy before cx, w, h (DAB-DETR, arXiv 2201.12329, section 4.2): [Q, 4] -> [Q, 4*width]"""
     cx, cy, w, h = boxes.T
+    # != paper: DAB-DETR has x before y (Eq. 2) and temperature 20 (section 4.5); the released code y first, and 10,000
     return sine_embedding(np.stack([cy, cx, w, h], axis=-1), width, temperature).reshape(len(boxes), -1)
 
 

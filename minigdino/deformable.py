@@ -1,6 +1,7 @@
 """Multi-scale deformable attention. Deformable DETR (arXiv 2010.04159), section 4.1.
 
-S pixels over all levels, L levels, M heads, D channels a head, Q queries, P points a head and level.
+S image tokens over all levels, L levels, H, W rows and columns of a map, M heads, D channels of a head, Q queries, P
+points of a head on a level, R numbers of a reference.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def sampling_locations(references, offsets, sizes):
     if references.shape[-1] == 2:
         pixels = np.asarray([(W, H) for H, W in sizes], offsets.dtype, like=offsets)[:, None]  # [L, 1, 2]
         return at + offsets / pixels
+    # != paper: appendix A.4 multiplies offsets by the box's size; the released code by half of it, divided by P
     return at[..., :2] + offsets / offsets.shape[3] * at[..., 2:] * 0.5
 
 

@@ -1,6 +1,7 @@
 """§3.1  Feature enhancer. Maps of one width, then six layers: fuse, text self-attention, image deformable attention.
 
-S image tokens over all levels, T text tokens, C channels.
+S image tokens over all levels, T text tokens, C channels, H, W rows and columns of a map, I, O channels in and out, L
+levels.
 """
 
 from __future__ import annotations

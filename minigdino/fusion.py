@@ -1,6 +1,6 @@
 """Image-text cross-attention, both ways from one table of scores. GLIP (arXiv 2112.03857) Eq. 4-6; Figure 3, block 2.
 
-S image tokens, T text tokens, C channels, M heads of D channels.
+S image tokens, T text tokens, C channels, M heads, D channels of a head.
 
 A prompt has few tokens and an image has many, so every map that GLIP applies to image tokens is folded into the text:
 no image token is ever projected. docs/reorderings.md derives it; tests/test_enhancer.py has the definition.

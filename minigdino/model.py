@@ -1,6 +1,6 @@
 """The paper on one page: Grounding DINO (arXiv 2303.05499), every stage once, in order.
 
-S image tokens over all levels, T text tokens, C channels, Q queries, N decoder layers.
+H, W rows and columns, S image tokens over all levels, T text tokens, C channels, Q queries, N decoder layers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What any transformer needs: linear maps, norms, activations, attention."""
+"""What any transformer needs: linear maps, norms, activations, attention.
+
+C channels, I, O channels in and out, F hidden channels of the feed-forward, G groups, H, W rows and columns of a map, M
+heads, D channels of a head. N rows and T keys may be of any kind.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """§3.4  Text: phrases to tokens, and which token may see which (sub-sentence level text features).
 
-T tokens, [CLS] and [SEP] included.
+T text tokens, [CLS] and [SEP] included.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ def select_queries(vision, text, sizes, enc_output, enc_output_norm, encoder_out
     anchors, inside = proposals(sizes, like=vision)
     # zeroed before the linear map, so every token outside holds the same vector and the same score
     output = layer_norm(linear(vision * inside[:, None], **enc_output), **enc_output_norm, eps=eps)  # [S, C]
+    # != paper: §3.2 compares the image features themselves; the released models map and norm them first
     scores = similarity(output, text, **encoder_output_class_embed).max(axis=-1)  # [S]
     if selected is None:
         selected = top(scores, n_queries)

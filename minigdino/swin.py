@@ -1,7 +1,7 @@
 """§3.1  Image backbone. Swin Transformer (arXiv 2103.14030): attention in windows, shifted in every other block.
 
-H, W rows and columns of a map, C channels, M heads of D channels, k side of a window, K = k**2 its pixels, B number of
-windows.
+H, W rows and columns of a map, C channels, M heads, D channels of a head, k side of a window, K pixels of a
+window (k**2), B windows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def unwindow(x, H, W):
 
 
 def relative_position_bias(table, k):
-    """B of Eq. 4, one value per head and offset between two pixels: table [N, M] -> [M, k**2, k**2]"""
+    """B of Eq. 4, one value per head and offset between two pixels: table [(2*k-1)**2, M] -> [M, k**2, k**2]"""
     row, col = np.divmod(np.arange(k * k, like=table), k)
     rows = row[:, None] - row + k - 1  # [k**2, k**2]
     cols = col[:, None] - col + k - 1  # [k**2, k**2]
@@ -52,7 +52,7 @@ def shift_mask(H, W, k, shift, like):
 
     pieces = (3 * piece(H)[:, None] + piece(W))[..., None]
     ids = windows(pieces, k)[..., 0]
-    # != paper: a mask; the released models add -100, which a large score could in principle outweigh
+    # != paper: section 3.2 masks; the released models add -100, which a large score could in principle outweigh
     return np.where(ids[:, :, None] == ids[:, None, :], 0, -100).astype(like.dtype)
 
 

@@ -1,76 +1,155 @@
-"""What README and docs say is run: snippets, commands, links, the reading order."""
+"""What README and docs say is run: snippets, exercises, commands, links, the reading order."""
 
+import ast
+import importlib.util
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
-from minigdino.cli import parser
+from docs.hooks import slug
+from minigdino import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "training" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
+READING = [page for page in PAGES if page.parent.name == "reading" and page.stem != "index"]
 README = PAGES[0].read_text()
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
-def blocks(text, language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+def name(page):
+    return str(page.relative_to(ROOT))
 
 
-def test_the_readmes_snippets_run_and_print_what_they_say(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    first, *more = blocks(README, "python")
+def blocks(text, language=None):
+    """Fenced blocks: of a language, or pairs (language, text) of all."""
+    found = [(kind, textwrap.dedent(body)) for _, kind, body in FENCE.findall(text)]
+    return [body for kind, body in found if kind == language] if language else found
+
+
+def parts(page):
+    """A page before its exercise, and the exercise."""
+    before, _, exercise = page.read_text().partition("\n## Exercise\n")
+    return before, exercise
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder in which the paths of the pages exist and to which they may write."""
+    for folder in ("docs", "minigdino"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+WITH_SNIPPETS = [page for page in PAGES if blocks(parts(page)[0], "python")]
+
+
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=name)
+def test_snippets_run_and_print_what_they_say(page, workplace, capsys):
+    """A page's snippets follow one another; one that prints has its output in the next block."""
+    names, found = {}, blocks(parts(page)[0])
+    for (kind, code), (next_kind, said) in zip(found, [*found[1:], ("", "")]):
+        if kind == "python":
+            exec(compile(code, name(page), "exec"), names)
+            printed = capsys.readouterr().out
+            assert ("print(" in code) == bool(printed)
+            if printed:
+                assert next_kind == "text"
+                assert printed == said
+
+
+def test_the_readmes_picture_is_written(workplace):
+    exec(blocks(README, "python")[0], {})
+    assert (workplace / "found.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("page", READING, ids=name)
+def test_an_exercise_fails_until_it_is_solved(page, workplace):
+    skeleton, checks, answer = blocks(parts(page)[1], "python")
     names = {}
-    exec(first.replace('"found.png"', repr(str(tmp_path / "found.png"))), names)
-    assert capsys.readouterr().out.strip() in [block.strip() for block in blocks(README, "text")]
-    assert (tmp_path / "found.png").stat().st_size > 10_000
-    for snippet in more:
-        runnable = [line for line in snippet.splitlines() if "to_supervision" not in line or "#" in line]
-        exec("\n".join(runnable), names)
-    assert len(names["found"]) == 3
-    assert names["seen"]
+    exec(skeleton, names)
+    with pytest.raises((AssertionError, TypeError, AttributeError, ValueError)):
+        exec(checks, dict(names))
+    exec(answer, names)
+    exec(compile(checks, name(page), "exec"), names)
+    (asked,) = (node for node in ast.parse(answer).body if isinstance(node, ast.FunctionDef))
+    assert ast.get_docstring(asked) in skeleton
 
 
 def commands():
+    """Lines of text blocks that start with a program: its words, the comment behind two blanks left out."""
     for page in PAGES:
         for block in blocks(page.read_text(), "text"):
             for line in block.splitlines():
-                if line.startswith("minigdino "):
+                if re.match(r"(minigdino|make|python|\.ci/run)( |$)", line):
                     yield line.partition("  ")[0]
 
 
-@pytest.mark.parametrize("command", sorted(set(commands())))
+COMMANDS = sorted(set(commands()))
+OURS = [command for command in COMMANDS if command.startswith("minigdino ")]
+ALONE = [command for command in OURS if "--model shapes" in command or command == "minigdino info"]
+
+
+@pytest.mark.parametrize("command", OURS)
 def test_every_command_is_one_the_program_takes(command):
-    parser().parse_args(shlex.split(command)[1:])
+    cli.parser().parse_args(shlex.split(command)[1:])
 
 
-def test_every_make_target_exists():
+@pytest.mark.parametrize("command", ALONE)
+def test_a_command_that_needs_no_download_runs(command, workplace, capsys):
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert "".join(capsys.readouterr())
+
+
+def test_every_program_named_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {
-        name
-        for page in PAGES
-        for name in re.findall(r"\bmake ([a-z][\w-]+)", "\n".join(blocks(page.read_text(), "text")))
-    }
+    for command in set(COMMANDS) - set(OURS):
+        program, *words = command.split()
+        if program == "make":
+            assert words[0] in targets, command
+        elif words[:1] == ["-m"]:
+            assert importlib.util.find_spec(words[1]), command
+        else:
+            assert (ROOT / (words[0] if program == "python" else program)).exists(), command
+
+
+def test_targets_named_in_a_sentence_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {target for page in PAGES for target in re.findall(r"`make ([a-z][\w-]+)`", page.read_text())}
     assert named
     assert named <= targets
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page):
+    """What links to headings of a page end in."""
+    return {slug(heading) for heading in re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
         if not link.startswith(("http://", "https://")):
-            assert (page.parent / link).exists(), link
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+ORDER = re.findall(r"^\| \[(\w+)\.py\]\(\S+\) \| (3\.\d) \|", README, re.MULTILINE)
 
 
 def test_the_reading_order_is_the_order_of_the_model():
     """model.py calls each stage in the table's order, §3.4 last in the table because it is last in the paper."""
-    rows = re.findall(r"^\| \[(\w+)\.py\]\(\S+\) \| (3\.\d) \|", README, re.MULTILINE)
-    assert [section for _, section in rows] == sorted(section for _, section in rows)
+    assert [section for _, section in ORDER] == sorted(section for _, section in ORDER)
     body = (ROOT / "minigdino" / "model.py").read_text().partition("def forward")[2]
     stages = {
         "swin": "swin(",
@@ -84,5 +163,33 @@ def test_the_reading_order_is_the_order_of_the_model():
         key=lambda name: body.index(f" {stages[name]}") if f" {stages[name]}" in body else body.index(stages[name]),
     )
     assert sorted(called[:2]) == ["bert", "swin"]
-    assert called[2:] == [name for name, _ in rows if name in called[2:]]
-    assert [name for name, _ in rows] == ["swin", "bert", "enhancer", "queries", "decoder", "prompt"]
+    assert called[2:] == [name for name, _ in ORDER if name in called[2:]]
+    assert [name for name, _ in ORDER] == ["swin", "bert", "enhancer", "queries", "decoder", "prompt"]
+
+
+@pytest.mark.parametrize(("module", "section"), ORDER)
+def test_a_module_is_of_the_section_that_the_readme_says(module, section):
+    assert (ROOT / "minigdino" / f"{module}.py").read_text().startswith(f'"""§{section}  ')
+
+
+def listed(nav):
+    """Paths of pages in a list of the site's navigation."""
+    for entry in nav.values() if isinstance(nav, dict) else nav:
+        yield from [entry] if isinstance(entry, str) else listed(entry)
+
+
+def test_every_page_is_in_the_navigation_once():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed(nav)) == sorted([*pages, "source/index.md"])  # the last is made when the site is
+
+
+def test_the_guide_has_the_readmes_order():
+    """The site's pages, the guide's own table and the README list the same sequence."""
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    (guide,) = (entry["Read it beside the paper"] for entry in nav if "Read it beside the paper" in entry)
+    pages = [re.fullmatch(r"reading/(\w+)\.md", entry)[1] for entry in guide][1:]
+    assert [page for page in pages if page in dict(ORDER)] == [module for module, _ in ORDER]
+    table = (ROOT / "docs" / "reading" / "index.md").read_text().partition("Six papers")[0]
+    assert re.findall(r"\[\w+\]\((\w+)\.md\)", table) == pages
+    assert {page.stem for page in READING} == set(pages)
