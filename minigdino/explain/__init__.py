@@ -73,7 +73,7 @@ def _figure(figure, seen):
         f"<li><code>{name}</code> <span>{captions.where(name)}</span> "
         f"<span>{_linked(captions.place(*name.split('.')))}</span></li>" for name in figure.functions)
     shapes = "".join(
-        f"<li><code>{escape(step)}</code> <span>{said} {' × '.join(map(str, shape)) or 'a number'}</span></li>"
+        f"<li><code>{escape(step)}</code> <span>{said and said + ' = '}{' × '.join(map(str, shape))}</span></li>"
         for step, said, shape in captions.shapes(figure, seen))
     return (f'<figure id="{figure.slug}"><h3><a href="#{figure.slug}">{escape(figure.title)}</a></h3>\n'
             f'<p>{escape(figure.text)}</p>\n<div class="drawing"></div>\n'

@@ -24,7 +24,8 @@ draw.patches = (root, {src, side, grid: [rows, cols], embedded, filters}) => {
   const left = make("div", {className: "cell"}, line);
   const canvas = imageCanvas(left, "The image; pick a patch");
   const right = make("div", {className: "cell"}, line);
-  const near = make("canvas", {className: "wide", width: 480, height: 480}, right);
+  const [wide, high, cell] = [480, Math.round(480 * page.height / page.width), 96];
+  const near = make("canvas", {className: "wide", width: wide, height: high}, right);
   near.setAttribute("role", "img");
   near.setAttribute("aria-label", "The picked patch and those around it, enlarged");
   const said = readout(root);
@@ -40,15 +41,15 @@ draw.patches = (root, {src, side, grid: [rows, cols], embedded, filters}) => {
     backdrop(context, "colour");
     frame(context, [(picked.col + 0.5) / cols, (picked.row + 0.5) / rows, 1 / cols, 1 / rows], "white", 2);
     const zoom = near.getContext("2d");
-    zoom.clearRect(0, 0, 480, 480);
+    const [left, top] = [(wide - cell) / 2, (high - cell) / 2];  // of the picked patch, in the middle
+    zoom.clearRect(0, 0, wide, high);
     zoom.imageSmoothingEnabled = false;
-    zoom.drawImage(pixels, (picked.col - 1) * side, (picked.row - 1) * side, 3 * side, 3 * side, 0, 0, 480, 480);
-    for (const i of range(3 * side + 1)) {
-      zoom.fillStyle = i % side ? "rgb(0 0 0 / 25%)" : "white";
-      zoom.fillRect(i * 160 / side - 0.5, 0, 1.5, 480);
-      zoom.fillRect(0, i * 160 / side - 0.5, 480, 1.5);
-    }
-    frame(zoom, [0.5, 0.5, 1 / 3, 1 / 3], "white", 4);
+    zoom.drawImage(pixels, left - picked.col * cell, top - picked.row * cell,
+                   pixels.naturalWidth * cell / side, pixels.naturalHeight * cell / side);
+    zoom.fillStyle = "rgb(255 255 255 / 70%)";
+    for (let x = left % cell; x < wide; x += cell) zoom.fillRect(x, 0, 1.5, high);
+    for (let y = (top + 99 * cell) % cell; y < high; y += cell) zoom.fillRect(0, y, wide, 1.5);
+    frame(zoom, [0.5, 0.5, cell / wide, cell / high], "white", 4);
     said.textContent = `patch in row ${picked.row + 1} of ${rows}, column ${picked.col + 1} of ${cols}`;
   };
   const picked = pixelPicker(canvas, () => ({rows, cols}), paint);
@@ -70,7 +71,7 @@ function layMap(context, stage, shift = 0) {
     for (const y of [0, height]) {
       context.save();
       context.translate(x - shift * at.x, y - shift * at.y);
-      context.drawImage(photo.grey, 0, 0, at.W * at.x, at.H * at.y);
+      context.drawImage(photo.pale, 0, 0, at.W * at.x, at.H * at.y);
       hatch(context, at.W * at.x, 0, width - at.W * at.x, height);
       hatch(context, 0, at.H * at.y, at.W * at.x, height - at.H * at.y);
       context.restore();

@@ -22,7 +22,7 @@ function imageCanvas(root, label) {
   return canvas;
 }
 
-function backdrop(context, name = "grey") {
+function backdrop(context, name = "pale") {
   context.clearRect(0, 0, context.canvas.width, context.canvas.height);
   context.drawImage(photo[name], 0, 0);
 }
@@ -33,7 +33,7 @@ function heat(context, values, rows, cols, low, high) {
   const pixels = new ImageData(cols, rows);
   values.forEach((value, i) => {
     const x = high > low ? (value - low) / (high - low) : 0;
-    pixels.data.set([...ramp(x), 60 + 165 * Math.sqrt(Math.min(Math.max(x, 0), 1))], 4 * i);
+    pixels.data.set([...ramp(x), 30 + 200 * Math.sqrt(Math.min(Math.max(x, 0), 1))], 4 * i);
   });
   cells.getContext("2d").putImageData(pixels, 0, 0);
   context.imageSmoothingEnabled = false;

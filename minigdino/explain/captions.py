@@ -28,8 +28,8 @@ def where(name: str) -> str:
 
 
 def section(module: str) -> str:
-    """"§3.1", of a stage's module."""
-    return next(part for part in place(module, module).split(", ") if part.startswith("§"))
+    """"§3.1", of a stage's module; "" of one that the paper has no section for."""
+    return next((part for part in place(module, module).split(", ") if part.startswith("§")), "")
 
 
 def shapes(figure, steps) -> list[tuple[str, str, tuple[int, ...]]]:

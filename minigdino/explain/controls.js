@@ -5,6 +5,8 @@ function slider(root, name, {least = 0, most, step = 1, value = least, show = St
   make("span", {textContent: name}, label);
   const input = make("input", {type: "range", min: least, max: most, step, value, disabled: most <= least}, label);
   const output = make("output", {textContent: show(value)}, label);
+  const lengths = range((most - least) / step + 1).map((i) => show(least + i * step).length);
+  output.style.minWidth = `${largest(lengths)}ch`;  // nothing moves when the number grows
   const moved = () => { output.textContent = show(+input.value); };
   input.addEventListener("input", () => { moved(); onChange(); });
   return {get value() { return +input.value; }, set value(x) { input.value = x; moved(); }};
@@ -37,37 +39,43 @@ const tokenChoice = (root, onChange) =>
 const headChoice = (root, heads, onChange) =>
   choice(root, "Head", heads ? ["mean", ...range(heads).map((i) => String(i + 1))] : ["mean"], onChange);
 
+// Where pickers begin: on the left edge of the best box, a place with something to see.
+function focus() {
+  const {boxes, queries} = page.figures.refinement;
+  const steps = tensor(boxes);
+  const [cx, cy, w] = steps.at(steps.shape[0] - 1, queries[0]);
+  return [cx - 0.4 * w, cy];
+}
+
 // A cell of a grid over a canvas, by pointer or arrow keys. grid() -> {rows, cols, and where the grid ends: right, bottom}
-function pixelPicker(canvases, grid, onPick, start = [0.5, 0.5]) {
+function pixelPicker(canvas, grid, onPick, start = focus()) {
+  const inside = (fraction) => Math.min(Math.max(fraction, 0), 1 - 1e-9);
   const picked = {
-    x: start[0], y: start[1],  // fractions of the grid
+    x: inside(start[0]), y: inside(start[1]),  // fractions of the grid
     get row() { return Math.min(Math.floor(this.y * grid().rows), grid().rows - 1); },
     get col() { return Math.min(Math.floor(this.x * grid().cols), grid().cols - 1); },
   };
   const move = (x, y) => {
-    picked.x = Math.min(Math.max(x, 0), 1 - 1e-9);
-    picked.y = Math.min(Math.max(y, 0), 1 - 1e-9);
+    [picked.x, picked.y] = [inside(x), inside(y)];
     onPick();
   };
-  for (const canvas of [canvases].flat()) {
-    canvas.tabIndex = 0;
-    canvas.setAttribute("role", "application");
-    canvas.setAttribute("aria-roledescription", "picture to pick a pixel in, with the arrow keys");
-    const point = (event) => {
-      const at = canvas.getBoundingClientRect();
-      const {right = 1, bottom = 1} = grid();
-      move((event.clientX - at.left) / at.width / right, (event.clientY - at.top) / at.height / bottom);
-    };
-    canvas.addEventListener("pointerdown", point);
-    canvas.addEventListener("pointermove", (event) => { if (event.buttons) point(event); });
-    canvas.addEventListener("keydown", (event) => {
-      const step = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
-      if (!step) return;
-      event.preventDefault();
-      const {rows, cols} = grid();
-      move((picked.col + step[0] + 0.5) / cols, (picked.row + step[1] + 0.5) / rows);
-    });
-  }
+  canvas.tabIndex = 0;
+  canvas.setAttribute("role", "application");
+  canvas.setAttribute("aria-roledescription", "picture to pick a pixel in, with the arrow keys");
+  const point = (event) => {
+    const at = canvas.getBoundingClientRect();
+    const {right = 1, bottom = 1} = grid();
+    move((event.clientX - at.left) / at.width / right, (event.clientY - at.top) / at.height / bottom);
+  };
+  canvas.addEventListener("pointerdown", point);
+  canvas.addEventListener("pointermove", (event) => { if (event.buttons) point(event); });
+  canvas.addEventListener("keydown", (event) => {
+    const step = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const {rows, cols} = grid();
+    move((picked.col + step[0] + 0.5) / cols, (picked.row + step[1] + 0.5) / rows);
+  });
   return picked;
 }
 
@@ -80,7 +88,7 @@ function bars(root) {
     list.replaceChildren();
     names.forEach((name, i) => {
       make("dt", {textContent: name}, list);
-      make("i", {}, make("dd", {}, list)).style.width = percent(values[i] / (most || 1));
+      make("i", {}, make("dd", {}, list)).style.width = `${100 * values[i] / (most || 1)}%`;
       make("dd", {textContent: percent(values[i])}, list);
     });
   };

@@ -7,7 +7,7 @@ import numpy as np
 from ..boxes import sigmoid
 from .encode import packed
 
-BEST = 24  # queries that the page follows through the decoder
+BEST = 12  # queries that the page follows through the decoder
 
 
 def best(seen) -> np.ndarray:
@@ -16,8 +16,8 @@ def best(seen) -> np.ndarray:
     return np.argsort(-scores, kind="stable")[:BEST]
 
 
-LOGITS = "forward.0/head.*/similarity.0/return"
-BOXES = "forward.0/head.*/refine.0/return"
+LOGITS = "forward.0/head.0/similarity.0/return"
+BOXES = "forward.0/head.0/refine.0/return"
 REFERENCES = "forward.0/decoder.0/return.1"
 ATTENTION = "forward.0/decoder.0/decoder_layer.*/attention.%d/weights"  # 0 among queries, 1 to the text
 

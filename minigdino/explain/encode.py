@@ -56,7 +56,9 @@ def principal_colours(x):
     # a direction and its opposite are as good: the one whose largest part is positive is taken
     most = most * np.sign(most[abs(most).argmax(axis=0), np.arange(most.shape[1])])
     parts = centred @ most  # [H*W, 3]
-    return np.stack([stretched(parts[:, i % parts.shape[1]]) for i in range(3)], axis=1).reshape(H, W, 3)
+    span = np.percentile(abs(parts), 98)  # one for all, so that a direction of little variance is pale
+    shades = 0.5 + parts / (2 * max(span, BLANK))
+    return np.uint8(np.clip(shades, 0, 1) * 255 + 0.5).reshape(H, W, 3)
 
 
 def pooled(x, most: int):

@@ -31,7 +31,7 @@ class Chapter:
 
 
 CHAPTERS = (
-    Chapter("The image", "swin", "A picture becomes numbers, and the numbers become patches.", (
+    Chapter("Image", "image", "A picture becomes numbers, and the numbers become patches.", (
         Figure("pixels", "The image as the model sees it", ("image.preprocess", "image.resized", "model.forward"),
                ("forward.0/pixels",), backbone.pixels,
                "The image is resized until its shorter edge fits, and each channel is shifted and scaled so that its "
@@ -44,8 +44,8 @@ CHAPTERS = (
     )),
     Chapter("Image backbone", "swin", "Swin Transformer: attention in small windows, so that its cost grows with the "
             "image and not with its square.", (
-        Figure("windows", "Windows, and windows shifted", ("swin.windows", "swin.swin_block"),
-               ("*/attend_in_windows.*/return",), backbone.windows,
+        Figure("windows", "Windows, and windows shifted", ("swin.windows", "swin.attend_in_windows", "swin.swin_block"),
+               ("*/attend_in_windows.0/return",), backbone.windows,
                "A pixel of the map attends to its own window alone. In every other block the windows are shifted by "
                "half their side, so what a border separated meets in one window. Coarser stages have fewer windows, "
                "and each covers more of the image. Hatching is padding: the map must be a multiple of the window."),
@@ -55,11 +55,11 @@ CHAPTERS = (
                "holds pieces that are far apart in the image. The mask adds -100 to the scores between two pieces, "
                "dark in the matrix. Pick a window to see which of its pixels see each other."),
         Figure("window-attention", "Attention inside a window", ("swin.attend_in_windows", "swin.window_attention"),
-               ("*/attend_in_windows.*/weights",), backbone.window_attention,
+               ("*/attend_in_windows.0/weights",), backbone.window_attention,
                "Pick a pixel: the squares are the pixels of its window, the brighter the more it reads of them. In a "
                "shifted block a window at the border may lie in several pieces; the mask lets it read one of them."),
         Figure("position-bias", "Relative position bias", ("swin.relative_position_bias",),
-               ("*/relative_position_bias.*/table",), backbone.position_bias,
+               ("*/relative_position_bias.0/table",), backbone.position_bias,
                "One learned number for every offset between two pixels of a window, and for every head, is added to "
                "the scores before the softmax. The middle of a square is the pixel itself. A bright middle is a head "
                "that looks close by, a bright side one that looks that way."),
@@ -68,9 +68,9 @@ CHAPTERS = (
                "Between stages 2 by 2 neighbours are merged into one, and the channels double. The colours are the "
                "three directions in which a map varies most. Early maps show edges and colour, late ones regions."),
     )),
-    Chapter("The pyramid", "enhancer", "Maps of every size get the same number of channels, so that one transformer "
+    Chapter("Pyramid", "enhancer", "Maps of every size get the same number of channels, so that one transformer "
             "can read them all.", (
-        Figure("pyramid", "The pyramid", ("enhancer.neck", "enhancer.conv_1x1", "enhancer.conv_3x3_stride_2"),
+        Figure("pyramid", "Levels, fine to coarse", ("enhancer.neck", "enhancer.conv_1x1", "enhancer.conv_3x3_stride_2"),
                ("forward.0/neck.0/return.*",), neck.pyramid,
                "The backbone's maps, projected to one width, and coarser maps made from the last of them. All their "
                "pixels together are the S image tokens of everything that follows."),
@@ -146,20 +146,20 @@ CHAPTERS = (
                "grow and shrink with the box that enters the layer. Edges and corners are what tells a box's size."),
         Figure("refinement", "Boxes from layer to layer",
                ("decoder.decoder", "decoder.refine", "boxes.box_positions"),
-               ("forward.0/decoder.0/return.1", "forward.0/head.*/refine.0/return"), deciding.refinement,
+               ("forward.0/decoder.0/return.1", "forward.0/head.0/refine.0/return"), deciding.refinement,
                "Every layer corrects the box it was given. Step 0 is what the selection proposed, the last is what "
                "the model answers. The kept boxes are drawn in the colour of their phrase, the others faintly."),
     )),
-    Chapter("Boxes with names", "queries", "A box is like each token to some degree. Two thresholds make of that a "
+    Chapter("Boxes with names", "results", "A box is like each token to some degree. Two thresholds make of that a "
             "list of names.", (
         Figure("token-scores", "Each token's score for each box",
                ("queries.similarity", "boxes.sigmoid", "results.post_process"),
-               ("forward.0/head.*/similarity.0/return",), naming.token_scores,
+               ("forward.0/head.0/similarity.0/return",), naming.token_scores,
                "A row is a box, best first, a column a token. A box is kept if its best token passes the box "
                "threshold. Its label is the phrase that holds the best score among its own words, outlined. Tokens "
                "that pass the text threshold are marked with a dot."),
         Figure("result", "What was found", ("results.post_process", "boxes.cxcywh_to_xyxy"),
-               ("forward.0/head.*/refine.0/return",), naming.result,
+               ("forward.0/head.0/refine.0/return",), naming.result,
                "The boxes that the two thresholds keep, in the original image. The sliders are those of the table "
                "above."),
     )),

@@ -71,6 +71,19 @@ draw["token-scores"] = (root) => {
   return paint;
 };
 
+// A box's name, above its upper left corner, or below that where there is no room.
+function tag(context, [cx, cy, w, h], text, colour) {
+  const {width: W, height: H} = context.canvas;
+  context.font = `600 15px ${theme("sans")}`;
+  const width = context.measureText(text).width + 10;
+  const x = Math.max(0, Math.min((cx - w / 2) * W - 2, W - width));
+  const y = (cy - h / 2) * H - 24 < 0 ? (cy - h / 2) * H : (cy - h / 2) * H - 24;
+  context.fillStyle = colour;
+  context.fillRect(x, y, width, 22);
+  Object.assign(context, {fillStyle: "black", textBaseline: "middle", textAlign: "left"});
+  context.fillText(text, x + 5, y + 11.5);
+}
+
 draw.result = (root) => {
   thresholdSliders(root);
   const boxes = tensor(page.figures.refinement.boxes);
@@ -82,7 +95,10 @@ draw.result = (root) => {
     const context = canvas.getContext("2d");
     backdrop(context, "colour");
     const kept = ranked().filter(isKept);
-    for (const {query, label} of [...kept].reverse()) frame(context, boxes.at(last, query), phraseColour(label), 3.5);
+    for (const {query, label, score} of [...kept].reverse()) {
+      frame(context, boxes.at(last, query), phraseColour(label), 3.5);
+      tag(context, boxes.at(last, query), `${page.phrases[label]} ${score.toFixed(2)}`, phraseColour(label));
+    }
     table.replaceChildren();
     const head = make("tr", {}, table);
     for (const name of ["label", "score", "left, top, right, bottom", "tokens above the text threshold"]) {

@@ -45,7 +45,7 @@ const row = (root, least = "16rem") => {
 };
 const controls = (root) => make("div", {className: "controls"}, root);
 
-const photo = {};  // the image in colours, and in pale grey for drawing on: canvases of the page's size
+const photo = {};  // the image in colours, and pale for drawing on: canvases of the page's size
 
 async function start() {
   for (const [slug, data] of Object.entries(page.figures)) {
@@ -68,15 +68,16 @@ async function start() {
 }
 
 function prepare(image) {
-  for (const name of ["colour", "grey"]) {
+  for (const name of ["colour", "pale"]) {
     photo[name] = make("canvas", {width: page.width, height: page.height});
-    photo[name].getContext("2d", {willReadFrequently: name === "grey"}).drawImage(image, 0, 0, page.width, page.height);
+    photo[name].getContext("2d", {willReadFrequently: name === "pale"}).drawImage(image, 0, 0, page.width, page.height);
   }
-  const context = photo.grey.getContext("2d");
+  const context = photo.pale.getContext("2d");
   const pixels = context.getImageData(0, 0, page.width, page.height);
   for (let i = 0; i < pixels.data.length; i += 4) {
     const [r, g, b] = pixels.data.subarray(i, i + 3);
-    pixels.data.fill(70 + 0.5 * (0.3 * r + 0.59 * g + 0.11 * b), i, i + 3);
+    const light = 0.3 * r + 0.59 * g + 0.11 * b;
+    for (const c of range(3)) pixels.data[i + c] = 60 + 0.28 * light + 0.27 * pixels.data[i + c];
   }
   context.putImageData(pixels, 0, 0);
 }

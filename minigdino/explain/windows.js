@@ -72,7 +72,7 @@ draw["window-attention"] = (root, {blocks}) => {
   const changed = () => {
     heads.replaceChildren();
     head = headChoice(heads, weights[block.value].shape[0] - 1, () => paint());
-    if (photo.grey) paint();
+    if (photo.pale) paint();
   };
   const grid = () => {
     const {right, bottom, rows, cols} = paddedGrid(canvas, blocks[block.value]);
