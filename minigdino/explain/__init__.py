@@ -77,7 +77,7 @@ def _figure(figure, seen):
         for step, said, shape in captions.shapes(figure, seen))
     return (f'<figure id="{figure.slug}"><h3><a href="#{figure.slug}">{escape(figure.title)}</a></h3>\n'
             f'<p>{escape(figure.text)}</p>\n<div class="drawing"></div>\n'
-            f"<figcaption><ul class=\"functions\">{functions}</ul><ul class=\"shapes\">{shapes}</ul></figcaption></figure>")
+            f'<figcaption><ul class="functions">{functions}</ul><ul class="shapes">{shapes}</ul></figcaption></figure>')
 
 
 def _linked(place):

@@ -9,11 +9,11 @@ function picture(root, src, text, alt) {
   return {cell, image, shown};
 }
 
-draw.pixels = (root, {src, size: [H, W], original, channels}) => {
-  const {image} = picture(root, src, `${W} × ${H} pixels, from ${original[1]} × ${original[0]}`, "The resized image");
+draw.pixels = (root, {src, size: [H, W], channels}) => {
+  const {image} = picture(root, src, `${W} × ${H} pixels, from ${page.original.join(" × ")}`, "The resized image");
   image.style.aspectRatio = `${W} / ${H}`;
-  const line = row(root, "12rem");
-  for (const {name, src: grey, low, high} of channels) {
+  const line = row(root, "max(5.5rem, 30%)");
+  for (const {name, src: grey, span: [low, high]} of channels) {
     const span = `${low.toFixed(2)} … ${high.toFixed(2)}`;
     picture(line, grey, `${name}: ${span}`, `The ${name} channel, values ${span}`).image.style.aspectRatio = `${W} / ${H}`;
   }

@@ -19,9 +19,8 @@ def pixels(seen):
     for name, channel in zip(("red", "green", "blue"), x):
         shown = Image.fromarray(stretched(channel))
         shown.thumbnail((CHANNEL, CHANNEL))
-        channels.append({"name": name, "src": picture(shown), "low": float(channel.min()), "high": float(channel.max())})
-    return {"src": picture(resized(seen)), "size": list(x.shape[1:]), "original": [seen.image.height, seen.image.width],
-            "channels": channels}
+        channels.append({"name": name, "src": picture(shown), "span": [float(channel.min()), float(channel.max())]})
+    return {"src": picture(resized(seen)), "size": list(x.shape[1:]), "channels": channels}
 
 
 def resized(seen):

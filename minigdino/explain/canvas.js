@@ -41,11 +41,14 @@ function heat(context, values, rows, cols, low, high) {
   context.imageSmoothingEnabled = true;
 }
 
+// Pixels of the canvas for one of the screen, so that lines and points keep their size on a phone.
+const unit = ({canvas}) => Math.max(1, canvas.width / (canvas.clientWidth || canvas.width));
+
 // A line that is seen on any ground: path() draws it, twice.
 function outlined(context, colour, width, path) {
   for (const [style, extra] of [["rgb(0 0 0 / 70%)", 2], [colour, 0]]) {
     context.strokeStyle = style;
-    context.lineWidth = width + extra;
+    context.lineWidth = (width + extra) * unit(context);
     context.beginPath();
     path();
     context.stroke();
@@ -55,18 +58,19 @@ function outlined(context, colour, width, path) {
 // A box (cx, cy, w, h) in fractions.
 function frame(context, [cx, cy, w, h], colour, width = 2, dash = []) {
   const {width: W, height: H} = context.canvas;
-  context.setLineDash(dash);
+  context.setLineDash(dash.map((length) => length * unit(context)));
   outlined(context, colour, width, () => context.rect((cx - w / 2) * W, (cy - h / 2) * H, w * W, h * H));
   context.setLineDash([]);
 }
 
 function cross(context, x, y) {
   const {width: W, height: H} = context.canvas;
+  const arm = 9 * unit(context);
   outlined(context, "white", 2, () => {
-    context.moveTo(x * W - 9, y * H);
-    context.lineTo(x * W + 9, y * H);
-    context.moveTo(x * W, y * H - 9);
-    context.lineTo(x * W, y * H + 9);
+    context.moveTo(x * W - arm, y * H);
+    context.lineTo(x * W + arm, y * H);
+    context.moveTo(x * W, y * H - arm);
+    context.lineTo(x * W, y * H + arm);
   });
 }
 
@@ -119,11 +123,12 @@ function matrix(root, label) {
   const canvas = make("canvas", {}, make("div", {className: "scroll"}, root));
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", label);
-  return ({rows, cols, fill, mark = () => {}, side = cols.length > 60 ? 11 : 24}) => {
+  return ({rows, cols, fill, mark = () => {}, side = null}) => {
     const context = canvas.getContext("2d");
-    const font = `${Math.min(side - 1, 12)}px ${theme("mono")}`;
+    const font = `${cols.length > 60 ? 10 : 12}px ${theme("mono")}`;
     context.font = font;
     const left = Math.ceil(largest(rows.map((t) => context.measureText(t).width))) + 8;
+    side ??= Math.min(24, Math.max(cols.length > 60 ? 11 : 14, Math.floor((root.clientWidth - left - 2) / cols.length)));
     const top = Math.ceil(largest(cols.map((t) => context.measureText(t).width))) + 8;
     const [width, height, scale] = [left + cols.length * side + 2, top + rows.length * side + 2, devicePixelRatio];
     Object.assign(canvas, {width: width * scale, height: height * scale});

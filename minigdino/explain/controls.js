@@ -14,20 +14,19 @@ function slider(root, name, {least = 0, most, step = 1, value = least, show = St
 
 let groups = 0;
 
-// One of several names; off(i) says which cannot be taken.
-function choice(root, name, names, onChange, value = 0, off = () => false) {
-  const group = make("fieldset", {}, root);
+// One of several names.
+function choice(root, name, names, onChange, value = 0) {
+  const group = make("fieldset", {className: names.length > 40 ? "many" : ""}, root);
   make("legend", {textContent: name}, group);
   const id = `choice${groups++}`;
   let chosen = value;
-  const inputs = names.map((text, i) => {
+  names.forEach((text, i) => {
     const chip = make("label", {className: "chip", textContent: text}, group);
-    const input = make("input", {type: "radio", name: id, checked: i === value, disabled: off(i)}, chip);
+    const input = make("input", {type: "radio", name: id, checked: i === value}, chip);
     input.addEventListener("change", () => { chosen = i; onChange(); });
-    return input;
   });
   group.hidden = names.length < 2;
-  return {get value() { return chosen; }, set value(i) { chosen = i; inputs[i].checked = true; }};
+  return {get value() { return chosen; }};
 }
 
 const layerSlider = (root, n, onChange, value = n - 1) =>

@@ -18,7 +18,7 @@ draw.selection = (root, {scores, inside, selected, anchors, references}) => {
   const scale = legend(controls(root), "best logit");
   const [low, high] = [-largest(score.values.map((v) => -v)), largest(score.values)];
   const ring = (context, {x, y, level}, radius) => outlined(context, levelColour(level), 2.5, () =>
-    context.arc(x * context.canvas.width, y * context.canvas.height, radius, 0, 2 * Math.PI));
+    context.arc(x * context.canvas.width, y * context.canvas.height, radius * unit(context), 0, 2 * Math.PI));
   const paint = () => {
     const context = canvas.getContext("2d");
     backdrop(context);
@@ -40,7 +40,7 @@ draw.selection = (root, {scores, inside, selected, anchors, references}) => {
         if (!within.values[from + j]) hatch(part, j % W * dx, Math.floor(j / W) * dy, dx, dy);
       }
       const here = selected.map(place).filter((p) => p.level === l);
-      here.forEach((p) => ring(part, p, 9));
+      here.forEach((p) => ring(part, p, 4));
       levels[l].text.textContent = `${levels[l].name}, ${here.length} chosen`;
     });
     scale(low, high);
@@ -101,9 +101,11 @@ draw.refinement = (root, {boxes}) => {
     backdrop(context);
     const rows = judge();
     const kept = rows.filter((r) => r.score > Math.fround(thresholds.box));
-    context.globalAlpha = 0.3;
-    for (const q of range(count)) frame(context, steps.at(step.value, q), "white", 1);
-    context.globalAlpha = 1;
+    Object.assign(context, {strokeStyle: "rgb(255 255 255 / 45%)", lineWidth: unit(context)});
+    for (const q of range(count)) {
+      const [cx, cy, w, h] = steps.at(step.value, q);
+      context.strokeRect((cx - w / 2) * page.width, (cy - h / 2) * page.height, w * page.width, h * page.height);
+    }
     for (const {query, label} of kept) frame(context, steps.at(step.value, query), phraseColour(label), 3.5);
     const moved = step.value ? largest(kept.map(({query}) => {
       const [before, after] = [steps.at(step.value - 1, query), steps.at(step.value, query)];

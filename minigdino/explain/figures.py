@@ -70,7 +70,8 @@ CHAPTERS = (
     )),
     Chapter("Pyramid", "enhancer", "Maps of every size get the same number of channels, so that one transformer "
             "can read them all.", (
-        Figure("pyramid", "Levels, fine to coarse", ("enhancer.neck", "enhancer.conv_1x1", "enhancer.conv_3x3_stride_2"),
+        Figure("pyramid", "Levels, fine to coarse",
+               ("enhancer.neck", "enhancer.conv_1x1", "enhancer.conv_3x3_stride_2"),
                ("forward.0/neck.0/return.*",), neck.pyramid,
                "The backbone's maps, projected to one width, and coarser maps made from the last of them. All their "
                "pixels together are the S image tokens of everything that follows."),

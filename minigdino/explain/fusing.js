@@ -1,7 +1,7 @@
 // Image and text reading each other: a heat map on the image for every level.
 
 function levelCanvases(root, label) {
-  const line = row(root, "15rem");
+  const line = row(root, HALVES);
   return page.levels.map(([H, W], i) => {
     const cell = make("div", {className: "cell"}, line);
     const canvas = imageCanvas(cell, `${label}, level ${i + 1}`);

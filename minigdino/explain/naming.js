@@ -1,6 +1,7 @@
 // Probabilities become boxes with names, as results.post_process makes them.
 
-const thresholds = {box: 0.25, text: 0.25, changed: []};
+const thresholds = {box: page.figures["token-scores"].threshold, text: page.figures["token-scores"].text_threshold,
+                    changed: []};
 const phraseColour = (i) => LEVELS[i % LEVELS.length];
 
 // Every query's score, its best token, and the phrase whose own tokens hold the highest probability.
@@ -74,20 +75,21 @@ draw["token-scores"] = (root) => {
 // A box's name, above its upper left corner, or below that where there is no room.
 function tag(context, [cx, cy, w, h], text, colour) {
   const {width: W, height: H} = context.canvas;
-  context.font = `600 15px ${theme("sans")}`;
-  const width = context.measureText(text).width + 10;
-  const x = Math.max(0, Math.min((cx - w / 2) * W - 2, W - width));
-  const y = (cy - h / 2) * H - 24 < 0 ? (cy - h / 2) * H : (cy - h / 2) * H - 24;
+  const size = 14 * unit(context);
+  context.font = `600 ${size}px ${theme("sans")}`;
+  const [width, height] = [context.measureText(text).width + 0.7 * size, 1.5 * size];
+  const x = Math.max(0, Math.min((cx - w / 2) * W, W - width));
+  const top = (cy - h / 2) * H;
+  const y = top < height ? Math.max(top, 0) : top - height;
   context.fillStyle = colour;
-  context.fillRect(x, y, width, 22);
+  context.fillRect(x, y, width, height);
   Object.assign(context, {fillStyle: "black", textBaseline: "middle", textAlign: "left"});
-  context.fillText(text, x + 5, y + 11.5);
+  context.fillText(text, x + 0.35 * size, y + 0.54 * height);
 }
 
-draw.result = (root) => {
+draw.result = (root, {boxes}) => {
   thresholdSliders(root);
-  const boxes = tensor(page.figures.refinement.boxes);
-  const last = boxes.shape[0] - 1;
+  const corners = tensor(boxes);
   const canvas = imageCanvas(root, "The image with the boxes that are kept");
   const table = make("table", {}, make("div", {className: "scroll"}, root));
   const [W, H] = page.original;
@@ -96,8 +98,10 @@ draw.result = (root) => {
     backdrop(context, "colour");
     const kept = ranked().filter(isKept);
     for (const {query, label, score} of [...kept].reverse()) {
-      frame(context, boxes.at(last, query), phraseColour(label), 3.5);
-      tag(context, boxes.at(last, query), `${page.phrases[label]} ${score.toFixed(2)}`, phraseColour(label));
+      const [left, top, right, bottom] = corners.at(query);
+      const box = [(left + right) / 2 / W, (top + bottom) / 2 / H, (right - left) / W, (bottom - top) / H];
+      frame(context, box, phraseColour(label), 3.5);
+      tag(context, box, `${page.phrases[label]} ${score.toFixed(2)}`, phraseColour(label));
     }
     table.replaceChildren();
     const head = make("tr", {}, table);
@@ -109,9 +113,8 @@ draw.result = (root) => {
       const name = make("td", {}, line);
       make("i", {}, name).style.background = phraseColour(found.label);
       name.append(page.phrases[found.label]);
-      const [cx, cy, w, h] = boxes.at(last, found.query);
-      const corners = [(cx - w / 2) * W, (cy - h / 2) * H, (cx + w / 2) * W, (cy + h / 2) * H];
-      for (const text of [found.score.toFixed(2), corners.map(Math.round).join(", "), said(found) || "none"]) {
+      const box = [...corners.at(found.query)].map(Math.round).join(", ");
+      for (const text of [found.score.toFixed(2), box, said(found) || "none"]) {
         make("td", {textContent: text}, line);
       }
     }

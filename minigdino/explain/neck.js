@@ -7,7 +7,7 @@ draw.pyramid = (root, {maps}) => {
     cell.style.flex = `${W} 1 0`;
     image.style.aspectRatio = `${W} / ${H}`;
   });
-  const table = make("table", {}, root);
+  const table = make("table", {}, make("div", {className: "scroll"}, root));
   const cells = (parent, tag, texts) => texts.forEach((text) => make(tag, {textContent: text}, parent));
   cells(make("tr", {}, table), "th", ["level", "pixels", "channels", "tokens", "made by"]);
   maps.forEach(({shape: [H, W, C], made_by: by}, i) =>

@@ -14,13 +14,12 @@ from ..detector import ImageLike, Model
 from ..image import open_image
 from ..kernels import use
 from ..prompt import Prompt
-from ..results import Detections
 from ..tracing import trace
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What is known of a pass: what went in, the steps by their trace paths, what came out."""
+    """What is known of a pass: what went in, and the steps by their trace paths."""
 
     model: Model
     name: str  # of the image's file
@@ -28,7 +27,6 @@ class Pass:
     prompt: Prompt
     tokens: list[str]  # [T] as the vocabulary spells them
     steps: dict[str, np.ndarray]
-    found: Detections
 
     def matching(self, pattern: str) -> list[str]:
         """Paths of steps, in the order of the pass."""
@@ -62,8 +60,8 @@ def observe(model: Model, image: ImageLike, text: str | Sequence[str], patterns:
     opened = open_image(image)
     model.clear()
     with use("reference"), trace(*patterns) as steps:
-        found = model.detect(opened, text)
+        model.detect(opened, text)
     model.clear()
     name = os.path.basename(os.fspath(image)) if isinstance(image, (str, os.PathLike)) else "image"
     tokens = [model.tokenizer.backend.id_to_token(int(i)) for i in prompt.ids]
-    return Pass(model, name, opened, prompt, tokens, steps, found)
+    return Pass(model, name, opened, prompt, tokens, steps)

@@ -43,6 +43,7 @@ const row = (root, least = "16rem") => {
   element.style.setProperty("--least", least);
   return element;
 };
+const HALVES = "max(8.5rem, 34%)";  // two beside each other, on a phone too
 const controls = (root) => make("div", {className: "controls"}, root);
 
 const photo = {};  // the image in colours, and pale for drawing on: canvases of the page's size
@@ -63,6 +64,7 @@ async function start() {
   prepare(image);
   const paintAll = () => painters.forEach((paint) => paint());
   paintAll();
+  addEventListener("resize", paintAll);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintAll);
   document.documentElement.dataset.ready = "yes";
 }

@@ -14,18 +14,18 @@ function scatter(context, points, weights, [heads, levels, n], head) {
         const [x, y, weight] = [points[2 * i], points[2 * i + 1], weights[i] / chosen.length];
         shares[l] += weight;
         if (x < 0 || x > 1 || y < 0 || y > 1) outside += weight;
-        dots.push({x: x * W, y: y * H, radius: 55 * Math.sqrt(weight / Math.PI), colour: levelColour(l)});
+        dots.push({x: x * W, y: y * H, radius: 55 * Math.sqrt(unit(context) * weight / Math.PI), colour: levelColour(l)});
       }
     }
   }
   dots.sort((a, b) => b.radius - a.radius);
   for (const {x, y, radius, colour} of dots) {
     context.beginPath();
-    context.arc(x, y, Math.max(radius, 1), 0, 2 * Math.PI);
+    context.arc(x, y, Math.max(radius, unit(context)), 0, 2 * Math.PI);
     context.fillStyle = colour;
     context.fill();
     context.strokeStyle = "rgb(0 0 0 / 65%)";
-    context.lineWidth = 1;
+    context.lineWidth = unit(context);
     context.stroke();
   }
   return {shares, outside};

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .encode import packed, spread
 from .deciding import best
+from .encode import packed, spread
 
 POINTS = 300_000  # points of all pixels and layers that the page takes
 

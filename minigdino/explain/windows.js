@@ -131,7 +131,7 @@ draw["position-bias"] = (root, {blocks}) => {
 };
 
 draw.stages = (root, {maps}) => {
-  const line = row(root, "15rem");
+  const line = row(root, HALVES);
   maps.forEach(({shape: [H, W, C], src}, i) => {
     const text = `stage ${i + 1}: ${W} × ${H} pixels, ${C} channels`;
     picture(line, src, text, `The map of ${text}`).image.style.aspectRatio = `${page.width} / ${page.height}`;
