@@ -13,7 +13,8 @@ from ..detector import ImageLike, Model
 from ..version import __version__
 from . import captions
 from .encode import picture
-from .figures import CHAPTERS, FIGURES, Chapter, Figure
+from .figure import Chapter, Figure
+from .figures import CHAPTERS, FIGURES
 from .observe import Pass, observe
 
 __all__ = ["CHAPTERS", "FIGURES", "Chapter", "Figure", "page"]
