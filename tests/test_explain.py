@@ -126,6 +126,7 @@ def test_a_caption_leads_to_the_code(figure, demo):
         source = (Path(minigdino.__file__).parents[1] / file).read_text().splitlines()
         rest = "\n".join(source[int(line) - 1 :])
         assert re.match(rf"(@accelerated\(.*\)\n)?def {name.partition('.')[2]}\(", rest), name
+    assert re.search(r"<span>[^<]*(§3\.\d|<a href=.https://arxiv|Eq\. |Figure )", caption)  # its place in a paper
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.slug)
@@ -238,12 +239,13 @@ GEOMETRIES = {
     "five levels": dict(family="mm-grounding-dino", stages=(1, 2, 3, 4), levels=5),
     "one stage": dict(family="grounding-dino", stages=(4,), levels=3, queries=5),
 }
-LONG = " ".join(["man with hat."] * 60)
+PROMPTS = {(90, 120): " ".join(["man with hat."] * 60), (64, 400): "cat", (300, 70): ["st. bernard", "dog"]}
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize(("size", "prompt"), [((90, 120), LONG), ((64, 400), "cat"), ((300, 70), ["st. bernard", "dog"])])
-def test_any_geometry_image_and_prompt_gives_a_page(geometry, size, prompt):
+@pytest.mark.parametrize("size", PROMPTS)
+def test_any_geometry_image_and_prompt_gives_a_page(geometry, size):
+    prompt = PROMPTS[size]
     model = tiny.model(**GEOMETRIES[geometry])
     data = data_of(page(model, tiny.photo(*size), prompt))
     assert list(data["figures"]) == [figure.slug for figure in FIGURES]

@@ -84,11 +84,16 @@ function layMap(context, stage, shift = 0) {
 // Lines around the windows; `offset` is where the first begins.
 function windowLines(context, at, k, offset) {
   const [width, height] = [at.cols * at.x, at.rows * at.y];
-  outlined(context, "white", 1.5, () => {
+  const lines = () => {
     for (let c = offset; c <= at.cols; c += k) { context.moveTo(c * at.x, 0); context.lineTo(c * at.x, height); }
     for (let r = offset; r <= at.rows; r += k) { context.moveTo(0, r * at.y); context.lineTo(width, r * at.y); }
     context.rect(0, 0, width, height);
-  });
+  };
+  if (k * at.x > 20 * unit(context)) { outlined(context, "white", 1.5, lines); return; }
+  Object.assign(context, {strokeStyle: "rgb(255 255 255 / 70%)", lineWidth: unit(context)});  // small windows
+  context.beginPath();
+  lines();
+  context.stroke();
 }
 
 // Calls each(row, column, index) for the pixels of the window of pixel (row, col), in the order of the window.

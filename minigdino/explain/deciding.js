@@ -17,13 +17,13 @@ draw.selection = (root, {scores, inside, selected, anchors, references}) => {
   const levels = levelCanvases(root, "Scores and chosen pixels");
   const scale = legend(controls(root), "best logit");
   const [low, high] = [-largest(score.values.map((v) => -v)), largest(score.values)];
-  const ring = (context, {x, y, level}, radius) => outlined(context, levelColour(level), 2.5, () =>
+  const ring = (context, {x, y, level}, radius) => outlined(context, levelColour(level), radius / 3 + 0.5, () =>
     context.arc(x * context.canvas.width, y * context.canvas.height, radius * unit(context), 0, 2 * Math.PI));
   const paint = () => {
     const context = canvas.getContext("2d");
     backdrop(context);
     const i = rank.value - 1;
-    selected.forEach((token) => ring(context, place(token), 6));
+    selected.forEach((token) => ring(context, place(token), count > 100 ? 2 : 6));
     const {level, row: r, col} = place(selected[i]);
     frame(context, proposed.at(i), levelColour(level), 2, [7, 5]);
     frame(context, first.at(i), levelColour(level), 3);
@@ -40,7 +40,7 @@ draw.selection = (root, {scores, inside, selected, anchors, references}) => {
         if (!within.values[from + j]) hatch(part, j % W * dx, Math.floor(j / W) * dy, dx, dy);
       }
       const here = selected.map(place).filter((p) => p.level === l);
-      here.forEach((p) => ring(part, p, 4));
+      here.forEach((p) => ring(part, p, count > 100 ? 1.5 : 4));
       levels[l].text.textContent = `${levels[l].name}, ${here.length} chosen`;
     });
     scale(low, high);
@@ -69,7 +69,7 @@ draw["query-queries"] = (root, {queries, weights}) => {
     const most = largest(weight);
     const order = range(weight.length).sort((a, b) => weight[a] - weight[b]);
     for (const q of order) {
-      context.globalAlpha = weight[q] / most;
+      context.globalAlpha = (weight[q] / most) ** 2;
       frame(context, boxes.at(layer.value, q), rampColour(0.35 + 0.65 * weight[q] / most), 1 + 4 * weight[q] / most);
     }
     context.globalAlpha = 1;

@@ -6,7 +6,7 @@ from . import backbone, deciding, fusing, naming, neck, sampling, words
 from .figure import Chapter, Figure
 
 CHAPTERS = (
-    Chapter("Image", "image", "A picture becomes numbers, and the numbers become patches.", (
+    Chapter("Image", "swin", "A picture becomes numbers, and the numbers become patches.", (
         Figure("pixels", "The image as the model sees it", ("image.preprocess", "image.resized", "model.forward"),
                ("forward.0/pixels",), backbone.pixels,
                "The image is resized until its shorter edge fits, and each channel is shifted and scaled so that its "
@@ -62,8 +62,8 @@ CHAPTERS = (
         Figure("phrase-mask", "Who sees whom", ("prompt.phrase_mask",),
                ("forward.0/phrase_mask.0/return.0", "forward.0/phrase_mask.0/return.1"), words.phrase_mask,
                "A row is a token, a column one that it may see. Every phrase is a block of its own, closed by its "
-               "delimiter, so \"star\" does not depend on what else is asked for. Positions are counted from 0 in "
-               "every phrase."),
+               "delimiter, so what it means does not depend on what else is asked for. Positions are counted from 0 "
+               "in every phrase."),
         Figure("text-attention", "Words reading words",
                ("bert.bert", "bert.bert_layer", "enhancer.text_enhancer_layer", "ops.attention"),
                ("*/bert_layer.*/attention.0/weights", "*/text_enhancer_layer.*/attention.0/weights"),
@@ -134,7 +134,7 @@ CHAPTERS = (
                "A row is a box, best first, a column a token. A box is kept if its best token passes the box "
                "threshold. Its label is the phrase that holds the best score among its own words, outlined. Tokens "
                "that pass the text threshold are marked with a dot."),
-        Figure("result", "What was found", ("results.post_process", "boxes.cxcywh_to_xyxy"),
+        Figure("result", "What was found", ("results.post_process", "boxes.cxcywh_to_xyxy", "model.forward"),
                ("forward.0/head.0/refine.0/return",), naming.result,
                "The boxes that the two thresholds keep, in the original image. The sliders are those of the table "
                "above."),

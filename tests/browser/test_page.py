@@ -152,7 +152,7 @@ def test_a_head_of_its_own_is_another_picture(opened, file):
 
 def test_a_picked_pixel_shows_what_it_reads(opened, file, traced):
     tab = opened(file)
-    last = list(array for path, array in traced.items() if path.endswith("/to_text"))[-1].mean(axis=1)
+    last = [array for path, array in traced.items() if path.endswith("/to_text")][-1].mean(axis=1)
     canvas = tab.locator("#pixel-reads canvas").first
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
