@@ -72,7 +72,7 @@ def _chapter(chapter, seen):
 def _figure(figure, seen):
     functions = "".join(
         f"<li><code>{name}</code> <span>{captions.where(name)}</span> "
-        f"<span>{_linked(captions.place(*name.split('.')))}</span></li>" for name in figure.functions)
+        f"<span>{_linked(captions.source(name))}</span></li>" for name in figure.functions)
     shapes = "".join(
         f"<li><code>{escape(step)}</code> <span>{said and said + ' = '}{' × '.join(map(str, shape))}</span></li>"
         for step, said, shape in captions.shapes(figure, seen))

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from ..tracing import PACKAGE
-from ..tree import place
+from ..tree import PLACE, place
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,9 +27,23 @@ def where(name: str) -> str:
     return f"{Path(inspect.getsourcefile(function)).relative_to(ROOT).as_posix()}:{line}"
 
 
+def papers(module: str) -> list[str]:
+    """The section and the paper that a module names in its first line: ["§3.1", "arXiv 2103.14030"]"""
+    found = PLACE.findall((importlib.import_module(PACKAGE + module).__doc__ or "").partition("\n")[0])
+    return [part for part in found if part.startswith(("§", "arXiv"))]
+
+
 def section(module: str) -> str:
     """"§3.1", of a stage's module; "" of one that the paper has no section for."""
-    return next((part for part in place(module, module).split(", ") if part.startswith("§")), "")
+    return next((part for part in papers(module) if part.startswith("§")), "")
+
+
+def source(name: str) -> str:
+    """Where the papers have "module.function": "arXiv 2010.04159, Eq. 3"; an equation's paper is its module's."""
+    said = place(*name.split("."))
+    if "§" in said or "arXiv" in said:
+        return said
+    return ", ".join(filter(None, [*papers(name.partition(".")[0]), said]))
 
 
 def shapes(figure, steps) -> list[tuple[str, str, tuple[int, ...]]]:

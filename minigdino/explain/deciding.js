@@ -17,7 +17,7 @@ draw.selection = (root, {scores, inside, selected, anchors, references}) => {
   const levels = levelCanvases(root, "Scores and chosen pixels");
   const scale = legend(controls(root), "best logit");
   const [low, high] = [-largest(score.values.map((v) => -v)), largest(score.values)];
-  const ring = (context, {x, y, level}, radius) => outlined(context, levelColour(level), radius / 3 + 0.5, () =>
+  const ring = (context, {x, y, level}, radius) => outlined(context, levelColour(level), Math.min(2.5, radius / 3 + 0.5), () =>
     context.arc(x * context.canvas.width, y * context.canvas.height, radius * unit(context), 0, 2 * Math.PI));
   const paint = () => {
     const context = canvas.getContext("2d");
@@ -27,7 +27,7 @@ draw.selection = (root, {scores, inside, selected, anchors, references}) => {
     const {level, row: r, col} = place(selected[i]);
     frame(context, proposed.at(i), levelColour(level), 2, [7, 5]);
     frame(context, first.at(i), levelColour(level), 3);
-    ring(context, place(selected[i]), 11);
+    ring(context, place(selected[i]), 9);
     said.textContent = `rank ${i + 1}: row ${r + 1}, column ${col + 1} of level ${level + 1}, ` +
       `logit ${score.values[selected[i]].toFixed(2)}`;
     page.levels.forEach(([H, W], l) => {
@@ -61,21 +61,24 @@ draw["query-queries"] = (root, {queries, weights}) => {
   const layer = layerSlider(controls(root), read.shape[0], () => paint());
   const query = queryChoice(root, () => paint());
   const canvas = imageCanvas(root, "The boxes of the queries that the chosen one reads");
+  const scale = legend(controls(root), "weight of another query");
   const said = readout(root);
   const paint = () => {
     const context = canvas.getContext("2d");
     backdrop(context);
     const weight = read.at(layer.value, query.value);
-    const most = largest(weight);
-    const order = range(weight.length).sort((a, b) => weight[a] - weight[b]);
-    for (const q of order) {
-      context.globalAlpha = (weight[q] / most) ** 2;
-      frame(context, boxes.at(layer.value, q), rampColour(0.35 + 0.65 * weight[q] / most), 1 + 4 * weight[q] / most);
+    const self = queries[query.value];
+    const others = range(weight.length).filter((q) => q !== self).sort((a, b) => weight[a] - weight[b]);
+    const most = largest(others.map((q) => weight[q]));
+    for (const q of others) {
+      const part = weight[q] / most;
+      context.globalAlpha = part ** 2;
+      frame(context, boxes.at(layer.value, q), rampColour(0.3 + 0.7 * part), 1 + 2 * part);
     }
     context.globalAlpha = 1;
-    frame(context, boxes.at(layer.value, queries[query.value]), "white", 2, [6, 4]);
-    said.textContent = `the box of the query itself is dashed; it reads ${percent(weight[queries[query.value]])} of ` +
-      `itself and at most ${percent(most)} of one query`;
+    frame(context, boxes.at(layer.value, self), "white", 2, [6, 4]);
+    scale(0, most);
+    said.textContent = `dashed: the query itself, of which it reads ${percent(weight[self])}`;
   };
   return paint;
 };

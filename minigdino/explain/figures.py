@@ -82,7 +82,7 @@ CHAPTERS = (
                ("*/bi_attention.0/to_text",), fusing.pixel_reads,
                "Image to text, from the same scores: the weights of one pixel over all tokens sum to 1. The map shows "
                "the chosen token's weight at every pixel; the bars show all tokens' weights at the picked pixel. "
-               "Delimiters often serve as a place to look when no word fits."),
+               "Special tokens and delimiters can serve as a place to look when no word fits."),
         Figure("sampling", "Where a pixel samples",
                ("deformable.deformable_attention", "deformable.deform_attn", "deformable.sampling_locations",
                 "deformable.bilinear", "enhancer.deformable_layer"),
