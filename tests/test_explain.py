@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -221,6 +222,8 @@ def test_masks_boxes_and_scores_are_the_passes(demo, traced):
     assert figures["selection"]["selected"] == traced["forward.0/return.selected"].tolist()
     close(figures["selection"]["scores"], traced["forward.0/return.selection_scores"])
     stage = figures["shift-mask"]["stages"][2]
+    pieces = steps(traced, rf"swin_block.{stage['block']}/.*shift_mask.0/pieces$")[0][..., 0]
+    np.testing.assert_array_equal(np.add.outer(stage["row_pieces"], stage["column_pieces"]), pieces)
     mask = steps(traced, rf"swin_block.{stage['block']}/.*shift_mask.0/return$")[0]
     np.testing.assert_allclose(unpacked(stage["masks"])[-1], mask[-1], atol=1e-5)
     texts = [steps(traced, rf"/{kind}_layer.*/attention.0/weights$") for kind in ("bert", "text_enhancer")]
@@ -318,7 +321,9 @@ def test_figures_name_functions_that_exist():
 
 def test_the_command_writes_the_page(tmp_path, capsys):
     out = tmp_path / "new" / "page.html"
+    start = time.perf_counter()
     assert main(["explain", str(SCENE), TEXT, "--model", "shapes", "--out", str(out)]) == 0
+    assert time.perf_counter() - start < 30
     assert f"wrote {out}" in capsys.readouterr().err
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
 

@@ -19,7 +19,7 @@ draw.pixels = (root, {src, size: [H, W], channels}) => {
   }
 };
 
-draw.patches = (root, {src, side, grid: [rows, cols], embedded, filters}) => {
+draw.patches = (root, {side, grid: [rows, cols], embedded, filters}) => {
   const line = row(root, "18rem");
   const left = make("div", {className: "cell"}, line);
   const canvas = imageCanvas(left, "The image; pick a patch");
@@ -54,7 +54,7 @@ draw.patches = (root, {src, side, grid: [rows, cols], embedded, filters}) => {
   };
   const picked = pixelPicker(canvas, () => ({rows, cols}), paint);
   pixels.addEventListener("load", () => { if (photo.colour) paint(); });
-  pixels.src = src;
+  pixels.src = page.figures.pixels.src;
   return paint;
 };
 

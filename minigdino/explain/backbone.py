@@ -8,8 +8,9 @@ from PIL import Image
 from ..swin import PATCH
 from .encode import packed, picture, principal_colours, spread, stretched
 
+SMALL = 2**16  # pixels of an image that the page takes as it is; larger ones become JPEG
 CHANNEL = 360  # pixels along the longer edge of a channel's picture
-WEIGHTS = 60_000  # attention weights of a block that the page takes
+WEIGHTS = 40_000  # attention weights of a block that the page takes
 
 
 def pixels(seen):
@@ -20,13 +21,9 @@ def pixels(seen):
         shown = Image.fromarray(stretched(channel))
         shown.thumbnail((CHANNEL, CHANNEL))
         channels.append({"name": name, "src": picture(shown), "span": [float(channel.min()), float(channel.max())]})
-    return {"src": picture(resized(seen)), "size": list(x.shape[1:]), "channels": channels}
-
-
-def resized(seen):
-    """The model's image before it was normalised."""
-    _, H, W = seen.one("forward.0/pixels").shape
-    return seen.image.resize((W, H), resample=seen.model.settings.resample)
+    _, H, W = x.shape
+    resized = seen.image.resize((W, H), resample=seen.model.settings.resample)
+    return {"src": picture(resized, lossless=H * W < SMALL), "size": [H, W], "channels": channels}
 
 
 def patches(seen):
@@ -34,8 +31,8 @@ def patches(seen):
     kernel = seen.one("*/patch_embedding.0/kernel")  # [C, 3*PATCH**2]
     tiles = [stretched(k).reshape(3, PATCH, PATCH).transpose(1, 2, 0) for k in kernel]
     embedded = seen.one("*/patch_embedding.0/return")
-    return {"src": picture(resized(seen), lossless=len(embedded) < 64), "side": PATCH,
-            "grid": list(embedded.shape[:2]), "embedded": picture(principal_colours(embedded), lossless=True),
+    return {"side": PATCH, "grid": list(embedded.shape[:2]),
+            "embedded": picture(principal_colours(embedded), lossless=True),
             "filters": [picture(tile, lossless=True) for tile in tiles[:48]]}
 
 
@@ -55,7 +52,9 @@ def shift_mask(seen):
         pieces, mask = seen.one(path + "pieces")[..., 0], seen.one(path + "return")  # [H, W], [B, K, K]
         columns = pieces.shape[1] // block["k"]
         kinds = [0, columns - 1, len(mask) - columns, len(mask) - 1]
-        stages.append({**block, "pieces": packed(pieces), "masks": packed(mask[kinds])})
+        # a piece is a piece of the rows and one of the columns, and numbered by their sum
+        stages.append({**block, "masks": packed(mask[kinds]), "column_pieces": pieces[0].tolist(),
+                       "row_pieces": (pieces[:, 0] - pieces[0, 0]).tolist()})
     return {"stages": stages}
 
 

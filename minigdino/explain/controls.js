@@ -20,13 +20,14 @@ function choice(root, name, names, onChange, value = 0) {
   make("legend", {textContent: name}, group);
   const id = `choice${groups++}`;
   let chosen = value;
-  names.forEach((text, i) => {
+  const inputs = names.map((text, i) => {
     const chip = make("label", {className: "chip", textContent: text}, group);
     const input = make("input", {type: "radio", name: id, checked: i === value}, chip);
     input.addEventListener("change", () => { chosen = i; onChange(); });
+    return input;
   });
   group.hidden = names.length < 2;
-  return {get value() { return chosen; }};
+  return {get value() { return chosen; }, set value(i) { chosen = i; inputs[i].checked = true; }};
 }
 
 const layerSlider = (root, n, onChange, value = n - 1) =>

@@ -48,11 +48,17 @@ draw.selection = (root, {scores, inside, selected, anchors, references}) => {
   return paint;
 };
 
-// The queries that the page follows, best first, by what they are and how sure.
-function queryChoice(root, onChange) {
-  const {queries} = page.figures.refinement;
-  const rows = judge();
-  return choice(root, "Query", queries.map((q) => `${page.phrases[rows[q].label]} ${rows[q].score.toFixed(2)}`), onChange);
+// The queries that the page follows, best first, by what they are and how sure: one choice for all figures.
+const followed = [];  // {control, paint} of each figure that asks
+function queryChoice(root, paint) {
+  const rows = page.figures.refinement.queries.map((q) => judge()[q]);
+  const names = rows.map(({label, score}) => `${page.phrases[label]} ${score.toFixed(2)}`);
+  const control = choice(root, "Query", names, () => followed.forEach((other) => {
+    other.control.value = control.value;
+    other.paint();
+  }));
+  followed.push({control, paint});
+  return control;
 }
 
 draw["query-queries"] = (root, {queries, weights}) => {

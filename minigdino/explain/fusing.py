@@ -6,7 +6,7 @@ import numpy as np
 
 from .encode import packed, pooled
 
-NUMBERS = 1_000_000  # of each direction that the page takes
+NUMBERS = 800_000  # of each direction that the page takes
 
 
 def token_looks(seen):

@@ -58,13 +58,10 @@ draw["token-scores"] = (root) => {
     };
     const at = paintMatrix({rows: names, cols: page.tokens, fill: (r, c) => rampColour(rows[r].row[c]), mark});
     const y = at.top + Math.min(kept, rows.length) * at.side - 0.5;
-    at.context.setLineDash([]);
-    at.context.strokeStyle = theme("ink");
-    at.context.lineWidth = 2;
-    at.context.beginPath();
-    at.context.moveTo(0, y);
-    at.context.lineTo(at.left + page.tokens.length * at.side, y);
-    at.context.stroke();
+    outlined(at.context, "white", 1.5, () => {
+      at.context.moveTo(0, y);
+      at.context.lineTo(at.left + page.tokens.length * at.side, y);
+    });
     scale(0, 1);
     line.textContent = `${kept} of ${all.length} boxes score above ${thresholds.box.toFixed(2)}: those above the line`;
   };

@@ -7,7 +7,7 @@ import numpy as np
 from .deciding import best
 from .encode import packed, spread
 
-POINTS = 300_000  # points of all pixels and layers that the page takes
+POINTS = 250_000  # points of all pixels and layers that the page takes
 
 
 def sampling(seen):

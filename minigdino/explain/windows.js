@@ -23,7 +23,7 @@ draw.windows = (root, {stages}) => {
 
 draw["shift-mask"] = (root, {stages}) => {
   if (!stages.length) { readout(root).textContent = "no stage of this model has a shifted block"; return null; }
-  const kept = stages.map(({pieces, masks}) => ({pieces: tensor(pieces), masks: tensor(masks)}));
+  const kept = stages.map(({masks}) => tensor(masks));
   const stage = choice(controls(root), "Stage", stages.map((s) => String(s.stage)), () => paint());
   const line = row(root, "18rem");
   const canvas = imageCanvas(make("div", {className: "cell"}, line), "The shifted image, its pieces in colours; pick a window");
@@ -32,22 +32,21 @@ draw["shift-mask"] = (root, {stages}) => {
   const said = readout(root);
   const paint = () => {
     const context = canvas.getContext("2d");
-    const {k, shift} = stages[stage.value];
-    const {pieces, masks} = kept[stage.value];
+    const {k, shift, row_pieces: rows, column_pieces: columns} = stages[stage.value];
     const at = layMap(context, stages[stage.value], shift);
     context.globalAlpha = 0.4;
-    pieces.values.forEach((piece, i) => {
-      const [r, c] = [Math.floor(i / at.cols), i % at.cols];
-      context.fillStyle = LEVELS[(Math.round(piece) * 2 + Math.floor(Math.round(piece) / 3)) % LEVELS.length];
+    rows.forEach((row, r) => columns.forEach((column, c) => {
+      const piece = row + column;
+      context.fillStyle = LEVELS[(2 * piece + Math.floor(piece / 3)) % LEVELS.length];
       context.fillRect(c * at.x, r * at.y, at.x + 0.5, at.y + 0.5);
-    });
+    }));
     context.globalAlpha = 1;
     windowLines(context, at, k, 0);
     const [r, c] = [Math.floor(picked.row / k), Math.floor(picked.col / k)];
     frame(context, [(c + 0.5) * k * at.x / canvas.width, (r + 0.5) * k * at.y / canvas.height,
                     k * at.x / canvas.width, k * at.y / canvas.height], "white", 4);
     const kind = (r === at.rows / k - 1 ? 2 : 0) + (c === at.cols / k - 1 ? 1 : 0);
-    const mask = masks.at(kind);
+    const mask = kept[stage.value].at(kind);
     const numbers = range(k * k).map(() => "");
     seen({rows: numbers, cols: numbers, side: Math.max(3, Math.floor(300 / k / k)),
           fill: (i, j) => rampColour(mask[i * k * k + j] === 0 ? 0.9 : 0)});
@@ -96,8 +95,8 @@ draw["window-attention"] = (root, {blocks}) => {
     frame(context, [(c + 0.5) * at.x / canvas.width, (r + 0.5) * at.y / canvas.height, at.x / canvas.width,
                     at.y / canvas.height], "white", 2);
     scale(0, most);
-    said.textContent = `pixel in row ${r + 1}, column ${c + 1}: most of one pixel ${percent(most)}, ` +
-      `of all ${k * k} alike it would be ${percent(1 / k / k)}`;
+    said.textContent = `the pixel in row ${r + 1}, column ${c + 1} reads at most ${percent(most)} of one pixel; ` +
+      `spread evenly it would be ${percent(1 / k / k)}`;
   };
   const picked = pixelPicker(canvas, grid, () => paint());
   changed();

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .encode import packed
+from .encode import packed, spread
+
+NUMBERS = 600_000  # of attention between tokens that the page takes; a long prompt shows fewer layers
 
 
 def phrase_mask(seen):
@@ -18,5 +20,6 @@ def text_attention(seen):
     kinds = (("BERT layer", "*/bert_layer.*/attention.0/weights"),
              ("enhancer layer", "*/text_enhancer_layer.*/attention.0/weights"))
     layers = [(f"{kind} {i}", weights) for kind, path in kinds for i, weights in enumerate(seen.all(path), start=1)]
-    maps = np.stack([weights.mean(axis=0) for _, weights in layers])  # [layers, T, T]
-    return {"layers": [name for name, _ in layers], "weights": packed(maps, per=1)}
+    shown = spread(len(layers), max(2, NUMBERS // layers[0][1][0].size))
+    maps = np.stack([layers[i][1].mean(axis=0) for i in shown])  # [layers, T, T]
+    return {"layers": [layers[i][0] for i in shown], "weights": packed(maps, per=1)}

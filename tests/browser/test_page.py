@@ -242,6 +242,16 @@ def test_nothing_kept_is_said(opened, file):
     assert tab.said == []
 
 
+def test_one_query_is_followed_through_the_decoder(opened, file):
+    tab = opened(file)
+    slugs = ("query-queries", "query-text", "query-sampling")
+    before = [tab.locator(f"#{slug} .drawing").screenshot() for slug in slugs]
+    choose(tab, "query-queries", "Query", 1)
+    for slug, old in zip(slugs, before):
+        assert tab.locator(f"#{slug} :checked").last.evaluate("(i) => i.parentNode.textContent") == "a green heart 0.65"
+        assert tab.locator(f"#{slug} .drawing").screenshot() != old
+
+
 def test_the_keyboard_reaches_every_control(opened, file):
     tab = opened(file)
     chip = tab.locator("#token-looks fieldset", has_text="Token").locator("input").nth(STAR)
