@@ -29,7 +29,8 @@ EXPLAIN = [  # the same, within the package that makes the page
     {"figures"},
     {"backbone", "fusing", "naming", "neck", "sampling", "words"},
     {"deciding"},
-    {"captions", "encode", "figure", "observe"},
+    {"captions"},
+    {"encode", "figure", "observe"},
 ]
 MODULES = [*sorted(path.stem for path in PACKAGE.glob("*.py")), "explain"]
 

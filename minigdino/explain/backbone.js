@@ -53,7 +53,7 @@ draw.patches = (root, {side, grid: [rows, cols], embedded, filters}) => {
     said.textContent = `patch in row ${picked.row + 1} of ${rows}, column ${picked.col + 1} of ${cols}`;
   };
   const picked = pixelPicker(canvas, () => ({rows, cols}), paint);
-  pixels.addEventListener("load", () => { if (photo.colour) paint(); });
+  pixels.addEventListener("load", () => paint());
   pixels.src = page.figures.pixels.src;
   return paint;
 };

@@ -98,7 +98,7 @@ def _blocks(seen):
     config, blocks, first = seen.model.config.backbone_config, [], 0
     k = config.window_size
     for stage, depth in enumerate(config.depths, start=1):
-        for i in range(min(depth, 2)):
+        for i in range(min(depth, 2 if k > 1 else 1)):
             H, W = seen.one(f"*/swin_block.{first + i}/*/attend_in_windows.0/return").shape[:2]
             blocks.append({"stage": stage, "block": first + i, "map": [H, W], "k": k, "shift": i * (k // 2)})
         first += depth

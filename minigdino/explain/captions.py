@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ..tracing import PACKAGE
 from ..tree import PLACE, place
+from .figure import Figure
+from .observe import Pass
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,17 +48,17 @@ def source(name: str) -> str:
     return ", ".join(filter(None, [*papers(name.partition(".")[0]), said]))
 
 
-def shapes(figure, steps) -> list[tuple[str, str, tuple[int, ...]]]:
+def shapes(figure: Figure, seen: Pass) -> list[tuple[str, str, tuple[int, ...]]]:
     """What a figure is made from: (the step, the letters that the code gives its shape or "", the shape)."""
     functions = {name.partition(".")[2]: name for name in figure.functions}
     rows = {}
     for pattern in figure.steps:
-        path = next((path for path in steps.matching(pattern)), None)
+        path = next(iter(seen.matching(pattern)), None)
         if path:
             *_, call, step = path.split("/")
             function = call.partition(".")[0]
             said = letters(code(functions[function]), step) if function in functions else ""
-            rows.setdefault(spelled(function, step), (said, steps.steps[path].shape))
+            rows.setdefault(spelled(function, step), (said, seen.steps[path].shape))
     return [(step, *row) for step, row in rows.items()]
 
 

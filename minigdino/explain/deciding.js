@@ -25,7 +25,7 @@ draw.selection = (root, {scores, inside, selected, anchors, references}) => {
     const i = rank.value - 1;
     selected.forEach((token) => ring(context, place(token), count > 100 ? 2 : 6));
     const {level, row: r, col} = place(selected[i]);
-    frame(context, proposed.at(i), levelColour(level), 2, [7, 5]);
+    if (within.values[selected[i]]) frame(context, proposed.at(i), levelColour(level), 2, [7, 5]);
     frame(context, first.at(i), levelColour(level), 3);
     ring(context, place(selected[i]), 9);
     said.textContent = `rank ${i + 1}: row ${r + 1}, column ${col + 1} of level ${level + 1}, ` +

@@ -24,12 +24,11 @@ ATTENTION = "forward.0/decoder.0/decoder_layer.*/attention.%d/weights"  # 0 amon
 
 def selection(seen):
     """The score of every image token, the chosen ones, their first boxes, and which tokens may not propose."""
-    inside = seen.one("*/select_queries.0/inside")
-    return {"scores": packed(seen.one("*/select_queries.0/return.scores"), 16), "inside": packed(inside),
-            "selected": seen.one("*/select_queries.0/return.selected").tolist(),
-            "anchors": packed(sigmoid(np.where(inside[:, None], seen.one("*/proposals.0/return.0"), 0))[
-                seen.one("*/select_queries.0/return.selected")], 16),
-            "references": packed(seen.one("*/select_queries.0/return.references"), 16)}
+    scores, selected, references = (seen.one(f"*/select_queries.0/return.{name}")
+                                    for name in ("scores", "selected", "references"))
+    anchors = sigmoid(seen.one("*/proposals.0/return.0")[selected])  # [Q, 4]
+    return {"scores": packed(scores, 16), "inside": packed(seen.one("*/select_queries.0/inside")),
+            "selected": selected.tolist(), "anchors": packed(anchors, 16), "references": packed(references, 16)}
 
 
 def refinement(seen):

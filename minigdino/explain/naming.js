@@ -22,7 +22,8 @@ const ranked = () => [...judge()].sort((a, b) => b.score - a.score || a.query - 
 const isKept = ({score}) => score > Math.fround(thresholds.box);
 const passes = (p, token) => token > 0 && token < 255 && p > Math.fround(thresholds.text);
 
-function said({row}) {
+// The tokens of a box that pass the text threshold, pieces of a word put together.
+function passed({row}) {
   const tokens = page.tokens.filter((_, t) => passes(row[t], t));
   return tokens.join(" ").replaceAll(" ##", "");
 }
@@ -111,7 +112,7 @@ draw.result = (root, {boxes}) => {
       make("i", {}, name).style.background = phraseColour(found.label);
       name.append(page.phrases[found.label]);
       const box = [...corners.at(found.query)].map(Math.round).join(", ");
-      for (const text of [found.score.toFixed(2), box, said(found) || "none"]) {
+      for (const text of [found.score.toFixed(2), box, passed(found) || "none"]) {
         make("td", {textContent: text}, line);
       }
     }

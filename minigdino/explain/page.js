@@ -46,7 +46,9 @@ const row = (root, least = "16rem") => {
 const HALVES = "max(8.5rem, 34%)";  // two beside each other, on a phone too
 const controls = (root) => make("div", {className: "controls"}, root);
 
-const photo = {};  // the image in colours, and pale for drawing on: canvases of the page's size
+// The image in colours, and pale for drawing on; empty until it is decoded.
+const photo = Object.fromEntries(["colour", "pale"].map((name) =>
+  [name, make("canvas", {width: page.width, height: page.height})]));
 
 async function start() {
   for (const [slug, data] of Object.entries(page.figures)) {
@@ -64,17 +66,19 @@ async function start() {
   prepare(image);
   const paintAll = () => painters.forEach((paint) => paint());
   paintAll();
-  addEventListener("resize", paintAll);
+  let width = innerWidth;
+  addEventListener("resize", () => {  // a phone's address bar changes the height alone
+    if (width !== innerWidth) paintAll();
+    width = innerWidth;
+  });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintAll);
   document.documentElement.dataset.ready = "yes";
 }
 
 function prepare(image) {
-  for (const name of ["colour", "pale"]) {
-    photo[name] = make("canvas", {width: page.width, height: page.height});
-    photo[name].getContext("2d", {willReadFrequently: name === "pale"}).drawImage(image, 0, 0, page.width, page.height);
-  }
-  const context = photo.pale.getContext("2d");
+  photo.colour.getContext("2d").drawImage(image, 0, 0, page.width, page.height);
+  const context = photo.pale.getContext("2d", {willReadFrequently: true});
+  context.drawImage(image, 0, 0, page.width, page.height);
   const pixels = context.getImageData(0, 0, page.width, page.height);
   for (let i = 0; i < pixels.data.length; i += 4) {
     const [r, g, b] = pixels.data.subarray(i, i + 3);

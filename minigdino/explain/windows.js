@@ -71,7 +71,7 @@ draw["window-attention"] = (root, {blocks}) => {
   const changed = () => {
     heads.replaceChildren();
     head = headChoice(heads, weights[block.value].shape[0] - 1, () => paint());
-    if (photo.pale) paint();
+    paint();
   };
   const grid = () => {
     const {right, bottom, rows, cols} = paddedGrid(canvas, blocks[block.value]);
