@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import time
 from html.parser import HTMLParser
@@ -10,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 import minigdino
@@ -35,13 +39,13 @@ def unpacked(p):
     return (low + numbers.reshape(len(low), -1) / (2 ** p["bits"] - 1) * (high - low)).reshape(p["shape"])
 
 
-def close(p, want, rtol=1e-6):
-    """Within half a step of the rounding, and what a bound loses by being written with seven digits."""
+def close(p, want):
+    """Within half a step of the rounding, and what the bounds lose by being written with seven digits."""
     got, want = unpacked(p), np.asarray(want, np.float64)
     assert got.shape == want.shape
-    span = np.array(p["high"]) - np.array(p["low"])
-    each = span.repeat(got.size // len(span)).reshape(got.shape) / (2 ** p["bits"] - 1)
-    assert (abs(got - want) <= each / 2 + rtol * (abs(want) + 1e-3)).all()
+    low, high = np.array(p["low"]), np.array(p["high"])
+    most = (high - low) / (2 ** p["bits"] - 1) / 2 + 1e-6 * np.maximum(abs(low), abs(high))
+    assert (abs(got - want).reshape(len(low), -1) <= most[:, None] + 1e-12).all()
 
 
 def data_of(text):
@@ -345,32 +349,32 @@ def test_errors_are_those_of_detect(arguments, complaint, capsys, tmp_path):
     assert not (tmp_path / "page.html").exists()
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("per", [0, 1, 2])
-def test_packing_loses_half_a_step_at_most(bits, per):
-    numbers = np.random.default_rng(0).normal(0, 10, (3, 4, 50)).astype(np.float32)
-    close(packed(numbers, bits, per), numbers)
-    np.testing.assert_array_equal(unpacked(packed(np.full((2, 3), 0.5), bits)), np.full((2, 3), 0.5))
-    np.testing.assert_array_equal(unpacked(packed(numbers, 32)), numbers)
+numbers = arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=5), elements=st.floats(-1e6, 1e6, width=32))
 
 
-def test_pooling_keeps_the_mean_and_the_order():
-    x = np.random.default_rng(0).random((24, 33, 2))
-    small = pooled(x, 100)
-    assert small.shape[0] * small.shape[1] <= 100
-    np.testing.assert_allclose(small.mean(axis=(0, 1)), x.mean(axis=(0, 1)))
-    np.testing.assert_array_equal(pooled(x, 24 * 33), x)
-    odd = pooled(np.arange(35.0).reshape(5, 7), 6)
-    np.testing.assert_allclose(odd[0, 0], np.arange(35.0).reshape(5, 7)[:3, :3].mean())
+@given(numbers, st.sampled_from([8, 16]), st.integers(0, 2))
+def test_packing_loses_half_a_step_at_most(array, bits, per):
+    close(packed(array, bits, per), array)
+    np.testing.assert_array_equal(unpacked(packed(array, 32)), array)
 
 
-def test_spread_indices_rise_from_end_to_end():
-    for n, most in ((1, 5), (7, 7), (100, 9), (5, 1)):
-        indices = spread(n, most)
-        assert 1 <= len(indices) <= min(n, most)
-        assert (np.diff(indices) > 0).all()
-        assert indices[0] == 0
-        assert indices[-1] == n - 1 or most == 1
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 2000), st.integers(0, 5))
+def test_pooled_cells_are_the_means_of_their_blocks(H, W, most, seed):
+    x = np.random.default_rng(seed).random((H, W, 2))
+    small = pooled(x, most)
+    side = math.ceil(math.sqrt(H * W / most))  # 1 where there is room for every pixel
+    np.testing.assert_allclose(small[0, 0], x[:side, :side].mean(axis=(0, 1)))
+    rows, cols = (np.minimum(side, n - side * np.arange(m)) for n, m in zip((H, W), small.shape))
+    np.testing.assert_allclose(np.einsum("rcx,r,c->x", small, rows, cols) / (H * W), x.mean(axis=(0, 1)))
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_spread_indices_rise_from_end_to_end(n, most):
+    indices = spread(n, most)
+    assert len(indices) == min(n, most)
+    assert (np.diff(indices) > 0).all()
+    assert indices[0] == 0
+    assert indices[-1] == n - 1 or most == 1
 
 
 def test_like_vectors_have_like_colours():
