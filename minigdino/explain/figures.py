@@ -76,8 +76,8 @@ CHAPTERS = (
         Figure("token-looks", "Where each token looks", ("fusion.bi_attention", "fusion.fusion_layer"),
                ("*/bi_attention.0/to_vision",), fusing.token_looks,
                "Text to image: the weights of one token over all pixels of all levels sum to 1. Pick a word and move "
-               "through the layers: its weight gathers where the image has what it says, if the model knows the word. "
-               "The percentages say how much of it each level holds."),
+               "through the layers to see which pixels it takes from. Nothing obliges it to look at what it names: a "
+               "few pixels may hold much of the weight. The percentages say how much of it each level holds."),
         Figure("pixel-reads", "What each pixel reads", ("fusion.bi_attention", "fusion.fusion_layer"),
                ("*/bi_attention.0/to_text",), fusing.pixel_reads,
                "Image to text, from the same scores: the weights of one pixel over all tokens sum to 1. The map shows "
