@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd)
 
-.PHONY: build demo test lint parity published golden bench benchmarks train-shapes evaluate-shapes clean
+.PHONY: build demo test test-browser lint parity published golden bench benchmarks train-shapes evaluate-shapes clean
 
 build: $(VENV)/built
 
@@ -25,6 +25,13 @@ DEMO_TEXT = "a purple star. a green heart. an orange ring."
 
 test: build  ## the plain suite: no PyTorch, no network
 	$(BIN)/python -m pytest --ignore tests/parity
+
+test-browser: $(VENV)/browser  ## the page of minigdino explain in a headless Chromium, which must be there
+	MINIGDINO_BROWSER=required $(BIN)/python -m pytest tests/browser
+
+$(VENV)/browser: $(VENV)/built
+	$(BIN)/python -m pip install --quiet --editable '.[test,browser]'
+	touch $@
 
 lint: build
 	$(BIN)/ruff check .

@@ -88,6 +88,14 @@ def parser() -> argparse.ArgumentParser:
     trace.add_argument("--reference", action="store_true", help="run the NumPy formulas, to see inside compiled twins")
     trace.set_defaults(verb=_trace)
 
+    explain = verbs.add_parser("explain", help="write a pass as one HTML page with pictures of every stage",
+                               epilog='example: minigdino explain cat.jpg "a cat." --out page.html')
+    explain.add_argument("image", metavar="IMAGE", help="a picture")
+    explain.add_argument("text", metavar="TEXT", help='what to look for: "a cat. a dog."')
+    explain.add_argument("--out", metavar="PAGE", type=Path, required=True, help="the HTML file to write")
+    explain.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes"')
+    explain.set_defaults(verb=_explain)
+
     bench = verbs.add_parser("bench", help="where the seconds of a pass go, stage by stage",
                              epilog="example: minigdino bench --size 480 640 --passes 3")
     bench.add_argument("--model", metavar="M", help='directory, model id or "shapes" (the tiny geometry, random)')
@@ -211,6 +219,14 @@ def _trace(arguments):
     with use("reference" if arguments.reference else mode()), trace() as seen:
         model.detect(arguments.image, arguments.text)
     print(tree(seen, arguments.depth, not arguments.no_steps))
+    return 0
+
+
+def _explain(arguments):
+    from .explain import page
+
+    html = page(load(arguments.model), arguments.image, arguments.text)
+    _write(arguments.out, lambda path: path.write_text(html, encoding="utf-8"))
     return 0
 
 

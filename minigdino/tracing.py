@@ -45,11 +45,11 @@ def summary(array, **more) -> Summary:
 
 
 @contextmanager
-def trace(pattern: str | None = None) -> Iterator[dict]:
+def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
     """Record the steps of a pass in the calling thread: `with minigdino.trace() as seen: model.detect(...)`
 
-    With a pattern, the arrays whose path matches: `with trace("*/fusion_layer.1/*/to_text") as seen`. Without, a
-    Summary of every step.
+    With a pattern, or several, the arrays whose path matches: `with trace("*/fusion_layer.1/*/to_text") as seen`.
+    Without, a Summary of every step.
     A path is function.call/function.call/.../name, calls counted from 0 within their caller. `return` is a function's
     result, `return.0` or `return.scores` a part of a result with several. Where a compiled twin runs, its result is all
     there is to see, and its Summary names it; trace under `use("reference")` to see the steps inside.
@@ -59,6 +59,7 @@ def trace(pattern: str | None = None) -> Iterator[dict]:
     (among words, among queries, queries to words), of attend_in_windows, and of deform_attn, with its locations.
     """
     seen: dict = {}
+    patterns = (pattern, *more) if pattern else ()
     path: list[str] = []
     counts: list[dict[str, int]] = [{}]
     started: list[float] = []
@@ -69,8 +70,8 @@ def trace(pattern: str | None = None) -> Iterator[dict]:
         return f"{function}.{i}"
 
     def keep(key, array, **more):
-        if hasattr(array, "shape") and (pattern is None or fnmatchcase(key, pattern)):
-            seen[key] = array if pattern else summary(array, **more)
+        if hasattr(array, "shape") and (not patterns or any(fnmatchcase(key, one) for one in patterns)):
+            seen[key] = array if patterns else summary(array, **more)
 
     def leave(names, result, **more):
         """Keep what a function named, and its result."""

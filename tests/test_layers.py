@@ -12,6 +12,7 @@ PACKAGE = Path(minigdino.__file__).parent
 LEVELS = [  # a module may import from the rows below its own, never from its own row
     {"__main__"},
     {"cli"},
+    {"explain"},
     {"batch", "bench", "tree", "verify", "__init__"},
     {"detector", "installation"},
     {"model", "results", "hub", "kept", "memory"},
@@ -23,13 +24,32 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"errors", "version", "tracing"},
 ]
 RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+EXPLAIN = [  # the same, within the package that makes the page
+    {"__init__"},
+    {"figures"},
+    {"backbone", "fusing", "naming", "neck", "sampling", "words"},
+    {"deciding"},
+    {"captions"},
+    {"encode", "figure", "observe"},
+]
+MODULES = [*sorted(path.stem for path in PACKAGE.glob("*.py")), "explain"]
+
+
+def files(module):
+    """A module's file, or a package's."""
+    path = PACKAGE / f"{module}.py"
+    return [path] if path.exists() else sorted((PACKAGE / module).glob("*.py"))
 
 
 def imports(module):
     """Modules of this package that a module imports, anywhere in its text."""
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
+    for path in files(module):
+        yield from imported(path, level=len(path.relative_to(PACKAGE).parts))
+
+
+def imported(path, level):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == level:
             if node.module:
                 yield node.module.partition(".")[0]
             else:
@@ -40,6 +60,13 @@ def imports(module):
 def test_imports_point_down(module):
     for other in set(imports(module)) - {"_ext"}:
         assert RANK[other] < RANK[module], f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("path", files("explain"), ids=lambda path: path.stem)
+def test_imports_point_down_in_explain(path):
+    rank = {module: len(EXPLAIN) - i for i, row in enumerate(EXPLAIN) for module in row}
+    for other in set(imported(path, level=1)) - {"__init__"}:
+        assert rank[other] < rank[path.stem]
 
 
 def test_no_module_shares_a_name_with_a_public_function():
@@ -70,15 +97,20 @@ def test_a_stage_says_its_section_first(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_function_has_a_docstring(module):
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+    for path in files(module):
+        _check_docstrings(path)
+
+
+def _check_docstrings(path):
+    for node in ast.walk(ast.parse(path.read_text())):
         public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
         nested = isinstance(node, ast.FunctionDef) and node.col_offset > 4
-        if public and not nested and not _is_inner(node, module):
-            assert ast.get_docstring(node), f"{module}.{node.name}"
+        if public and not nested and not _is_inner(node, path):
+            assert ast.get_docstring(node), f"{path.stem}.{node.name}"
 
 
-def _is_inner(node, module):
+def _is_inner(node, path):
     """A helper inside another function, which its name and its place explain."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    tree = ast.parse(path.read_text())
     outer = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.lineno < node.lineno <= n.end_lineno]
     return bool(outer)

@@ -17,6 +17,19 @@ def test_a_pattern_records_the_steps_it_names():
     np.testing.assert_allclose(seen[paths[1]].sum(axis=-1), 1, rtol=1e-5)
 
 
+def test_several_patterns_record_what_any_of_them_names():
+    patterns = ("*/bi_attention.*/to_text", "*/bi_attention.*/to_vision")
+    with minigdino.trace(*patterns) as both:
+        tiny.model().forward(tiny.pixels(), tiny.IDS)
+    one_by_one = set()
+    for pattern in patterns:
+        with minigdino.trace(pattern) as seen:
+            tiny.model().forward(tiny.pixels(), tiny.IDS)
+        one_by_one |= set(seen)
+    assert set(both) == one_by_one
+    assert len(both) == 4
+
+
 def test_tracing_changes_nothing_and_leaves_nothing_behind():
     plain = tiny.model().forward(tiny.pixels(), tiny.IDS)
     before = sys.getprofile()

@@ -1,0 +1,128 @@
+// The queries: which pixels become queries, what they read, and how their boxes move.
+
+draw.selection = (root, {scores, inside, selected, anchors, references}) => {
+  const [score, within, proposed, first] = [scores, inside, anchors, references].map(tensor);
+  const starts = page.levels.map((_, i) => sum(page.levels.slice(0, i).map(([H, W]) => H * W)));
+  const place = (token) => {
+    const level = starts.findLastIndex((start) => start <= token);
+    const [H, W] = page.levels[level];
+    const i = token - starts[level];
+    return {level, row: Math.floor(i / W), col: i % W, x: (i % W + 0.5) / W, y: (Math.floor(i / W) + 0.5) / H};
+  };
+  const count = selected.length;
+  const rank = slider(controls(root), "Rank", {least: 1, most: count, show: (i) => `${i} of ${count}`}, () => paint());
+  const canvas = imageCanvas(root, "All chosen pixels, and the boxes of the one of the chosen rank");
+  keys(root)(page.levels.map((_, l) => [levelColour(l), `level ${l + 1}`]));
+  const said = readout(root);
+  const levels = levelCanvases(root, "Scores and chosen pixels");
+  const scale = legend(controls(root), "best logit");
+  const [low, high] = [-largest(score.values.map((v) => -v)), largest(score.values)];
+  const ring = (context, {x, y, level}, radius) => outlined(context, levelColour(level), Math.min(2.5, radius / 3 + 0.5), () =>
+    context.arc(x * context.canvas.width, y * context.canvas.height, radius * unit(context), 0, 2 * Math.PI));
+  const paint = () => {
+    const context = canvas.getContext("2d");
+    backdrop(context);
+    const i = rank.value - 1;
+    selected.forEach((token) => ring(context, place(token), count > 100 ? 2 : 6));
+    const {level, row: r, col} = place(selected[i]);
+    if (within.values[selected[i]]) frame(context, proposed.at(i), levelColour(level), 2, [7, 5]);
+    frame(context, first.at(i), levelColour(level), 3);
+    ring(context, place(selected[i]), 9);
+    said.textContent = `rank ${i + 1}: row ${r + 1}, column ${col + 1} of level ${level + 1}, ` +
+      `logit ${score.values[selected[i]].toFixed(2)}`;
+    page.levels.forEach(([H, W], l) => {
+      const part = levels[l].context;
+      backdrop(part);
+      const from = starts[l];
+      heat(part, score.values.subarray(from, from + H * W), H, W, low, high);
+      const [dx, dy] = [page.width / W, page.height / H];
+      for (const j of range(H * W)) {
+        if (!within.values[from + j]) hatch(part, j % W * dx, Math.floor(j / W) * dy, dx, dy);
+      }
+      const here = selected.map(place).filter((p) => p.level === l);
+      here.forEach((p) => ring(part, p, count > 100 ? 1.5 : 4));
+      levels[l].text.textContent = `${levels[l].name}, ${here.length} chosen`;
+    });
+    scale(low, high);
+  };
+  return paint;
+};
+
+// The queries that the page follows, best first, by what they are and how sure: one choice for all figures.
+const followed = [];  // {control, paint} of each figure that asks
+function queryChoice(root, paint) {
+  const rows = page.figures.refinement.queries.map((q) => judge()[q]);
+  const names = rows.map(({label, score}) => `${page.phrases[label]} ${score.toFixed(2)}`);
+  const control = choice(root, "Query", names, () => followed.forEach((other) => {
+    other.control.value = control.value;
+    other.paint();
+  }));
+  followed.push({control, paint});
+  return control;
+}
+
+draw["query-queries"] = (root, {queries, weights}) => {
+  const read = tensor(weights);
+  const boxes = tensor(page.figures.refinement.boxes);
+  const layer = layerSlider(controls(root), read.shape[0], () => paint());
+  const query = queryChoice(root, () => paint());
+  const canvas = imageCanvas(root, "The boxes of the queries that the chosen one reads");
+  const scale = legend(controls(root), "weight of another query");
+  const said = readout(root);
+  const paint = () => {
+    const context = canvas.getContext("2d");
+    backdrop(context);
+    const weight = read.at(layer.value, query.value);
+    const self = queries[query.value];
+    const others = range(weight.length).filter((q) => q !== self).sort((a, b) => weight[a] - weight[b]);
+    const most = largest(others.map((q) => weight[q]));
+    for (const q of others) {
+      const part = weight[q] / most;
+      context.globalAlpha = part ** 2;
+      frame(context, boxes.at(layer.value, q), rampColour(0.3 + 0.7 * part), 1 + 2 * part);
+    }
+    context.globalAlpha = 1;
+    frame(context, boxes.at(layer.value, self), "white", 2, [6, 4]);
+    scale(0, most);
+    said.textContent = `dashed: the query itself, of which it reads ${percent(weight[self])}`;
+  };
+  return paint;
+};
+
+draw["query-text"] = (root, {weights}) => {
+  const read = tensor(weights);
+  const layer = layerSlider(controls(root), read.shape[0], () => paint());
+  const query = queryChoice(root, () => paint());
+  const paintBars = bars(root);
+  const paint = () => paintBars(page.tokens, [...read.at(layer.value, query.value)], 1);
+  return paint;
+};
+
+draw.refinement = (root, {boxes}) => {
+  const steps = tensor(boxes);
+  const [n, count] = steps.shape;
+  const names = range(n).map((i) => i === 0 ? "proposed" : i === n - 1 ? "the answer" : `after layer ${i}`);
+  const step = slider(controls(root), "Step", {most: n - 1, value: n - 1, show: (i) => names[i]}, () => paint());
+  const canvas = imageCanvas(root, "The boxes at the chosen step");
+  const said = readout(root);
+  const paint = () => {
+    const context = canvas.getContext("2d");
+    backdrop(context);
+    const rows = judge();
+    const kept = rows.filter((r) => r.score > Math.fround(thresholds.box));
+    Object.assign(context, {strokeStyle: "rgb(255 255 255 / 45%)", lineWidth: unit(context)});
+    for (const q of range(count)) {
+      const [cx, cy, w, h] = steps.at(step.value, q);
+      context.strokeRect((cx - w / 2) * page.width, (cy - h / 2) * page.height, w * page.width, h * page.height);
+    }
+    for (const {query, label} of kept) frame(context, steps.at(step.value, query), phraseColour(label), 3.5);
+    const moved = step.value ? largest(kept.map(({query}) => {
+      const [before, after] = [steps.at(step.value - 1, query), steps.at(step.value, query)];
+      return Math.hypot((after[0] - before[0]) * page.original[0], (after[1] - before[1]) * page.original[1]);
+    })) : -Infinity;
+    said.textContent = `${names[step.value]}: ${kept.length} of ${count} boxes are kept in the end` +
+      (moved >= 0 ? `; the farthest centre moved ${moved.toFixed(1)} pixels in this step` : "");
+  };
+  thresholds.changed.push(paint);
+  return paint;
+};

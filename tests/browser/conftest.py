@@ -1,0 +1,41 @@
+"""A headless Chromium for the tests of the page. Without one they are skipped, unless MINIGDINO_BROWSER=required."""
+
+import importlib.util
+import os
+import shutil
+
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+def missing():
+    """What keeps the tests from running, or None."""
+    if importlib.util.find_spec("playwright") is None:
+        return "the Python package playwright is not installed: make test-browser"
+    if CHROMIUM is None:
+        return "no Chromium is installed: apt-get install chromium"
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    reason = missing()
+    here = [item for item in items if item.path.parent == item.config.rootpath / "tests" / "browser"]
+    for item in here:
+        item.add_marker("browser")
+        if reason and os.environ.get("MINIGDINO_BROWSER") != "required":
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The browser."""
+    assert missing() is None, missing()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        yield browser
+        browser.close()

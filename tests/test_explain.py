@@ -1,0 +1,387 @@
+"""The page that explains a pass: complete, alone, and made of the pass's own numbers."""
+
+import base64
+import json
+import math
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
+
+import minigdino
+from minigdino.boxes import sigmoid
+from minigdino.cli import main
+from minigdino.explain import CHAPTERS, FIGURES, captions, page
+from minigdino.explain.encode import packed, pooled, principal_colours, spread
+from minigdino.image import ImageSettings
+from minigdino.swin import windows
+from minigdino.tracing import PACKAGE
+
+SCENE = Path(__file__).parent.parent / "docs" / "images" / "scene.jpg"
+TEXT = "a purple star. a green heart. an orange ring."
+
+
+def unpacked(p):
+    """What the page's own tensor() makes of packed numbers."""
+    dtype = {8: "u1", 16: "<u2", 32: "<f4"}[p["bits"]]
+    numbers = np.frombuffer(base64.b64decode(p["data"]), dtype)
+    if p["bits"] == 32:
+        return numbers.reshape(p["shape"])
+    low, high = np.array(p["low"])[:, None], np.array(p["high"])[:, None]
+    return (low + numbers.reshape(len(low), -1) / (2 ** p["bits"] - 1) * (high - low)).reshape(p["shape"])
+
+
+def close(p, want):
+    """Within half a step of the rounding, and what the bounds lose by being written with seven digits."""
+    got, want = unpacked(p), np.asarray(want, np.float64)
+    assert got.shape == want.shape
+    low, high = np.array(p["low"]), np.array(p["high"])
+    most = (high - low) / (2 ** p["bits"] - 1) / 2 + 1e-6 * np.maximum(abs(low), abs(high))
+    assert (abs(got - want).reshape(len(low), -1) <= most[:, None] + 1e-12).all()
+
+
+def data_of(text):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return minigdino.load("shapes")
+
+
+@pytest.fixture(scope="module")
+def demo(shapes):
+    """The page of the embedded checkpoint."""
+    return page(shapes, SCENE, TEXT)
+
+
+@pytest.fixture(scope="module")
+def traced(shapes):
+    """The steps of the same pass, recorded here."""
+    shapes.clear()
+    patterns = {pattern for figure in FIGURES for pattern in figure.steps}
+    with minigdino.use("reference"), minigdino.trace(*patterns, "forward.0/return.*") as seen:
+        shapes.detect(SCENE, TEXT)
+    return seen
+
+
+class Reader(HTMLParser):
+    """Tags, ids, and whatever would be fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids, self.tags, self.loads, self.links = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self.ids.append(attributes.get("id"))
+        if tag == "a":
+            self.links.append(attributes["href"])
+        else:
+            loading = ("src", "href", "srcset", "data", "action")
+            self.loads += [value for name, value in attributes.items() if name in loading]
+
+
+def read(text):
+    reader = Reader()
+    reader.feed(text)
+    return reader
+
+
+def test_the_page_needs_nothing_but_itself(demo):
+    reader = read(demo)
+    assert all(load.startswith("data:") for load in reader.loads)
+    assert all(link.startswith(("#", "https://arxiv.org/abs/")) for link in reader.links)
+    assert not re.search(r"url\(|@import|\bfetch\(|XMLHttpRequest|\bimport\(|WebSocket|sendBeacon", demo)
+    assert len(demo) < 10e6
+
+
+def test_every_figure_is_there_in_order_and_linked(demo):
+    reader = read(demo)
+    slugs = [figure.slug for figure in FIGURES]
+    assert len(set(slugs)) == len(slugs)
+    assert [i for i in reader.ids if i in slugs] == slugs
+    assert all(f"#{slug}" in reader.links for slug in slugs)
+    assert list(data_of(demo)["figures"]) == slugs
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", slug) for slug in slugs)
+
+
+def test_every_figure_is_drawn_by_a_script():
+    scripts = "".join(path.read_text() for path in Path(captions.__file__).parent.glob("*.js"))
+    drawn = {a or b for a, b in re.findall(r'^draw(?:\.(\w+)|\["([\w-]+)"\]) = ', scripts, re.MULTILINE)}
+    assert drawn == {figure.slug for figure in FIGURES}
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.slug)
+def test_a_caption_leads_to_the_code(figure, demo):
+    caption = demo.partition(f'<figure id="{figure.slug}">')[2].partition("</figure>")[0]
+    for name in figure.functions:
+        assert f"<code>{name}</code>" in caption
+        file, line = captions.where(name).split(":")
+        assert f"{file}:{line}" in caption
+        source = (Path(minigdino.__file__).parents[1] / file).read_text().splitlines()
+        rest = "\n".join(source[int(line) - 1 :])
+        assert re.match(rf"(@accelerated\(.*\)\n)?def {name.partition('.')[2]}\(", rest), name
+    assert re.search(r"<span>[^<]*(§3\.\d|<a href=.https://arxiv)", caption)  # its place in a paper
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.slug)
+def test_a_caption_names_the_shapes_of_the_pass(figure, demo, traced):
+    caption = demo.partition(f'<figure id="{figure.slug}">')[2].partition("</figure>")[0]
+    shapes = {" × ".join(map(str, array.shape)) for array in traced.values()}
+    shown = re.findall(r"<span>(?:\[[^<]*\] = )?(\d+(?: × \d+)*)</span>", caption)
+    assert shown
+    assert set(shown) <= shapes
+
+
+def test_letters_come_from_the_code():
+    assert captions.letters(captions.code("fusion.bi_attention"), "to_text") == "[S, M, T]"
+    assert captions.letters(captions.code("decoder.decoder"), "return.1") == "[N+1, Q, 4]"
+    assert captions.letters(captions.code("queries.select_queries"), "return.scores") == "[S]"
+    assert captions.letters(captions.code("swin.swin_block"), "return") == "[H, W, C]"
+    assert captions.letters(captions.code("swin.patch_embedding"), "kernel") == ""
+
+
+def test_an_equation_stands_with_its_paper():
+    assert captions.source("deformable.deform_attn") == "arXiv 2010.04159, Eq. 3"
+    assert captions.source("swin.patch_merging") == "§3.1, arXiv 2103.14030, Section 3.1"
+    assert captions.source("prompt.phrase_mask") == "§3.4, Figure 4"
+    assert captions.source("ops.attention") == "arXiv 1706.03762, Eq. 1, section 3.2.2"
+    assert captions.source("results.post_process") == ""
+
+
+def test_the_sections_are_the_papers():
+    sections = {chapter.title: captions.section(chapter.module) for chapter in CHAPTERS}
+    assert sections["Image backbone"] == "§3.1"
+    assert sections["Query selection"] == "§3.2"
+    assert sections["Cross-modality decoder"] == "§3.3"
+    assert sections["Text"] == "§3.4"
+
+
+def steps(traced, pattern):
+    return [array for path, array in traced.items() if re.search(pattern, path)]
+
+
+def test_heat_maps_are_the_fusions_weights(demo, traced):
+    data = data_of(demo)
+    ends = np.cumsum([H * W for H, W in data["levels"]])
+    for slug, name in (("token-looks", "to_vision"), ("pixel-reads", "to_text")):
+        layers = steps(traced, f"bi_attention.0/{name}$")
+        assert len(layers) == 2
+        for i, weights in enumerate(layers):
+            heads = np.stack([weights.mean(axis=1), *weights.swapaxes(0, 1)])  # [1 + M, S, T]
+            for (H, W), end, p in zip(data["levels"], ends, data["figures"][slug]["maps"]):
+                want = heads[:, end - H * W : end].swapaxes(1, 2).reshape(len(heads), -1, H, W)
+                size = want.size
+                part = {**p, "shape": list(want.shape), "low": p["low"][i * len(p["low"]) // 2 :][: len(p["low"]) // 2],
+                        "high": p["high"][i * len(p["high"]) // 2 :][: len(p["high"]) // 2]}  # fmt: skip
+                raw = base64.b64decode(p["data"])[i * size : (i + 1) * size]
+                close({**part, "data": base64.b64encode(raw).decode()}, want)
+    shares = unpacked(data["figures"]["token-looks"]["shares"])
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_points_are_the_deformable_attentions(demo, traced):
+    figures = data_of(demo)["figures"]
+    sampling, query = figures["sampling"], figures["query-sampling"]
+    cells = (np.array(sampling["rows"])[:, None] * sampling["grid"][1] + sampling["cols"]).ravel()
+    for name in ("weights", "locations"):
+        close(sampling[name], [x[cells] for x in steps(traced, f"enhancer.0/.*deform_attn.0/{name}$")])
+        close(query[name], [x[query["queries"]] for x in steps(traced, f"decoder.0/.*deform_attn.0/{name}$")])
+    assert len(cells) == np.prod(sampling["grid"])  # a small image keeps every pixel
+
+
+def test_window_weights_belong_to_their_pixels(demo, traced):
+    """Found again another way: by cutting a map that holds each pixel's own number."""
+    for block in data_of(demo)["figures"]["window-attention"]["blocks"]:
+        (H, W), k, shift = block["map"], block["k"], block["shift"]
+        padded = np.arange(-(-H // k) * k * -(-W // k) * k).reshape(-(-H // k) * k, -1, 1)
+        cut = windows(np.roll(padded, (-shift, -shift), (0, 1)), k)[..., 0]  # [B, K]
+        weights = steps(traced, rf"swin_block.{block['block']}/.*attend_in_windows.0/weights$")[0].mean(axis=1)
+        place = {number: (b, i) for b, row in enumerate(cut) for i, number in enumerate(row)}
+        want = [[weights[place[int(padded[r, c, 0])]] for c in block["cols"]] for r in block["rows"]]
+        got = unpacked(block["weights"])[0]
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_masks_boxes_and_scores_are_the_passes(demo, traced):
+    figures = data_of(demo)["figures"]
+    mask, positions = (traced[f"forward.0/phrase_mask.0/return.{i}"] for i in (0, 1))
+    np.testing.assert_array_equal(unpacked(figures["phrase-mask"]["mask"]), mask)
+    assert figures["phrase-mask"]["positions"] == positions.tolist()
+    references, boxes = traced["forward.0/return.references"], traced["forward.0/return.boxes"]
+    close(figures["refinement"]["boxes"], [*references, boxes])
+    np.testing.assert_array_equal(
+        unpacked(figures["token-scores"]["probabilities"]), sigmoid(traced["forward.0/return.logits"])
+    )
+    assert figures["selection"]["selected"] == traced["forward.0/return.selected"].tolist()
+    close(figures["selection"]["scores"], traced["forward.0/return.selection_scores"])
+    stage = figures["shift-mask"]["stages"][2]
+    pieces = steps(traced, rf"swin_block.{stage['block']}/.*shift_mask.0/pieces$")[0][..., 0]
+    np.testing.assert_array_equal(np.add.outer(stage["row_pieces"], stage["column_pieces"]), pieces)
+    mask = steps(traced, rf"swin_block.{stage['block']}/.*shift_mask.0/return$")[0]
+    np.testing.assert_allclose(unpacked(stage["masks"])[-1], mask[-1], atol=1e-5)
+    texts = [steps(traced, rf"/{kind}_layer.*/attention.0/weights$") for kind in ("bert", "text_enhancer")]
+    close(figures["text-attention"]["weights"], [w.mean(axis=0) for w in sum(texts, [])])
+    chosen = figures["query-text"]["queries"]
+    for slug, which in (("query-queries", 0), ("query-text", 1)):
+        layers = steps(traced, rf"decoder_layer.\d+/attention.{which}/weights$")
+        close(figures[slug]["weights"], [w.mean(axis=0)[chosen] for w in layers])
+
+
+def test_the_boxes_of_the_page_are_those_of_detect(demo, shapes):
+    figures = data_of(demo)["figures"]
+    found = shapes.detect(SCENE, TEXT)
+    probabilities, boxes = unpacked(figures["token-scores"]["probabilities"]), unpacked(figures["result"]["boxes"])
+    scores = probabilities.max(axis=1)
+    order = np.argsort(-scores, kind="stable")
+    kept = order[scores[order] > figures["token-scores"]["threshold"]]
+    assert len(kept) == len(found) == 3
+    np.testing.assert_allclose(boxes[kept], found.boxes, atol=0.01)  # compiled kernels against formulas
+
+
+GEOMETRIES = {
+    "four levels": dict(family="grounding-dino"),
+    "five levels": dict(family="mm-grounding-dino", stages=(1, 2, 3, 4), levels=5),
+    "one stage": dict(family="grounding-dino", stages=(4,), levels=3, queries=5),
+}
+PROMPTS = {(90, 120): " ".join(["man with hat."] * 60), (64, 400): "cat", (300, 70): ["st. bernard", "dog"]}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("size", PROMPTS)
+def test_any_geometry_image_and_prompt_gives_a_page(geometry, size):
+    prompt = PROMPTS[size]
+    model = tiny.model(**GEOMETRIES[geometry])
+    data = data_of(page(model, tiny.photo(*size), prompt))
+    assert list(data["figures"]) == [figure.slug for figure in FIGURES]
+    assert len(data["levels"]) == model.config.num_feature_levels
+    packs = list(_packs(data))
+    assert len(packs) > 20
+    assert all(np.isfinite(unpacked(p)).all() for p in packs)
+
+
+def _packs(value):
+    if isinstance(value, dict) and "bits" in value:
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _packs(part)
+
+
+@pytest.mark.slow
+def test_a_large_image_and_a_long_prompt_stay_within_ten_megabytes():
+    """As the largest published geometry in all that decides the size, with few channels."""
+    large = tiny.config(
+        "mm-grounding-dino", stages=(1, 2, 3, 4), levels=5, queries=900, encoder_layers=6, decoder_layers=6
+    )
+    size = ImageSettings(size=(("longest_edge", 533), ("shortest_edge", 400)))
+    model = minigdino.Model.random(large, tokenizer=tiny.tokenizer(), settings=size)
+    text = page(model, tiny.photo(400, 533), " ".join(["man with hat."] * 63))
+    data = data_of(text)
+    assert len(data["tokens"]) == 254
+    assert data["levels"][0] == [100, 134]
+    assert len(text) < 10e6
+
+
+def test_nothing_found_is_a_page_too(shapes):
+    blank = np.full((96, 128, 3), 128, np.uint8)
+    assert len(shapes.detect(blank, "a red star.")) == 0
+    data = data_of(page(shapes, blank, "a red star."))
+    assert unpacked(data["figures"]["token-scores"]["probabilities"]).max() <= 0.25
+
+
+def test_hostile_words_stay_words(tmp_path):
+    name = "<script>alert(1)&.png"
+    Image.fromarray(tiny.photo()).save(tmp_path / name)
+    text = page(tiny.model(), tmp_path / name, ["</script><script>alert(2)</script>", '"><img src=x onerror=alert(3)>'])
+    assert read(text).tags.count("script") == 2
+    assert "img" not in read(text).tags
+    assert "alert(1)" not in re.sub(r"&lt;script&gt;alert\(1\)&amp;", "", text)
+    assert data_of(text)["phrases"][0] == "</script><script>alert(2)</script>"
+
+
+def test_the_same_pass_is_the_same_page(shapes, demo):
+    shapes.detect(SCENE, TEXT)  # what the model keeps of it must not be missed in the page
+    assert page(shapes, SCENE, TEXT) == demo
+
+
+def test_figures_name_functions_that_exist():
+    for figure in FIGURES:
+        assert figure.title
+        assert figure.text.endswith(".")
+        for name in figure.functions:
+            assert captions.code(name).__module__ == PACKAGE + name.partition(".")[0]
+
+
+def test_the_command_writes_the_page(tmp_path, capsys):
+    out = tmp_path / "new" / "page.html"
+    start = time.perf_counter()
+    assert main(["explain", str(SCENE), TEXT, "--model", "shapes", "--out", str(out)]) == 0
+    assert time.perf_counter() - start < 30
+    assert f"wrote {out}" in capsys.readouterr().err
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["missing.jpg", "a star."], "no such file"),
+        ([str(SCENE), " "], "names nothing to look for"),
+        ([str(SCENE), "a star.", "--out", "/dev/null/page.html"], "cannot write there"),
+        ([str(SCENE), "a star.", "--model", "nowhere"], "no such file or directory"),
+    ],
+)
+def test_errors_are_those_of_detect(arguments, complaint, capsys, tmp_path):
+    rest = [] if "--out" in arguments else ["--out", str(tmp_path / "page.html")]
+    rest += [] if "--model" in arguments else ["--model", "shapes"]
+    assert main(["explain", *arguments, *rest]) == 1
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+
+
+numbers = arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=5), elements=st.floats(-1e6, 1e6, width=32))
+
+
+@given(numbers, st.sampled_from([8, 16]), st.integers(0, 2))
+def test_packing_loses_half_a_step_at_most(array, bits, per):
+    close(packed(array, bits, per), array)
+    np.testing.assert_array_equal(unpacked(packed(array, 32)), array)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 2000), st.integers(0, 5))
+def test_pooled_cells_are_the_means_of_their_blocks(H, W, most, seed):
+    x = np.random.default_rng(seed).random((H, W, 2))
+    small = pooled(x, most)
+    side = math.ceil(math.sqrt(H * W / most))  # 1 where there is room for every pixel
+    np.testing.assert_allclose(small[0, 0], x[:side, :side].mean(axis=(0, 1)))
+    rows, cols = (np.minimum(side, n - side * np.arange(m)) for n, m in zip((H, W), small.shape))
+    np.testing.assert_allclose(np.einsum("rcx,r,c->x", small, rows, cols) / (H * W), x.mean(axis=(0, 1)))
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_spread_indices_rise_from_end_to_end(n, most):
+    indices = spread(n, most)
+    assert len(indices) == min(n, most)
+    assert (np.diff(indices) > 0).all()
+    assert indices[0] == 0
+    assert indices[-1] == n - 1 or most == 1
+
+
+def test_like_vectors_have_like_colours():
+    x = np.zeros((4, 4, 16), np.float32)
+    x[:2] = 1
+    x[0, 0] = np.arange(16)
+    colours = principal_colours(x).astype(int)
+    assert (colours[3] == colours[2, 0]).all()
+    assert abs(colours[3, 0] - colours[1, 1]).max() < abs(colours[0, 0] - colours[1, 1]).max()
+    assert principal_colours(np.ones((1, 1, 16), np.float32)).shape == (1, 1, 3)
