@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minigdino"
 COMPILED = ROOT / "_ext"
+EXAMPLE = "explain.html"
 LANGUAGES = {".py": "python", ".pyx": "cython", ".pxd": "cython", ".cu": "cuda", ".cuh": "cuda"}
 LAYERS = ("model", "swin", "bert", "enhancer", "fusion", "deformable", "queries", "decoder", "prompt", "boxes", "ops")
 
@@ -253,16 +254,21 @@ def _rosetta(link, page=None):
             here = f'<span id="{anchor}"></span>' if page is None else ""
             other = link(f"reading/{row['page']}.md", "") if page is None else link("rosetta.md", f"#{anchor}")
             tensors = "<br>".join(f"`{name}`" for name in row.get("tensors", ())) or "—"
-            picture = f"`{row['picture']}`" if "picture" in row else "—"
+            picture = _figure(link, row["picture"]) if "picture" in row else "—"
             code = "<br>".join(_code(link, name) for name in row["code"])
             term = f'{here}<a href="{other}">{row["term"]}</a>'
             rows.append(f"| {term} | {row['place']} | {code} | {tensors} | {picture} |")
     return "\n".join(rows)
 
 
+def _figure(link, figure):
+    """A picture's name that leads to it."""
+    return f'<a href="{link(EXAMPLE, f"#{figure}")}"><code>{figure}</code></a>'
+
+
 MACROS: dict[str, Callable] = {
     "source": _source, "code": _code, "line": _line, "letters": _letters, "all_letters": _all_letters,
-    "differences": _differences, "rosetta": _rosetta,
+    "differences": _differences, "rosetta": _rosetta, "figure": _figure,
 }
 
 
@@ -293,11 +299,19 @@ def source_page(path: Path) -> str:
     return f"# {path.relative_to(ROOT)}\n\n~~~~{LANGUAGES[path.suffix]} linenums=\"1\"\n{text.rstrip()}\n~~~~\n"
 
 
+def example() -> str:
+    """What `minigdino explain` makes of the drawn scene: the pictures that rosetta leads to."""
+    import minigdino
+    from minigdino.explain import page
+
+    return page(minigdino.load("shapes"), str(ROOT / "docs" / "images" / "scene.jpg"), "a purple star. a green heart.")
+
+
 # What mkdocs calls.
 
 
 def on_files(files, config):
-    """Add the pages that show whole files."""
+    """Add the pages that show whole files, and the page of pictures."""
     from mkdocs.structure.files import File
 
     listing = ["# Source", "", "Every file as it is; other pages lead to single lines of these.", ""]
@@ -305,6 +319,7 @@ def on_files(files, config):
         files.append(File.generated(config, f"source/{path.name}.md", content=source_page(path)))
         listing.append(f"- [{path.relative_to(ROOT)}]({path.name}.md)")
     files.append(File.generated(config, "source/index.md", content="\n".join(listing) + "\n"))
+    files.append(File.generated(config, EXAMPLE, content=example()))
     return files
 
 
