@@ -61,10 +61,10 @@ SIGNATURES = {
 class Gpu:
     """What `minigdino.device.Gpu` is, for arrays of this file."""
 
-    name = "cuda:0"
     current: Gpu | None = None
 
-    def __init__(self):
+    def __init__(self, index=0):
+        self.id, self.name = index, f"cuda:{index}"
         self.launched: Counter[str] = Counter()  # kernels by name, ours and CuPy's
         self.sent: list[tuple[int, ...]] = []  # shapes of what went to the device
         self.fetched: list[tuple[int, ...]] = []
@@ -96,10 +96,10 @@ class Refused(TypeError):
 
 
 class Array(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array of the fake GPU. Its numbers lie in `_host`, which nobody but this file and the test's launcher reads."""
+    """An array of the fake GPU. Its numbers lie in `_host`, which nobody but this file and `on_host.py` reads."""
 
     def __init__(self, host):
-        self._host = host
+        self._host, self.device = host, Gpu.current
 
     def get(self):
         """A copy on the host."""
@@ -149,10 +149,6 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
     @property
     def flags(self):
         return self._host.flags
-
-    @property
-    def device(self):
-        return Gpu.current
 
     def _waits(self, *_, **__):
         raise Refused("the program would wait for the GPU here")
