@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <setjmp.h>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -44,15 +45,17 @@ constexpr int WARP_SIZE = 32, MOST_THREADS = 1024;
 constexpr size_t STACK = 1 << 17;
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // its beginning
+    jmp_buf place;       // where it waits
     char *stack;
     void *fake;  // AddressSanitizer's
     State state;
+    bool begun;
     int shuffles;  // so far
 };
 
 static Fiber fibers[MOST_THREADS];
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static const void *scheduler_stack;
 static size_t scheduler_size;
 static void (*body)(void *);
@@ -68,8 +71,8 @@ static void wait(State state) {
     Fiber &self = fibers[threadIdx.x];
     self.state = state;
     __sanitizer_start_switch_fiber(state == DONE ? nullptr : &self.fake, scheduler_stack, scheduler_size);
-    swapcontext(&self.context, &scheduler);
-    __sanitizer_finish_switch_fiber(self.fake, &scheduler_stack, &scheduler_size);
+    if (!_setjmp(self.place)) _longjmp(scheduler, 1);  // swapcontext would ask the system for its signal mask
+    __sanitizer_finish_switch_fiber(fibers[threadIdx.x].fake, &scheduler_stack, &scheduler_size);
 }
 
 static void start() {
@@ -78,12 +81,18 @@ static void start() {
     wait(DONE);
 }
 
+static void *scheduler_fake;
+
 static void resume(int thread) {
-    void *fake = nullptr;
+    Fiber &fiber = fibers[thread];
     threadIdx.x = thread;
-    __sanitizer_start_switch_fiber(&fake, fibers[thread].stack, STACK);
-    swapcontext(&scheduler, &fibers[thread].context);
-    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+    __sanitizer_start_switch_fiber(&scheduler_fake, fiber.stack, STACK);
+    if (!_setjmp(scheduler)) {
+        if (fiber.begun) _longjmp(fiber.place, 1);
+        fiber.begun = true;
+        setcontext(&fiber.context);
+    }
+    __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
 }
 
 // Let those go on whose barrier all have reached; nobody is ready when this is called.
@@ -123,6 +132,7 @@ static void run_block(int threads, bool backwards) {
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, start, 0);
         fiber.state = READY;
+        fiber.begun = false;
         fiber.shuffles = 0;
     }
     do

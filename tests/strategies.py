@@ -134,6 +134,14 @@ def loose_group_norm_problems(draw):
 
 
 @st.composite
+def loose_feed_forward_problems(draw):
+    rng = draw(rngs())
+    rows, inputs, hidden, outputs = (draw(st.integers(1, n)) for n in (9, 40, 70, 40))
+    fc1, fc2 = linear_weights(rng, hidden, inputs), linear_weights(rng, outputs, hidden)
+    return rng.standard_normal((rows, inputs)), fc1, fc2, draw(st.sampled_from(["relu", "gelu"]))
+
+
+@st.composite
 def loose_linear_problems(draw):
     rng = draw(rngs())
     x, outputs = _array(draw, rng), draw(st.integers(1, 40))
@@ -162,6 +170,7 @@ LOOSE_PROBLEMS = {
     "attend_in_windows": loose_window_problems,
     "bilinear": loose_bilinear_problems,
     "deform_attn": loose_deform_attn_problems,
+    "feed_forward": loose_feed_forward_problems,
     "gelu": loose_activation_problems,
     "group_norm": loose_group_norm_problems,
     "layer_norm": loose_layer_norm_problems,
