@@ -12,9 +12,14 @@ from minigdino._ext import cuda
 
 from minigdino import kernels
 
-HOST, GPU = "cuda on the host", "gpu"
+HOST, GPU = "cuda-on-host", "gpu"
 WITH_COMPILER = pytest.mark.skipif(on_host.COMPILER is None, reason="g++ is needed to compile .cu files for the host")
 PLACES = [*kernels.levels(), pytest.param(HOST, marks=WITH_COMPILER), pytest.param(GPU, marks=pytest.mark.gpu)]
+
+
+def examples(n):
+    """How many problems to try: fewer where every access is looked at."""
+    return n // 6 if on_host.SANITIZED else n
 
 
 def mapped(f, value):

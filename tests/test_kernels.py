@@ -14,7 +14,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import mapped, places_of, twin
+from places import examples, mapped, places_of, twin
 from strategies import EXACT_PROBLEMS, LOOSE_PROBLEMS
 
 import minigdino
@@ -30,7 +30,7 @@ LOOSE = list(places_of(kernels.OPS))  # the whole registry: no twin escapes
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("name", "level"), EXACT)
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(data=st.data())
 def test_every_twin_is_its_reference_to_the_bit(name, level, dtype, data):
     args = data.draw(EXACT_PROBLEMS[name](dtype))
@@ -40,7 +40,7 @@ def test_every_twin_is_its_reference_to_the_bit(name, level, dtype, data):
 
 
 @pytest.mark.parametrize(("name", "level"), LOOSE)
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(data=st.data())
 def test_every_twin_is_its_reference_at_any_size(name, level, data):
     args = data.draw(LOOSE_PROBLEMS[name]())
@@ -48,7 +48,7 @@ def test_every_twin_is_its_reference_at_any_size(name, level, data):
 
 
 @pytest.mark.parametrize(("name", "level"), LOOSE)
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(data=st.data())
 def test_every_twin_in_float32_is_its_reference_to_rounding(name, level, data):
     """Where rounding decides, the float32 formula itself is the yardstick: the twin is about as near to float64."""
@@ -61,7 +61,7 @@ def test_every_twin_in_float32_is_its_reference_to_rounding(name, level, data):
 
 
 @pytest.mark.parametrize(("name", "level"), LOOSE)
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(data=st.data())
 def test_twins_take_arrays_of_any_layout_and_leave_them_alone(name, level, data):
     def strided(a):
@@ -76,7 +76,7 @@ def test_twins_take_arrays_of_any_layout_and_leave_them_alone(name, level, data)
 
 
 @pytest.mark.parametrize(("name", "level"), LOOSE)
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(data=st.data())
 def test_no_number_comes_out_of_none(name, level, data):
     """A damaged weight must show: a NaN that goes in comes out, in every row that depends on it."""
