@@ -1,4 +1,4 @@
-"""The whole model on arrays that behave like CuPy's: nothing leaves the device, nothing waits, the answer is NumPy's."""
+"""The whole model on arrays that behave like CuPy's: nothing leaves the device or waits, and it is NumPy's answer."""
 
 import inspect
 import re
@@ -59,7 +59,7 @@ def test_the_formulas_alone_give_numpys_numbers_to_the_bit(models):
     for (name, a), (_, b) in zip(fields(got), fields(want), strict=True):
         assert isinstance(a, Array)
         np.testing.assert_array_equal(a.get(), b, err_msg=name)
-    # deformable attention around points, in each encoder layer: its formula sends the levels' sizes, its kernel does not
+    # deformable attention around points, once an encoder layer: its formula sends the levels' sizes, its kernel not
     tables = [(len(want.sizes), 2)] * on_cpu.config.encoder_layers
     assert gpu.sent == MESSAGES + tables
     assert not gpu.fetched
@@ -96,7 +96,7 @@ def test_detect_gives_the_same_detections_and_fetches_once(models):
     assert len(gpu.fetched) == 1
 
 
-MOST_LAUNCHES = 910  # of one pass of this model. Each costs microseconds, whatever it computes: to be lowered, not raised
+MOST_LAUNCHES = 910  # of one pass of this model; each costs microseconds, however little it computes
 
 
 @WITH_COMPILER

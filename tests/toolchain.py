@@ -19,7 +19,7 @@ class Failed(Exception):
 
 def entries(ptx: str) -> set[str]:
     """Mangled names of the kernels in PTX."""
-    return set(re.findall(r"^\.visible \.entry (\w+)\(", ptx, re.MULTILINE))
+    return set(re.findall(r"^\.(?:visible|weak) \.entry (\w+)\(", ptx, re.MULTILINE))
 
 
 def by_nvcc(source: str, names: list[str], capability: str) -> set[str]:
