@@ -1,9 +1,10 @@
 // What .cu files take from CUDA, for a C++ compiler: blocks one after the other, the threads of a block as fibers.
 //
-// A fiber runs until it ends, or waits at __syncthreads or at a shuffle; then the next one has its turn. So a run is
-// the same every time, and AddressSanitizer sees every access. A barrier that some threads of a block, or some lanes
-// of a warp, never reach ends the program. `backwards` turns the order of the fibers round: threads that depend on the
-// order, for want of a barrier, then give another result.
+// A fiber runs until it ends, or waits at a shuffle for its warp, or at __syncthreads for its block; then the next one
+// has its turn, and a warp goes as far ahead of the others as it can. So a run is the same every time, and
+// AddressSanitizer sees every access. A barrier that some threads of a block, or some lanes of a warp, never reach ends
+// the program. `backwards` turns the order of lanes and warps round: threads that depend on the order, for want of a
+// barrier, then give another result.
 #pragma once
 #include <cmath>
 #include <cstdio>
@@ -95,30 +96,28 @@ static void resume(int thread) {
     __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
 }
 
-// Let those go on whose barrier all have reached; nobody is ready when this is called.
-static bool release(int threads) {
-    int at_block = 0, done = 0;
-    bool some = false;
-    for (int i = 0; i < threads; i++) {
-        at_block += fibers[i].state == AT_BLOCK;
-        done += fibers[i].state == DONE;
+static int count(int first, int threads, State state) {
+    int n = 0;
+    for (int i = first; i < first + threads; i++) n += fibers[i].state == state;
+    return n;
+}
+
+static void make_ready(int first, int threads) {
+    for (int i = first; i < first + threads; i++) fibers[i].state = READY;
+}
+
+// A warp runs as far as it can without the others.
+static void run_warp(int first, bool backwards) {
+    for (;;) {
+        for (int n = 0; n < WARP_SIZE; n++) {
+            const int i = first + (backwards ? WARP_SIZE - 1 - n : n);
+            if (fibers[i].state == READY) resume(i);
+        }
+        const int at_warp = count(first, WARP_SIZE, AT_WARP);
+        if (!at_warp) return;
+        if (at_warp < WARP_SIZE) fail("lanes of a warp do not meet at a shuffle");
+        make_ready(first, WARP_SIZE);
     }
-    if (done == threads) return false;
-    if (at_block == threads) {
-        for (int i = 0; i < threads; i++) fibers[i].state = READY;
-        return true;
-    }
-    for (int first = 0; first < threads; first += WARP_SIZE) {
-        int at_warp = 0;
-        for (int i = first; i < first + WARP_SIZE; i++) at_warp += fibers[i].state == AT_WARP;
-        if (at_warp == WARP_SIZE)
-            for (int i = first; i < first + WARP_SIZE; i++) fibers[i].state = READY;
-        else if (at_warp)
-            fail("lanes of a warp do not meet at a shuffle");
-        some |= at_warp == WARP_SIZE;
-    }
-    if (!some) fail("threads of a block do not meet at __syncthreads");
-    return true;
 }
 
 static void run_block(int threads, bool backwards) {
@@ -131,16 +130,15 @@ static void run_block(int threads, bool backwards) {
         fiber.context.uc_stack.ss_size = STACK;
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, start, 0);
-        fiber.state = READY;
         fiber.begun = false;
         fiber.shuffles = 0;
     }
-    do
-        for (int n = 0; n < threads; n++) {
-            const int i = backwards ? threads - 1 - n : n;
-            if (fibers[i].state == READY) resume(i);
-        }
-    while (release(threads));
+    do {
+        make_ready(0, threads);
+        for (int n = 0; n < threads; n += WARP_SIZE) run_warp(backwards ? threads - WARP_SIZE - n : n, backwards);
+        if (count(0, threads, DONE) == threads) return;
+    } while (count(0, threads, AT_BLOCK) == threads);
+    fail("threads of a block do not meet at __syncthreads");
 }
 
 template <typename... A>
