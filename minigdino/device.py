@@ -15,8 +15,7 @@ import numpy as np
 from .errors import ArgumentError
 from .memory import reused
 
-INSTALL = ('pip install "minigdino[cuda13]" for a driver of CUDA 13, "minigdino[cuda12]" for one of CUDA 12 '
-           '(nvidia-smi shows which)')
+INSTALL = 'pip install "minigdino[cuda12]", or "minigdino[cuda13]", whichever CUDA nvidia-smi names'
 
 
 class Cpu:
@@ -71,8 +70,8 @@ def find_device(device: str) -> Cpu | Gpu:
         n = count_gpus()
     except Exception as error:  # whatever a driver, or a toolkit of another version, makes of it
         raise ArgumentError(f"device {device!r}: CuPy is installed but finds no GPU that it can use "
-                            f"({_first_line(error)}).\n---> hint: nvidia-smi must list one; the CuPy for its driver "
-                            f'comes with {INSTALL}. Or use device="cpu"') from None
+                            f'({_first_line(error)}). Or use device="cpu"\n---> hint: nvidia-smi must list one, and '
+                            f"CuPy be made for its driver: {INSTALL}") from None
     index = int(found[1] or 0)
     if index >= n:
         here = ", ".join(f"cuda:{i}" for i in range(n)) or "none"
