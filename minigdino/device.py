@@ -49,7 +49,9 @@ class Gpu:
     def send(self, array: np.ndarray):
         """A host array -> the same numbers on this device."""
         with self.computing():
-            return _cupy().asarray(array)
+            there = _cupy().empty(array.shape, array.dtype)
+            there.set(array)  # from where it lies: cupy.asarray would pin as much memory of the host again, and keep it
+        return there
 
     def fetch(self, array) -> np.ndarray:
         """An array of this device -> the same numbers on the host, when they are ready."""

@@ -1,5 +1,6 @@
 """Which device: errors that say what is missing, and CuPy imported only when a GPU is asked for."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -93,6 +94,37 @@ def test_a_device_is_found_by_its_number(cupy):
         "cuda:1",
     ]
     assert minigdino.info()["gpu"] == "CuPy 14.2.0, cuda:0 Card 0, cuda:1 Card 1"
+
+
+def test_weights_go_to_the_gpu_that_was_asked_for(cupy):
+    """The calls of CuPy that `Gpu` makes, in their order, each on the right device."""
+    current = ["cuda:0"]
+
+    class There:
+        def __init__(self, shape, dtype):
+            self.home, self.numbers = current[-1], np.empty(shape, dtype)
+
+        def set(self, array):
+            assert current[-1] == self.home
+            self.numbers[...] = array
+
+        def get(self):
+            return self.numbers.copy()
+
+    @contextlib.contextmanager
+    def use_device(index):
+        current.append(f"cuda:{index}")
+        yield
+        current.pop()
+
+    module = fake_cupy(lambda: 2)
+    module.empty, module.cuda.Device = There, use_device
+    cupy(module)
+    gpu, array = device.find_device("cuda:1"), np.arange(6, dtype=np.float32).reshape(2, 3)
+    there = gpu.send(array)
+    assert there.home == gpu.name == "cuda:1"
+    assert current == ["cuda:0"]
+    np.testing.assert_array_equal(gpu.fetch(there), array)
 
 
 def test_the_device_is_checked_before_anything_is_read():
