@@ -271,7 +271,7 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
     model: a Model, or what `load` takes. The other arguments and errors are those of `load` and `Model.detect`.
     """
     if not isinstance(model, Model):
-        key = model or default_source(), device
+        key = model or default_source(), find_device(device).name
         if key not in _models:
             with _loading:  # one thread loads, the others wait for it; models that are there wait for nobody
                 if key not in _models:

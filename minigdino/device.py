@@ -55,7 +55,8 @@ class Gpu:
 
     def fetch(self, array) -> np.ndarray:
         """An array of this device -> the same numbers on the host, when they are ready."""
-        return array.get()
+        with self.computing():
+            return array.get()
 
 
 def find_device(device: str) -> Cpu | Gpu:

@@ -13,7 +13,7 @@ from minigdino._ext import cuda
 from minigdino import kernels
 
 HOST, GPU = "cuda-on-host", "gpu"
-WITH_COMPILER = pytest.mark.skipif(on_host.COMPILER is None, reason="g++ is needed to compile .cu files for the host")
+WITH_COMPILER = pytest.mark.skipif(on_host.COMPILER is None, reason="g++ on Linux must run the .cu files on the host")
 PLACES = [*kernels.levels(), pytest.param(HOST, marks=WITH_COMPILER), pytest.param(GPU, marks=pytest.mark.gpu)]
 
 

@@ -109,6 +109,7 @@ def test_weights_go_to_the_gpu_that_was_asked_for(cupy):
             self.numbers[...] = array
 
         def get(self):
+            assert current[-1] == self.home
             return self.numbers.copy()
 
     @contextlib.contextmanager

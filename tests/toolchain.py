@@ -17,13 +17,13 @@ class Failed(Exception):
     """The compiler's own words."""
 
 
-def entries(ptx: str) -> set[str]:
-    """Mangled names of the kernels in PTX."""
-    return set(re.findall(r"^\.(?:visible|weak) \.entry (\w+)\(", ptx, re.MULTILINE))
+def entries(ptx: str) -> dict[str, str]:
+    """Kernels in PTX: mangled name -> instructions."""
+    return dict(re.findall(r"^\.(?:visible|weak) \.entry (\w+)(\(.*?^\})", ptx, re.MULTILINE | re.DOTALL))
 
 
-def by_nvcc(source: str, names: list[str], capability: str) -> set[str]:
-    """Which of these instances nvcc's output for a compute capability has."""
+def by_nvcc(source: str, names: list[str], capability: str) -> dict[str, str]:
+    """Which of these instances nvcc's output for a compute capability has, and their instructions."""
     table = "\nvoid *instances[] = {" + ", ".join(f"(void *){name}" for name in names) + "};\n"
     with tempfile.TemporaryDirectory() as folder:
         cu, ptx = Path(folder) / "kernels.cu", Path(folder) / "kernels.ptx"
@@ -40,15 +40,16 @@ def by_nvcc(source: str, names: list[str], capability: str) -> set[str]:
         mangled = entries(ptx.read_text())
     # _Z4reluIfEvPKT_S2_iPS0_: the length of the name, the name, its template argument
     return {
-        name
+        name: text
         for name in names
         for function, kind in [re.fullmatch(r"(\w+)<(\w+)>", name).groups()]
-        if any(m.startswith(f"_Z{len(function)}{function}I{kind[0]}E") for m in mangled)
+        for entry, text in mangled.items()
+        if entry.startswith(f"_Z{len(function)}{function}I{kind[0]}E")
     }
 
 
-def by_nvrtc(source: str, names: list[str], capability: str) -> set[str]:
-    """Which of these instances NVRTC's output for a compute capability has, under the names that CuPy looks for."""
+def by_nvrtc(source: str, names: list[str], capability: str) -> dict[str, str]:
+    """The same of NVRTC's output, under the names that CuPy looks for."""
     nvrtc, program = ctypes.CDLL(str(NVRTC)), ctypes.c_void_p()
 
     def call(function, *arguments):
@@ -72,11 +73,12 @@ def by_nvrtc(source: str, names: list[str], capability: str) -> set[str]:
         call("GetPTXSize", program, ctypes.byref(size))
         ptx = ctypes.create_string_buffer(size.value)
         call("GetPTX", program, ptx)
-        kernels, found = entries(ptx.value.decode()), set()
+        kernels, found = entries(ptx.value.decode()), {}
         for name in names:
             lowered = ctypes.c_char_p()
             call("GetLoweredName", program, name.encode(), ctypes.byref(lowered))
-            found |= {name} if lowered.value.decode() in kernels else set()
+            if (entry := lowered.value.decode()) in kernels:
+                found[name] = kernels[entry]
         return found
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
