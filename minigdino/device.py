@@ -5,8 +5,10 @@ CuPy is imported here and nowhere else but in the kernels' launcher, and only wh
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
+import sys
 import warnings
 from contextlib import AbstractContextManager
 
@@ -100,10 +102,11 @@ def describe_gpus() -> str:
 
 
 def _cupy():
-    with warnings.catch_warnings():
+    if "cupy" in sys.modules:
+        return importlib.import_module("cupy")
+    with warnings.catch_warnings():  # which threads share, so only once
         warnings.simplefilter("ignore")  # a CUDA toolkit that it misses here will be missed again, as an error
-        import cupy
-    return cupy
+        return importlib.import_module("cupy")
 
 
 def _first_line(error):
