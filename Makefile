@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd)
 
-.PHONY: build demo test test-browser lint parity published golden bench benchmarks train-shapes evaluate-shapes clean
+.PHONY: build demo test test-browser docs lint parity published golden bench gpu-check gpu benchmarks train-shapes evaluate-shapes clean
 
 build: $(VENV)/built
 
@@ -60,6 +60,23 @@ bench: build  ## where the seconds of the tiny model go at 800 x 1066, stage by 
 benchmarks: $(VENV)/benchmarks  ## beside transformers, ONNX Runtime and OpenVINO: seconds, memory, start, growth
 	$(BIN)/python -m benchmarks.loops
 	$(BIN)/python -m benchmarks
+
+gpu-check: $(VENV)/gpu-check  ## the GPU's path without a GPU: CuPy's own names, NVRTC's own output
+	$(BIN)/python -m pytest tests/test_fake_gpu.py tests/test_cuda.py tests/test_device.py
+
+gpu: $(VENV)/gpu  ## on a machine with a GPU: every op and whole models there beside NumPy, then the benchmark
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks.gpu
+
+CUDA ?= cuda12
+
+$(VENV)/gpu: $(VENV)/built
+	$(BIN)/python -m pip install --quiet --editable '.[test,bench,$(CUDA)]'
+	touch $@
+
+$(VENV)/gpu-check: $(VENV)/built
+	$(BIN)/python -m pip install --quiet --editable '.[test,gpu-check]'
+	touch $@
 
 $(VENV)/benchmarks: $(VENV)/built
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -32,7 +32,7 @@ def cxcywh_to_xyxy(boxes):
 def sine_embedding(x, width, temperature):
     """Positional encoding of arXiv 1706.03762, section 3.5, sines and cosines interleaved: x [...] -> [..., width]"""
     pair = np.arange(width, like=x) // 2
-    frequency = np.asarray(temperature, x.dtype, like=x) ** (2 * pair / width).astype(x.dtype)  # [width]
+    frequency = temperature ** (2 * pair / width).astype(x.dtype)  # [width]
     angle = (x * (2 * np.pi))[..., None] / frequency  # [..., width]
     return np.stack([np.sin(angle[..., 0::2]), np.cos(angle[..., 1::2])], axis=-1).reshape(angle.shape)
 

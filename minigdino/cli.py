@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     detect.add_argument("--text-threshold", type=float, default=0.25, metavar="X",
                         help="tokens above it make up the phrase (0.25)")
     detect.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"), help="edges to resize to, in pixels")
-    detect.add_argument("--device", default="cpu", help='where to compute ("cpu")')
+    detect.add_argument("--device", default="cpu", help='where to compute: "cpu" (the default), "cuda" or "cuda:N"')
     detect.add_argument("--threads", type=int, metavar="N", help="threads to compute with (all processors)")
     detect.add_argument("--out", metavar="PATH", type=Path,
                         help="write the picture with its boxes drawn: a file for one image, a folder for several")

@@ -12,7 +12,7 @@ from .kernels import accelerated
 from .ops import linear, softmax
 
 
-@accelerated(numpy="minigdino._ext.deformable:bilinear")
+@accelerated(numpy="minigdino._ext.deformable:bilinear", cupy="minigdino._ext.cuda:bilinear")
 def bilinear(image, xy):
     """Sample each head's channels at points given in fractions of width and height; outside is zero.
 
@@ -48,7 +48,7 @@ def sampling_locations(references, offsets, sizes):
     return at[..., :2] + offsets / offsets.shape[3] * at[..., 2:] * 0.5
 
 
-@accelerated(numpy="minigdino._ext.deformable:deform_attn")
+@accelerated(numpy="minigdino._ext.deformable:deform_attn", cupy="minigdino._ext.cuda:deform_attn")
 def deform_attn(value, sizes, references, offsets, scores):
     """Eq. 3 between its linear maps: the sum over levels l and points p of A_lp * x_l(p_lp), for every head.
 

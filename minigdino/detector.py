@@ -15,17 +15,16 @@ from PIL.Image import Image
 from . import hub
 from . import image as images
 from .config import Config, brief
-from .device import check_device
+from .device import find_device
 from .errors import ArgumentError, CheckpointError, ImageError, PromptError
 from .image import ImageSettings
 from .kept import Kept, content
 from .kernels import mode
-from .memory import reused
 from .model import Output, forward
 from .parameters import random_tensors
 from .prompt import PUBLISHED_DELIMITERS, Prompt, Tokenizer
 from .results import Detections, post_process
-from .weights import INDEX, build, read_checkpoint
+from .weights import INDEX, build, on_device, read_checkpoint
 
 EMBEDDED = Path(__file__).parent / "models"
 EMBEDDED_MODELS = ("shapes",)  # these names win over a folder of the same name
@@ -44,13 +43,14 @@ class Model:
     """
 
     def __init__(self, tensors: dict[str, np.ndarray], config: Config, *, tokenizer: Tokenizer | None = None,
-                 settings: ImageSettings | None = None, source: str | Path = "tensors"):
+                 settings: ImageSettings | None = None, source: str | Path = "tensors", device: str = "cpu"):
         """tensors under their published names; `load` and `Model.random` are the usual ways in.
 
-        Raises CheckpointError naming the tensor that does not fit the config.
+        Raises CheckpointError naming the tensor that does not fit the config, ArgumentError for a device not there.
         """
-        self.weights = build(tensors, config, source)
-        self.tensors, self.config, self.source = tensors, config, source
+        self._device = find_device(device)
+        self.weights = on_device(build(tensors, config, source), self._device.send)
+        self.tensors, self.config, self.source, self.device = tensors, config, source, self._device.name
         self.tokenizer, self.settings = tokenizer, settings or ImageSettings()
         self._images, self._texts = Kept(2), Kept(16)
 
@@ -59,10 +59,11 @@ class Model:
 
     @classmethod
     def random(cls, config: Config | None = None, seed: int = 0, *, tokenizer: Tokenizer | None = None,
-               settings: ImageSettings | None = None) -> Model:
+               settings: ImageSettings | None = None, device: str = "cpu") -> Model:
         """A model of any geometry whose every parameter is random and alive: for tests and for teaching."""
         config = config or Config()
-        return cls(random_tensors(config, seed), config, tokenizer=tokenizer, settings=settings, source="random")
+        return cls(random_tensors(config, seed), config, tokenizer=tokenizer, settings=settings, source="random",
+                   device=device)
 
     def save(self, directory: str | Path) -> None:
         """Write a directory that `load` and transformers read. Raises CheckpointError if it cannot be written."""
@@ -116,6 +117,7 @@ class Model:
 
         pixels [3, H, W] float32 normalised; token_ids [T] ints, [CLS] and [SEP] included; selected [Q] image tokens,
         best first, to use instead of the model's own choice; details: keep the large intermediates too.
+        A model on a GPU takes the same host arrays; what it returns are CuPy arrays, which `.get()` fetches.
         Raises ArgumentError for arrays that do not fit the model, ImageError for too small an image.
         """
         pixels, ids = self._checked_inputs(pixels, token_ids)
@@ -125,7 +127,7 @@ class Model:
 
     def _forward(self, pixels, ids, **more):
         delimiters = self.tokenizer.delimiters if self.tokenizer else PUBLISHED_DELIMITERS
-        with reused():
+        with self._device.computing():
             return forward(pixels, ids, delimiters, self.weights, self.config, **more)
 
     def clear(self) -> None:
@@ -157,19 +159,21 @@ class Model:
     def _detect(self, image, prompt, threshold, text_threshold, size):
         picture = images.open_image(image)
         pixels = images.preprocess(picture, self.settings, _checked_size(size))
-        output = self._output(*self._checked_inputs(pixels, prompt.ids))
-        if not np.isfinite(output.logits).all():
+        logits, boxes = self._answer(*self._checked_inputs(pixels, prompt.ids))
+        if not np.isfinite(logits).all():
             raise CheckpointError(self._broken())
-        return post_process(output.logits, output.boxes, prompt, self.tokenizer.decode, picture.size,
+        return post_process(logits, boxes, prompt, self.tokenizer.decode, picture.size,
                             threshold, text_threshold, image)
 
-    def _output(self, pixels, ids):
-        """`forward`, less the backbones that have seen this image or this prompt before."""
+    def _answer(self, pixels, ids):
+        """`forward`, less the backbones that have seen this image or this prompt before -> logits, boxes on the host"""
         image, text = (*content(pixels), mode()), (*content(ids), mode())
         output = self._forward(pixels, ids, image_features=self._images.get(image), text_features=self._texts.get(text))
         self._images.put(image, output.image_features)
         self._texts.put(text, output.text_features)
-        return output
+        with self._device.computing():
+            answer = np.concatenate([output.logits, output.boxes], axis=1)  # to leave the device in one piece
+        return np.split(self._device.fetch(answer), [len(ids)], axis=1)
 
     def _broken(self):
         """Why the network's answer is no number."""
@@ -229,9 +233,10 @@ def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
     checkpoint inside the package.
 
     Without a source, $MINIGDINO_MODEL names it, else it is grounding-dino-tiny.
+    device: "cpu", "cuda" (the first GPU) or "cuda:N"; the weights are sent there once, now.
     Raises CheckpointError, ConfigError, ArgumentError.
     """
-    check_device(device)
+    find_device(device)  # before anything is downloaded or read
     source = source or default_source()
     if not isinstance(source, (str, os.PathLike)):
         raise ArgumentError(f"a model is named by a str or a path; got {type(source).__name__}")
@@ -246,7 +251,7 @@ def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
     directory = path if path.is_dir() else path.parent
     config = Config.from_file(directory / "config.json")
     return Model(read_checkpoint(path), config, tokenizer=Tokenizer.from_directory(directory),
-                 settings=ImageSettings.from_directory(directory), source=source)
+                 settings=ImageSettings.from_directory(directory), source=source, device=device)
 
 
 def default_source() -> str:
@@ -266,7 +271,7 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
     model: a Model, or what `load` takes. The other arguments and errors are those of `load` and `Model.detect`.
     """
     if not isinstance(model, Model):
-        key = model or default_source(), device
+        key = model or default_source(), find_device(device).name
         if key not in _models:
             with _loading:  # one thread loads, the others wait for it; models that are there wait for nobody
                 if key not in _models:

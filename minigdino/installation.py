@@ -6,7 +6,7 @@ import platform
 
 import numpy as np
 
-from . import hub, kernels
+from . import device, hub, kernels
 from ._ext import threads
 from .version import __version__
 
@@ -24,6 +24,7 @@ def info() -> dict:
         "kernels": kernels.mode(),
         "vectors": kernels.levels()[0] or "any processor's",
         "twins": kernels.live(),
+        "gpu": device.describe_gpus(),
         "cache": str(hub.cache()),
         "models": ["shapes", *hub.cached()],
     }

@@ -46,15 +46,19 @@ def forward(pixels, token_ids, delimiters, weights, config, selected=None, detai
     """The network. pixels [3, H, W] normalised, token_ids [T], selected [Q] image tokens to use for its own choice.
 
     The features depend on the image alone and on the text alone; whoever has them from an earlier pass hands them in.
+    Computes where the weights are: pixels, ids and `selected` come from the host and are sent there, once each.
     """
+    here = weights["level_embed"]
     # §3.4 sub-sentence level text features: a token sees its own phrase alone
-    mask, positions = phrase_mask(token_ids, delimiters)
+    mask, positions = phrase_mask(token_ids, delimiters, like=here)
     # §3.1 feature extraction: the text backbone and the image backbone
     if text_features is None:
-        text_features = linear(bert(token_ids, mask, positions, **weights["text_backbone"], config=config.text_config),
+        ids = np.asarray(token_ids, like=here)
+        text_features = linear(bert(ids, mask, positions, **weights["text_backbone"], config=config.text_config),
                                **weights["text_projection"])  # [T, C]
     if image_features is None:
-        image_features = tuple(swin(pixels, **weights["backbone"], config=config.backbone_config))
+        image_features = tuple(swin(np.asarray(pixels, like=here), **weights["backbone"],
+                                    config=config.backbone_config))
     # §3.1 feature enhancer
     maps = neck(image_features, weights["input_proj_vision"])
     sizes = tuple(m.shape[:2] for m in maps)
@@ -62,8 +66,9 @@ def forward(pixels, token_ids, delimiters, weights, config, selected=None, detai
                             weights["level_embed"], config)  # [S, C], [T, C]
     del maps  # as large as vision, and not needed any more
     # §3.2 language-guided query selection; boxes come from the image, contents are learned
+    choice = None if selected is None else np.asarray(selected, like=here)
     chosen = select_queries(vision, text, sizes, **weights["query_selection"], n_queries=config.num_queries,
-                            eps=config.layer_norm_eps, selected=selected)
+                            eps=config.layer_norm_eps, selected=choice)
     queries = weights["query_position_embeddings"]["weight"]  # [Q, C]
     # §3.3 cross-modality decoder
     states, references = decoder(queries, chosen["references"], vision, text, sizes, **weights["decoder"],

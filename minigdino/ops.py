@@ -20,7 +20,7 @@ def linear(x, weight, bias=None, added=None):
     return biased if added is None else biased + added
 
 
-@accelerated(numpy="minigdino._ext.ops:layer_norm")
+@accelerated(numpy="minigdino._ext.ops:layer_norm", cupy="minigdino._ext.cuda:layer_norm")
 def layer_norm(x, weight, bias, eps=1e-5):
     """Layer Normalization (arXiv 1607.06450) Eq. 4: x [..., C], weight [C], bias [C] -> [..., C]"""
     centred = x - x.mean(axis=-1, keepdims=True)  # [..., C]
@@ -28,13 +28,13 @@ def layer_norm(x, weight, bias, eps=1e-5):
     return centred / np.sqrt(variance + eps) * weight + bias
 
 
-@accelerated(numpy="minigdino._ext.ops:add_norm")
+@accelerated(numpy="minigdino._ext.ops:add_norm", cupy="minigdino._ext.cuda:add_norm")
 def add_norm(x, added, weight, bias, eps=1e-5):
     """"Add & Norm" of arXiv 1706.03762, Figure 1: x [..., C], added [..., C], weight [C], bias [C] -> [..., C]"""
     return layer_norm.reference(x + added, weight, bias, eps)
 
 
-@accelerated(numpy="minigdino._ext.ops:group_norm")
+@accelerated(numpy="minigdino._ext.ops:group_norm", cupy="minigdino._ext.cuda:group_norm")
 def group_norm(x, weight, bias, groups=32, eps=1e-5):
     """Group Normalization (arXiv 1803.08494) Eq. 1 over a whole map: x [H, W, C], weight [C], bias [C] -> [H, W, C]"""
     grouped = x.reshape(-1, groups, x.shape[-1] // groups)  # [H*W, G, C/G]
@@ -46,14 +46,14 @@ def group_norm(x, weight, bias, groups=32, eps=1e-5):
     return (centred / np.sqrt(variance + eps)).reshape(x.shape) * weight + bias
 
 
-@accelerated(numpy="minigdino._ext.ops:softmax")
+@accelerated(numpy="minigdino._ext.ops:softmax", cupy="minigdino._ext.cuda:softmax")
 def softmax(x, axis=-1):
     """x [...] -> [...], each slice along the axis positive with sum 1; -inf becomes 0"""
     e = np.exp(x - x.max(axis=axis, keepdims=True))
     return e / e.sum(axis=axis, keepdims=True)
 
 
-@accelerated(numpy="minigdino._ext.ops:relu")
+@accelerated(numpy="minigdino._ext.ops:relu", cupy="minigdino._ext.cuda:relu")
 def relu(x, bias=None):
     """x [..., C], bias [C] of the linear map that made x, if it is still to be added -> [..., C]"""
     return np.maximum(x if bias is None else x + bias, 0)
@@ -65,7 +65,7 @@ ERFC = (0.28208641784288846, 0.2823753089106683, 0.24310375990106015, 0.20268688
         0.2780672097115286, -0.4871999480276077, 0.2845749904949677, -0.05906896644553143)
 
 
-@accelerated(numpy="minigdino._ext.ops:gelu")
+@accelerated(numpy="minigdino._ext.ops:gelu", cupy="minigdino._ext.cuda:gelu")
 def gelu(x, bias=None):
     """Gaussian Error Linear Unit (arXiv 1606.08415), exact: x * Phi(x), Phi the normal distribution.
 

@@ -21,11 +21,12 @@ BLANK = " \t\r\n"
 MOST_CHARACTERS = 2**16  # 256 tokens are far fewer; a longer text would take seconds to be refused
 
 
-def phrase_mask(token_ids, delimiters):
+def phrase_mask(token_ids, delimiters, like=None):
     """Figure 4 (c): split the tokens at the delimiters; a token sees the tokens of its own phrase.
 
     A phrase is closed by its delimiter, which belongs to it; the first and the last token stand alone, and so does
-    any token that no delimiter closes. token_ids [T] -> mask [T, T] bool, positions [T] counted from 0 in each phrase
+    any token that no delimiter closes. token_ids [T], on the host whatever `like` is -> mask [T, T] bool, positions [T]
+    counted from 0 in each phrase
     """
     # a page of Python on short host lists: it decides sizes and positions, not arithmetic
     ids = [int(i) for i in token_ids]
@@ -37,8 +38,8 @@ def phrase_mask(token_ids, delimiters):
                 block[start : i + 1] = [i] * (i + 1 - start)
                 position[start : i + 1] = range(i + 1 - start)
             start = i + 1
-    blocks = np.asarray(block, like=token_ids)
-    return blocks[:, None] == blocks[None, :], np.asarray(position, like=token_ids)
+    blocks, positions = np.asarray([block, position], like=like)  # both on their way to a device at once
+    return blocks[:, None] == blocks[None, :], positions
 
 
 @dataclass(frozen=True)

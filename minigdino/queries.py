@@ -27,7 +27,7 @@ def proposals(sizes, like):
     """
     boxes = []
     for level, (H, W) in enumerate(sizes):
-        side = np.full((H * W, 2), 0.05 * 2**level, like.dtype, like=like)
+        side = np.zeros((H * W, 2), like.dtype, like=like) + 0.05 * 2**level  # np.full(like=) is not CuPy's
         boxes.append(np.concatenate([pixel_centres(H, W, like), side], axis=1))
     boxes = np.concatenate(boxes)  # [S, 4]
     inside = ((boxes > 0.01) & (boxes < 0.99)).all(axis=1)  # [S]

@@ -56,7 +56,7 @@ def shift_mask(H, W, k, shift, like):
     return np.where(ids[:, :, None] == ids[:, None, :], 0, -100).astype(like.dtype)
 
 
-@accelerated(numpy="minigdino._ext.swin:attend_in_windows")
+@accelerated(numpy="minigdino._ext.swin:attend_in_windows", cupy="minigdino._ext.cuda:attend_in_windows")
 def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
     """Eq. 4 in each window, and Figure 4: SoftMax(Q K^T / sqrt(D) + B) V.
 

@@ -201,6 +201,22 @@ def build(tensors: dict[str, np.ndarray], config: Config, source: str | Path) ->
     return weights
 
 
+def on_device(weights, send):
+    """The same tree with send(array) in every array's place; what several layers share is sent once."""
+    sent = {}
+
+    def branch(node):
+        if isinstance(node, dict):
+            return {name: branch(part) for name, part in node.items()}
+        if isinstance(node, list):
+            return [branch(part) for part in node]
+        if id(node) not in sent:
+            sent[id(node)] = send(node)
+        return sent[id(node)]
+
+    return branch(weights)
+
+
 _MIXED = ("\n---> hint: config.json and the weights may be of different models, or the download incomplete; "
           "fetch both again from one place")
 

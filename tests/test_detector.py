@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import types
 from pathlib import Path
 
 import numpy as np
@@ -239,38 +238,6 @@ def test_info_says_what_runs():
     assert set(info["twins"].values()) == {True}
     assert info["minigdino"] == minigdino.__version__
     assert info["threads"] >= 1
-
-
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "CPU", "", None, 0])
-def test_an_unknown_device_is_refused(device):
-    with pytest.raises(minigdino.ArgumentError, match='device must be "cpu"; got'):
-        minigdino.load("shapes", device=device)
-
-
-def test_a_gpu_device_says_what_it_lacks(monkeypatch):
-    """Without CuPy, with CuPy and no GPU, and with both: three messages, each with the way out."""
-    found = {"cupy": None}
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: found[name])
-    with pytest.raises(minigdino.ArgumentError, match="'cuda' needs CuPy, which is not installed.*device=\"cpu\""):
-        minigdino.load("shapes", device="cuda")
-
-    class CUDARuntimeError(Exception):
-        pass
-
-    def no_gpu():
-        raise CUDARuntimeError("cudaErrorNoDevice")
-
-    runtime = types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceCount=no_gpu)
-    cupy = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime))
-    found["cupy"] = cupy
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    with pytest.raises(minigdino.ArgumentError, match="'cuda:1': CuPy finds no GPU .cudaErrorNoDevice"):
-        minigdino.load("shapes", device="cuda:1")
-    runtime.getDeviceCount = lambda: 2
-    with pytest.raises(
-        minigdino.ArgumentError, match="there are 2 GPUs here, but this version computes on the CPU alone"
-    ):
-        minigdino.load("shapes", device="cuda")
 
 
 def test_a_path_is_a_path_and_a_name_is_a_name(tmp_path, monkeypatch):

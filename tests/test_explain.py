@@ -234,7 +234,7 @@ def test_masks_boxes_and_scores_are_the_passes(demo, traced):
     close(figures["text-attention"]["weights"], [w.mean(axis=0) for w in sum(texts, [])])
     chosen = figures["query-text"]["queries"]
     for slug, which in (("query-queries", 0), ("query-text", 1)):
-        layers = steps(traced, rf"decoder_layer.\d+/attention.{which}/weights$")
+        layers = steps(traced, rf"decoder_layer.\d+/attention.{which}/attend.0/weights$")
         close(figures[slug]["weights"], [w.mean(axis=0)[chosen] for w in layers])
 
 

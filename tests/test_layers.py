@@ -15,11 +15,11 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"explain"},
     {"batch", "bench", "tree", "verify", "__init__"},
     {"detector", "installation"},
-    {"model", "results", "hub", "kept", "memory"},
+    {"model", "results", "hub", "kept"},
     {"swin", "bert", "enhancer", "queries", "decoder", "drawing", "weights"},  # stages never import one another
     {"fusion", "deformable", "boxes", "image", "prompt", "parameters"},
     {"ops", "config", "device", "arithmetic"},
-    {"kernels"},
+    {"kernels", "memory"},
     {"threads"},
     {"errors", "version", "tracing"},
 ]

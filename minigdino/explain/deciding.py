@@ -19,7 +19,7 @@ def best(seen) -> np.ndarray:
 LOGITS = "forward.0/head.0/similarity.0/return"
 BOXES = "forward.0/head.0/refine.0/return"
 REFERENCES = "forward.0/decoder.0/return.1"
-ATTENTION = "forward.0/decoder.0/decoder_layer.*/attention.%d/weights"  # 0 among queries, 1 to the text
+ATTENTION = "forward.0/decoder.0/decoder_layer.*/attention.%d/attend.0/weights"  # 0 among queries, 1 to the text
 
 
 def selection(seen):

@@ -17,8 +17,8 @@ def phrase_mask(seen):
 
 def text_attention(seen):
     """Mean over heads of the attention [T, T] in every layer that lets tokens read tokens."""
-    kinds = (("BERT layer", "*/bert_layer.*/attention.0/weights"),
-             ("enhancer layer", "*/text_enhancer_layer.*/attention.0/weights"))
+    kinds = (("BERT layer", "*/bert_layer.*/attention.0/attend.0/weights"),
+             ("enhancer layer", "*/text_enhancer_layer.*/attention.0/attend.0/weights"))
     layers = [(f"{kind} {i}", weights) for kind, path in kinds for i, weights in enumerate(seen.all(path), start=1)]
     shown = spread(len(layers), max(2, NUMBERS // layers[0][1][0].size))
     maps = np.stack([layers[i][1].mean(axis=0) for i in shown])  # [layers, T, T]

@@ -1,0 +1,255 @@
+"""On a GPU: milliseconds of every stage, beside what the card can do, and beside transformers on PyTorch.
+
+    python -m benchmarks.gpu [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT] [--rounds N] [--passes N]
+
+It needs CuPy (the extra `cuda12` or `cuda13`), the extra `bench`, and a PyTorch for CUDA. Both programs are given the
+same checkpoint, picture and prompt in float32, TF32 off, each in a process of its own, in turn. Milliseconds of stages
+are from CUDA events; those of a pass run from the host's arrays to the answer on the host. Launches are counted by
+PyTorch's profiler, which sees every kernel of a process, whoever launched it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from contextlib import contextmanager
+
+import numpy as np
+
+from . import processes
+
+INPUTS, OUTPUTS = 256, 2048  # of the largest product of the tiny model, whose rows are the image's tokens
+COPIED = 1 << 28  # bytes of the copy that the bandwidth is measured with
+NOISE = 3  # rounds before one counts
+
+
+class Minigdino:
+    """This package; CuPy's clock."""
+
+    def __init__(self, directory):
+        os.environ["CUPY_TF32"] = "0"
+        import cupy
+
+        import minigdino
+
+        self.cupy, self.model = cupy, minigdino.load(directory, device="cuda")
+        card = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+        self.version = f"{minigdino.__version__}, CuPy {cupy.__version__}"
+        toolkit, driver = (f"{n // 1000}.{n % 1000 // 10}" for n in
+                           (cupy.cuda.runtime.runtimeGetVersion(), cupy.cuda.runtime.driverGetVersion()))
+        self.card = f"{card}, CUDA {toolkit}, driver for CUDA {driver}"
+
+    def forward(self, pixels, ids):
+        """-> logits, boxes, vision, scores, not waited for"""
+        output = self.model.forward(pixels, ids)
+        return output.logits, output.boxes, output.vision, output.selection_scores
+
+    def fetch(self, arrays):
+        """To the host, when they are ready."""
+        return [array.get() for array in arrays]
+
+    def event(self):
+        """A moment on the card."""
+        event = self.cupy.cuda.Event()
+        event.record()
+        return event
+
+    def between(self, start, end):
+        """Milliseconds, when both are past."""
+        end.synchronize()
+        return self.cupy.cuda.get_elapsed_time(start, end)
+
+    def random(self, *shape):
+        """An array on the card."""
+        return self.cupy.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
+class Transformers:
+    """transformers on PyTorch, with the attention it chooses by itself."""
+
+    def __init__(self, directory):
+        import torch
+
+        from .reference import Reference
+        from .reference import transformers as library
+
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self.torch, self.model = torch, Reference(directory).cuda()
+        self.version = f"{library.__version__}, torch {torch.__version__}"
+        self.card = torch.cuda.get_device_name(0)
+
+    def forward(self, pixels, ids):
+        """-> logits, boxes, vision, scores, not waited for"""
+        with self.torch.inference_mode():
+            inputs = (self.torch.from_numpy(array).cuda()[None] for array in (pixels, ids))
+            return [result[0] for result in self.model(*inputs)]
+
+    def fetch(self, arrays):
+        """To the host, when they are ready."""
+        return [array.cpu().numpy() for array in arrays]
+
+
+PROGRAMS = {"minigdino": Minigdino, "transformers": Transformers}
+
+
+def milliseconds(program, pixels, ids, passes):
+    """Of every pass, from the host's arrays to logits and boxes on the host; each sees the picture at another place."""
+    took = []
+    for i in range(NOISE + passes):
+        picture = np.ascontiguousarray(np.roll(pixels, 7 * i, axis=2))
+        start = time.perf_counter()
+        program.fetch(program.forward(picture, ids)[:2])
+        took.append(1e3 * (time.perf_counter() - start))
+    return took[NOISE:]
+
+
+def stage_milliseconds(program, pixels, ids, passes):
+    """{stage: median ms on the card, "whole pass": ...}, from an event at each end of the functions that make it."""
+    from minigdino.bench import STAGES
+
+    def one_pass():
+        begun, spans = [], {name: [] for name in STAGES}
+        with _at_functions(STAGES, lambda _: begun.append(program.event()),
+                           lambda name: spans[name].append((begun.pop(), program.event()))):
+            start = program.event()
+            program.forward(pixels, ids)
+            end = program.event()
+        took = {STAGES[name]: sum(program.between(*span) for span in ends) for name, ends in spans.items()}
+        return {**took, "whole pass": program.between(start, end)}
+
+    measured = [one_pass() for _ in range(NOISE + passes)][NOISE:]
+    return {name: statistics.median(one[name] for one in measured) for name in measured[0]}
+
+
+@contextmanager
+def _at_functions(functions, enter, leave):
+    """Call enter(name) and leave(name) around these functions of minigdino's layers."""
+    from minigdino.tracing import LAYERS
+
+    def watch(frame, event, _):
+        name = frame.f_code.co_name
+        if name in functions and frame.f_globals.get("__name__") in LAYERS and event in ("call", "return"):
+            (enter if event == "call" else leave)(name)
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+def rates(program, rows):
+    """The card's FLOP a second in one large product, and bytes a second, read and written, in one large copy."""
+    a, b, c = program.random(rows, INPUTS), program.random(INPUTS, OUTPUTS), program.random(COPIED // 4)
+    products, copies = [], []
+    for _ in range(NOISE + 10):
+        start = program.event()
+        a @ b
+        middle = program.event()
+        c.copy()
+        end = program.event()
+        products.append(program.between(start, middle))
+        copies.append(program.between(middle, end))
+    return 2 * rows * INPUTS * OUTPUTS / min(products[NOISE:]) * 1e3, 2 * COPIED / min(copies[NOISE:]) * 1e3
+
+
+def launches(program, pixels, ids):
+    """(kernels, copies between host and card) of one pass, by PyTorch's profiler."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(2):  # the first time the profiler itself is slow to begin
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+            program.fetch(program.forward(pixels, ids)[:2])
+    names = [event.name for event in seen.events() if event.device_type == DeviceType.CUDA]
+    copies = [name for name in names if name.startswith("Memcpy") and "DtoD" not in name]
+    return sum(not name.startswith(("Memcpy", "Memset")) for name in names), len(copies)
+
+
+def measure(name, directory, inputs, passes, save=None):
+    """One program, alone in its process -> what is printed as JSON."""
+    program = PROGRAMS[name](directory)
+    given = np.load(inputs)
+    pixels, ids = given["pixels"], given["ids"]
+    found = {"version": program.version, "card": program.card, "ms": milliseconds(program, pixels, ids, passes)}
+    if name == "minigdino":
+        from minigdino.arithmetic import image_tokens, stages
+
+        size = pixels.shape[1:]
+        found["stages"] = stage_milliseconds(program, pixels, ids, passes)
+        found["flop"] = stages(program.model.config, *size, len(ids))
+        found["rates"] = rates(program, image_tokens(program.model.config, *size))
+    if save:
+        np.savez(save, *program.fetch(program.forward(pixels, ids)))
+    found["launches"] = launches(program, pixels, ids)
+    return found
+
+
+def stage_table(found) -> str:
+    """Milliseconds and arithmetic of every stage, and the card's rates."""
+    product, copy = found["rates"]
+    total = sum(found["flop"].values())
+    lines = [found["card"],
+             f"one product: {product / 1e12:.1f} TFLOP/s; one copy: {copy / 1e9:.0f} GB/s read and written", "",
+             "| | GFLOP | ms | TFLOP/s | of the product rate |", "|---|---|---|---|---|"]
+    for name, ms in found["stages"].items():
+        flop = found["flop"].get(name, total)
+        speed = flop / max(ms, 1e-6) * 1e3
+        lines.append(f"| {name} | {flop / 1e9:.2f} | {ms:.3f} | {speed / 1e12:.2f} | {speed / product:.0%} |")
+    return "\n".join(lines)
+
+
+def program_table(rounds) -> str:
+    """One row for each program: rounds {program: [what `measure` found, ...]}"""
+    ours = [statistics.median(one["ms"]) for one in rounds["minigdino"]]
+    lines = ["| | ms | least to most | minigdino takes, of it | launches | copies to and from the card |",
+             "|---|---|---|---|---|---|"]
+    for name, found in rounds.items():
+        took = [statistics.median(one["ms"]) for one in found]
+        ratio = statistics.median(a / b for a, b in zip(ours, took))
+        kernels, copies = found[-1]["launches"]
+        lines.append(f"| {name} {found[-1]['version']} | {statistics.median(took):.2f} | {min(took):.2f} to "
+                     f"{max(took):.2f} | {ratio:.2f} | {kernels} | {copies} |")
+    return "\n".join(lines)
+
+
+def report(options) -> None:
+    """Measure and print."""
+    rounds = {name: [] for name in PROGRAMS}
+    with processes.prepared(options) as case:
+        saved = {name: case.folder / f"{name}.npz" for name in PROGRAMS}
+        for name in processes.alternate(tuple(PROGRAMS), options.rounds):
+            text = processes.call("gpu", "--program", name, "--checkpoint", case.checkpoint, "--inputs", case.inputs,
+                                  "--passes", options.passes, "--save", saved[name])
+            rounds[name].append(json.loads(text.splitlines()[-1]))
+        print(stage_table(rounds["minigdino"][-1]), program_table(rounds), sep="\n\n", end="\n\n")
+        ours, theirs = (np.load(file) for file in saved.values())
+        for place, what in ((2, "encoder memory"), (3, "selection scores")):  # later ones depend on unstable ranks
+            a, b = ours[f"arr_{place}"], theirs[f"arr_{place}"]
+            print(f"{what}: the programs differ by at most {abs(a - b).max():.1e}")
+
+
+def main(arguments=None) -> None:
+    """One program's JSON if --program names it, else the report."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    processes.add_options(options)
+    processes.add_rounds(options)
+    options.add_argument("--passes", type=int, default=20, help="measured passes of each program in a round")
+    options.add_argument("--program", choices=PROGRAMS, help="measure this one alone, here: needs the next two")
+    options.add_argument("--checkpoint", help="directory of the model")
+    options.add_argument("--inputs", help="file of pixels and ids, as benchmarks.case writes it")
+    options.add_argument("--save", help="write the program's results there")
+    options = options.parse_args(arguments)
+    if options.program:
+        print(json.dumps(measure(options.program, options.checkpoint, options.inputs, options.passes, options.save)))
+    else:
+        report(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""CuPy for machines without a GPU: arrays that compute as NumPy does and travel as CuPy's do.
+
+They dispatch as `cupy.ndarray` does (NEP 13 and 18, by a function's name), know no function, method or argument but
+those below, which `test_fake_gpu.py` compares with the real CuPy where it is installed, and raise where CuPy would
+raise, or would wait for the GPU: host arrays as operands, conversion to NumPy, truth values, masks as indices. Fresh
+memory holds NaN. Nothing is computed unless their device is the current one. Every transfer and launch is noted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import Counter
+
+import numpy as np
+
+# As CuPy 14 has them; what follows "*" or is left out here is not to be used.
+FUNCTIONS = {
+    "arange": "start, stop=None, step=1, dtype=None",
+    "argsort": "a, axis=-1, kind=None",
+    "asarray": "a, dtype=None, order=None",
+    "ascontiguousarray": "a, dtype=None",
+    "broadcast_to": "array, shape",
+    "clip": "a, a_min, a_max, out=None",
+    "concatenate": "tup, axis=0, out=None",
+    "empty": "shape, dtype=float, order='C'",
+    "full": "shape, fill_value, dtype=None, order='C'",
+    "moveaxis": "a, source, destination",
+    "pad": "array, pad_width, mode='constant'",
+    "roll": "a, shift, axis=None",
+    "split": "ary, indices_or_sections, axis=0",
+    "stack": "tup, axis=0, out=None",
+    "where": "condition, x=None, y=None",
+    "zeros": "shape, dtype=float, order='C'",
+}
+METHODS = {
+    "all": "axis=None, out=None, keepdims=False",
+    "astype": "dtype, order='K', casting=None, subok=None, copy=True",
+    "max": "axis=None, out=None, keepdims=False",
+    "mean": "axis=None, dtype=None, out=None, keepdims=False",
+    "reshape": "*shape",
+    "sum": "axis=None, dtype=None, out=None, keepdims=False",
+    "swapaxes": "axis1, axis2",
+    "transpose": "*axes",
+}
+UFUNCS = {
+    "absolute", "add", "bitwise_and", "cos", "divmod", "equal", "exp", "floor", "floor_divide", "greater",
+    "greater_equal", "less", "less_equal", "log", "matmul", "maximum", "multiply", "negative", "power", "sin", "sqrt",
+    "subtract", "true_divide",
+}  # fmt: skip
+UFUNC_KEYWORDS = {"out"}
+ATTRIBUTES = ("shape", "dtype", "ndim", "size", "strides", "itemsize", "nbytes")
+VIEWS = {"broadcast_to", "moveaxis", "split", "swapaxes", "transpose"}  # no kernel runs for these
+CREATORS = {"arange", "asarray", "empty", "full", "zeros"}  # these make arrays from none
+
+SIGNATURES = {
+    name: inspect.signature(eval(f"lambda {text}: 0")) for name, text in {**FUNCTIONS, **METHODS}.items()
+}
+
+
+class Gpu:
+    """What `minigdino.device.Gpu` is, for arrays of this file."""
+
+    current: Gpu | None = None
+
+    def __init__(self, index=0):
+        self.id, self.name = index, f"cuda:{index}"
+        self.launched: Counter[str] = Counter()  # kernels by name, ours and CuPy's
+        self.sent: list[tuple[int, ...]] = []  # shapes of what went to the device
+        self.fetched: list[tuple[int, ...]] = []
+
+    @contextlib.contextmanager
+    def computing(self):
+        before, Gpu.current = Gpu.current, self
+        try:
+            yield
+        finally:
+            Gpu.current = before
+
+    def send(self, array):
+        with self.computing():
+            return np.asarray(array, like=Array(np.zeros(0)))
+
+    def fetch(self, array):
+        self.fetched.append(array.shape)
+        return array.get()
+
+    def clear(self):
+        self.launched.clear()
+        self.sent.clear()
+        self.fetched.clear()
+
+
+class Refused(TypeError):
+    """CuPy would not do this, or would wait for the GPU."""
+
+
+class Array(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array of the fake GPU. Its numbers lie in `_host`, which nobody but this file and `on_host.py` reads."""
+
+    def __init__(self, host):
+        self._host, self.device = host, Gpu.current
+
+    def get(self):
+        """A copy on the host."""
+        return self._host.copy()
+
+    def __array__(self, *_, **__):
+        raise Refused("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **keywords):
+        name = ufunc.__name__
+        name = {"divide": "true_divide"}.get(name, name)
+        if name not in UFUNCS or method != "__call__" or not keywords.keys() <= UFUNC_KEYWORDS:
+            raise Refused(f"numpy.{ufunc.__name__}, {method}, {sorted(keywords)}: not on the list of fake_gpu.py")
+        for x in (*inputs, *keywords.get("out", ())):
+            if not isinstance(x, (Array, bool, int, float, np.generic)):
+                raise Refused(f"numpy.{name} of {type(x)}: CuPy takes its own arrays and scalars")
+        launch(name)
+        out = tuple(_unwrapped(keywords.get("out", ())))
+        return _wrapped(ufunc(*map(_unwrapped, inputs), **({"out": out} if out else {})))
+
+    def __array_function__(self, function, types, args, keywords):
+        name = function.__name__
+        if name not in FUNCTIONS or function.__module__ != "numpy":  # CuPy looks under the same path
+            raise Refused(f"numpy.{name}: not on the list of fake_gpu.py")
+        return called(name, function, args, keywords)
+
+    def __getitem__(self, key):
+        for part in key if isinstance(key, tuple) else (key,):
+            if isinstance(part, Array):
+                if part.dtype.kind not in "iu":
+                    raise Refused(f"an index of {part.dtype}: the GPU must say how much it selects")
+                launch("take")
+            elif not (part is None or part is Ellipsis or type(part) in (int, slice)):
+                raise Refused(f"an index of {type(part)} would travel")
+        return _wrapped(self._host[_unwrapped(key)])
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __len__(self):
+        return len(self._host)
+
+    @property
+    def T(self):
+        return Array(self._host.T)
+
+    @property
+    def flags(self):
+        return self._host.flags
+
+    def _waits(self, *_, **__):
+        raise Refused("the program would wait for the GPU here")
+
+    __bool__ = __int__ = __float__ = __index__ = item = tolist = __setitem__ = _waits
+
+    def __repr__(self):
+        return f"fake {self._host!r}"
+
+
+Array.__module__ = "cupy"  # the name by which minigdino/kernels.py knows CuPy's arrays
+
+
+def _method(name):
+    def method(self, *args, **keywords):
+        return called(name, getattr(type(self._host), name), (self, *args), keywords, of_self=True)
+
+    return method
+
+
+for _name in METHODS:
+    setattr(Array, _name, _method(_name))
+for _name in ATTRIBUTES:
+    setattr(Array, _name, property(lambda self, name=_name: getattr(self._host, name)))
+
+
+def called(name, function, args, keywords, of_self=False):
+    """A function or method that is on the list, with arguments that CuPy takes."""
+    try:
+        SIGNATURES[name].bind(*args[of_self:], **keywords)
+    except TypeError as error:
+        raise Refused(f"{name}: {error}; CuPy has ({SIGNATURES[name]})") from None
+    if name == "argsort" and keywords.get("kind") not in (None, "stable"):
+        raise Refused(f"argsort of kind {keywords['kind']}")
+    if name == "asarray" and not isinstance(args[0], Array):
+        Gpu.current.sent.append(np.shape(args[0]))
+    elif name not in CREATORS:
+        _no_host_arrays(name, (args, keywords))
+    result = function(*_unwrapped(args), **_unwrapped(keywords))
+    if name == "asarray" and not isinstance(args[0], Array):
+        result = result.copy(order="K")  # it lies elsewhere now
+    if name == "empty":
+        result.fill(np.nan if result.dtype.kind == "f" else 77)
+    copies = name == "reshape" and not np.shares_memory(result, args[0]._host) and result.size
+    if copies or not (name in VIEWS or name in ("asarray", "empty", "reshape")):
+        launch(name)
+    elif Gpu.current is None:
+        launch(name)  # refuses
+    return _wrapped(result)
+
+
+def launch(name):
+    """Note a kernel; it needs a current device."""
+    if Gpu.current is None:
+        raise Refused(f"{name}: outside `with device.computing()`, CuPy would take whichever GPU is current")
+    Gpu.current.launched[name] += 1
+
+
+def _no_host_arrays(name, value):
+    if isinstance(value, np.ndarray):
+        raise Refused(f"{name}: Unsupported type {type(value)}: a host array on the device")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ():
+        _no_host_arrays(name, part)
+
+
+def _unwrapped(x):
+    if isinstance(x, Array):
+        return x._host
+    if isinstance(x, (tuple, list)):
+        return type(x)(map(_unwrapped, x))
+    return {key: _unwrapped(part) for key, part in x.items()} if isinstance(x, dict) else x
+
+
+def _wrapped(x):
+    if isinstance(x, (np.ndarray, np.generic)):
+        return Array(np.asarray(x))
+    return type(x)(map(_wrapped, x)) if isinstance(x, (tuple, list)) else x
