@@ -112,7 +112,8 @@ def merge_heads(x):
 
 @accelerated(numpy="minigdino._ext.ops:attend")
 def attend(q, k, v, mask=None):
-    """softmax(q k^T) v in every head; mask says which key a query may see.
+    """Attention Is All You Need (arXiv 1706.03762) Eq. 1 in every head, for a q that is divided by sqrt(D) already; mask
+    says which key a query may see.
 
     q [M, Q, D], k [M, T, D], v [M, T, D], mask [Q, T] -> [Q, M*D]
     """
@@ -123,7 +124,7 @@ def attend(q, k, v, mask=None):
 
 
 def attention(queries, keys, values, query, key, value, out_proj, n_heads, mask=None):
-    """Multi-head attention, arXiv 1706.03762 Eq. 1 and section 3.2.2.
+    """Multi-head attention, arXiv 1706.03762 section 3.2.2 with Eq. 1 in each head.
 
     queries [Q, C], keys [T, C], values [T, C], mask [Q, T] -> [Q, C]
     """

@@ -155,7 +155,7 @@ def test_an_equation_stands_with_its_paper():
     assert captions.source("deformable.deform_attn") == "arXiv 2010.04159, Eq. 3"
     assert captions.source("swin.patch_merging") == "§3.1, arXiv 2103.14030, Section 3.1"
     assert captions.source("prompt.phrase_mask") == "§3.4, Figure 4"
-    assert captions.source("ops.attention") == "arXiv 1706.03762, Eq. 1, section 3.2.2"
+    assert captions.source("ops.attention") == "arXiv 1706.03762, section 3.2.2, Eq. 1"
     assert captions.source("results.post_process") == ""
 
 
@@ -230,7 +230,7 @@ def test_masks_boxes_and_scores_are_the_passes(demo, traced):
     np.testing.assert_array_equal(np.add.outer(stage["row_pieces"], stage["column_pieces"]), pieces)
     mask = steps(traced, rf"swin_block.{stage['block']}/.*shift_mask.0/return$")[0]
     np.testing.assert_allclose(unpacked(stage["masks"])[-1], mask[-1], atol=1e-5)
-    texts = [steps(traced, rf"/{kind}_layer.*/attention.0/weights$") for kind in ("bert", "text_enhancer")]
+    texts = [steps(traced, rf"/{kind}_layer.*/attention.0/attend.0/weights$") for kind in ("bert", "text_enhancer")]
     close(figures["text-attention"]["weights"], [w.mean(axis=0) for w in sum(texts, [])])
     chosen = figures["query-text"]["queries"]
     for slug, which in (("query-queries", 0), ("query-text", 1)):

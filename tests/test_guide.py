@@ -51,7 +51,7 @@ def test_a_piece_is_the_definition_and_nothing_else():
     assert hooks.find("prompt.Tokenizer.encode").text.startswith("    def encode(self")
     assert hooks.find("deformable.pyx:bilinear").text.startswith("def bilinear(image, xy):")
     assert hooks.find("deformable.pyx:bilinear").text.endswith("return out")
-    assert hooks.find("sampling.pxd:add_sample").text.startswith("cdef inline void add_sample(")
+    assert hooks.find("sampling.pxd:add_pixels").text.startswith("cdef inline void add_pixels(")
 
 
 CUDA = """// x [N] -> [N]

@@ -65,7 +65,7 @@ CHAPTERS = (
                "delimiter, so what it means does not depend on what else is asked for. Positions are counted from 0 "
                "in every phrase."),
         Figure("text-attention", "Words reading words",
-               ("bert.bert", "bert.bert_layer", "enhancer.text_enhancer_layer", "ops.attention"),
+               ("bert.bert", "bert.bert_layer", "enhancer.text_enhancer_layer", "ops.attend"),
                ("*/bert_layer.*/attention.0/attend.0/weights", "*/text_enhancer_layer.*/attention.0/attend.0/weights"),
                words.text_attention,
                "How much a token (row) reads of another (column), the mean of all heads. The mask leaves the blocks "
@@ -105,11 +105,11 @@ CHAPTERS = (
     )),
     Chapter("Cross-modality decoder", "decoder", "Each query asks the others, the text and the image, and moves its "
             "box, layer by layer.", (
-        Figure("query-queries", "Queries reading queries", ("decoder.decoder_layer", "ops.attention"),
+        Figure("query-queries", "Queries reading queries", ("decoder.decoder_layer", "ops.attend"),
                ("forward.0/decoder.0/decoder_layer.*/attention.0/attend.0/weights",), deciding.query_queries,
                "The boxes of the queries that the chosen one reads, the more the stronger. This is how two queries on "
                "one object can agree who keeps it: there is no non-maximum suppression afterwards."),
-        Figure("query-text", "Queries reading words", ("decoder.decoder_layer", "ops.attention"),
+        Figure("query-text", "Queries reading words", ("decoder.decoder_layer", "ops.attend"),
                ("forward.0/decoder.0/decoder_layer.*/attention.1/attend.0/weights",), deciding.query_text,
                "What the chosen query reads of the text, the mean of all heads, in the chosen layer. The text comes "
                "before the image here, where the paper's Figure 3 draws it after."),
