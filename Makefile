@@ -9,13 +9,17 @@ SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd)
 
 build: $(VENV)/built
 
+# The packages of an extra, without building minigdino once more.
+extra = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project'] \
+	['optional-dependencies']['$(1)'], sep='\n')" | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
+
 $(VENV)/built: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
 $(VENV)/parity: $(VENV)/built
-	$(BIN)/python -m pip install --quiet --editable '.[test,parity]'
+	$(call extra,parity)
 	touch $@
 
 demo: build  ## find shapes in a drawn scene with the embedded checkpoint; writes demo.png
@@ -30,7 +34,7 @@ test-browser: $(VENV)/browser  ## the page of minigdino explain in a headless Ch
 	MINIGDINO_BROWSER=required $(BIN)/python -m pytest tests/browser
 
 $(VENV)/browser: $(VENV)/built
-	$(BIN)/python -m pip install --quiet --editable '.[test,browser]'
+	$(call extra,browser)
 	touch $@
 
 lint: build
@@ -51,7 +55,7 @@ docs: $(VENV)/docs  ## the guide as a site, in build/docs: open build/docs/index
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 $(VENV)/docs: $(VENV)/built
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(call extra,docs)
 	touch $@
 
 bench: build  ## where the seconds of the tiny model go at 800 x 1066, stage by stage
@@ -71,15 +75,16 @@ gpu: $(VENV)/gpu  ## on a machine with a GPU: every op and whole models there be
 CUDA ?= cuda12
 
 $(VENV)/gpu: $(VENV)/built
-	$(BIN)/python -m pip install --quiet --editable '.[test,bench,$(CUDA)]'
+	$(call extra,bench)
+	$(call extra,$(CUDA))
 	touch $@
 
 $(VENV)/gpu-check: $(VENV)/built
-	$(BIN)/python -m pip install --quiet --editable '.[test,gpu-check]'
+	$(call extra,gpu-check)
 	touch $@
 
 $(VENV)/benchmarks: $(VENV)/built
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(call extra,bench)
 	touch $@
 
 train-shapes: $(VENV)/parity  ## train, export and evaluate the embedded checkpoint: about an hour on two cores

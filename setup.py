@@ -1,5 +1,6 @@
 """Only what pyproject.toml cannot say: the compiled twins. Without a C compiler the NumPy references run instead."""
 
+import os
 import sys
 import sysconfig
 
@@ -31,4 +32,4 @@ def extension(name, level="", flags=()):
 
 
 twins = [extension(name, level, flags) for name in TWINS for level, flags in LEVELS.items()]
-setup(ext_modules=[extension("cpu"), extension("memory"), *twins])
+setup(ext_modules=[extension("cpu"), extension("memory"), *twins], options={"build_ext": {"parallel": os.cpu_count()}})

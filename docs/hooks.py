@@ -248,10 +248,13 @@ def _differences(link, *modules):
 def _rosetta(link, page=None):
     """The table of terms, or the rows of one page."""
     rows = ["| paper's term | place | code | checkpoint tensors | picture |", "|---|---|---|---|---|"]
+    pictured = set()
     for row in rosetta():
         if page in (None, row["page"]):
             anchor = slug(row["term"])
-            here = f'<span id="{anchor}"></span>' if page is None else ""
+            ids = [anchor, *({row.get("picture")} - pictured - {None, anchor})]  # a picture leads to its first row
+            pictured.add(row.get("picture"))
+            here = "".join(f'<span id="{name}"></span>' for name in ids) if page is None else ""
             other = link(f"reading/{row['page']}.md", "") if page is None else link("rosetta.md", f"#{anchor}")
             tensors = "<br>".join(f"`{name}`" for name in row.get("tensors", ())) or "—"
             picture = _figure(link, row["picture"]) if "picture" in row else "—"
@@ -304,7 +307,8 @@ def example() -> str:
     import minigdino
     from minigdino.explain import page
 
-    return page(minigdino.load("shapes"), str(ROOT / "docs" / "images" / "scene.jpg"), "a purple star. a green heart.")
+    return page(minigdino.load("shapes"), str(ROOT / "docs" / "images" / "scene.jpg"), "a purple star. a green heart.",
+                guide="")
 
 
 # What mkdocs calls.

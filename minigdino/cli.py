@@ -94,6 +94,8 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("text", metavar="TEXT", help='what to look for: "a cat. a dog."')
     explain.add_argument("--out", metavar="PAGE", type=Path, required=True, help="the HTML file to write")
     explain.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes"')
+    explain.add_argument("--guide", metavar="URL",
+                         help="the guide that `make docs` builds, as the page sees it: captions then lead there")
     explain.set_defaults(verb=_explain)
 
     bench = verbs.add_parser("bench", help="where the seconds of a pass go, stage by stage",
@@ -225,7 +227,8 @@ def _trace(arguments):
 def _explain(arguments):
     from .explain import page
 
-    html = page(load(arguments.model), arguments.image, arguments.text)
+    guide = None if arguments.guide is None else arguments.guide.rstrip("/") + "/"
+    html = page(load(arguments.model), arguments.image, arguments.text, guide)
     _write(arguments.out, lambda path: path.write_text(html, encoding="utf-8"))
     return 0
 

@@ -112,8 +112,8 @@ def merge_heads(x):
 
 @accelerated(numpy="minigdino._ext.ops:attend")
 def attend(q, k, v, mask=None):
-    """Attention Is All You Need (arXiv 1706.03762) Eq. 1 in every head, for a q that is divided by sqrt(D) already; mask
-    says which key a query may see.
+    """Attention Is All You Need (arXiv 1706.03762) Eq. 1 in every head, for a q that is divided by sqrt(D) already.
+    mask says which key a query may see.
 
     q [M, Q, D], k [M, T, D], v [M, T, D], mask [Q, T] -> [Q, M*D]
     """

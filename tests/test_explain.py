@@ -385,3 +385,13 @@ def test_like_vectors_have_like_colours():
     assert (colours[3] == colours[2, 0]).all()
     assert abs(colours[3, 0] - colours[1, 1]).max() < abs(colours[0, 0] - colours[1, 1]).max()
     assert principal_colours(np.ones((1, 1, 16), np.float32)).shape == (1, 1, 3)
+
+
+def test_with_a_guide_every_caption_leads_to_its_lines_and_its_rows(shapes):
+    text = page(shapes, SCENE, TEXT, guide="../site/")
+    for figure in FIGURES:
+        assert f'href="../site/rosetta.html#{figure.slug}"' in text
+        for name in figure.functions:
+            file, line = captions.where(name).split(":")
+            assert f'href="../site/source/{file.rpartition("/")[2]}.html#__codelineno-0-{line}"' in text
+    assert "rosetta.html" not in page(shapes, SCENE, TEXT)
