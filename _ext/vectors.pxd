@@ -38,51 +38,65 @@ cdef inline floating exp_negative(floating x) noexcept nogil:
         return power.f * p
 
 
+cdef inline floating folded(const floating *lane) noexcept nogil:
+    """The sum of LANES numbers, half onto half, which takes a few vector additions"""
+    cdef floating[LANES] copy  # whole, so that the compiler may keep what is copied in a register until then
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        copy[j] = lane[j]
+    for j in range(8):
+        copy[j] += copy[j + 8]
+    for j in range(4):
+        copy[j] += copy[j + 4]
+    return (copy[0] + copy[2]) + (copy[1] + copy[3])
+
+
 cdef inline floating total(const floating *x, Py_ssize_t n) noexcept nogil:
     """The sum of x [n]"""
-    cdef floating lane[LANES]
-    cdef floating result = 0
+    cdef floating[LANES] lane
+    cdef floating rest = 0
     cdef Py_ssize_t b, i, j
     for j in range(LANES):
         lane[j] = 0
     for b in range(n // LANES):
         for j in range(LANES):
             lane[j] += x[b * LANES + j]
-    for j in range(LANES):
-        result += lane[j]
     for i in range(n - n % LANES, n):
-        result += x[i]
-    return result
+        rest += x[i]
+    return folded(lane) + rest
 
 
 cdef inline floating total_of_squares(const floating *x, Py_ssize_t n) noexcept nogil:
     """The sum of the squares of x [n]"""
-    cdef floating lane[LANES]
-    cdef floating result = 0
+    cdef floating[LANES] lane
+    cdef floating rest = 0
     cdef Py_ssize_t b, i, j
     for j in range(LANES):
         lane[j] = 0
     for b in range(n // LANES):
         for j in range(LANES):
             lane[j] += x[b * LANES + j] * x[b * LANES + j]
-    for j in range(LANES):
-        result += lane[j]
     for i in range(n - n % LANES, n):
-        result += x[i] * x[i]
-    return result
+        rest += x[i] * x[i]
+    return folded(lane) + rest
 
 
 cdef inline floating largest(const floating *x, Py_ssize_t n) noexcept nogil:
     """The largest of x [n], n > 0"""
-    cdef floating lane[LANES]
-    cdef floating result = x[0]
+    cdef floating[LANES] lane
+    cdef floating result
     cdef Py_ssize_t b, i, j
     for j in range(LANES):
         lane[j] = x[0]
     for b in range(n // LANES):
         for j in range(LANES):
             lane[j] = x[b * LANES + j] if x[b * LANES + j] > lane[j] else lane[j]
-    for j in range(LANES):
+    for j in range(8):
+        lane[j] = lane[j] if lane[j] > lane[j + 8] else lane[j + 8]
+    for j in range(4):
+        lane[j] = lane[j] if lane[j] > lane[j + 4] else lane[j + 4]
+    result = lane[0]
+    for j in range(1, 4):
         result = lane[j] if lane[j] > result else result
     for i in range(n - n % LANES, n):
         result = x[i] if x[i] > result else result
@@ -95,6 +109,6 @@ cdef inline void softmax_row(const floating *x, floating *out, Py_ssize_t n) noe
     cdef Py_ssize_t i
     for i in range(n):
         out[i] = exp_negative(x[i] - most)
-    share = total(out, n)
+    share = <floating> 1 / total(out, n)
     for i in range(n):
-        out[i] = out[i] / share
+        out[i] = out[i] * share

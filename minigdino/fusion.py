@@ -12,8 +12,9 @@ from .ops import layer_norm, linear, merge_heads, softmax, split_heads
 
 
 def bi_attention(vision, text, vision_proj, text_proj, values_vision_proj, values_text_proj,
-                 out_vision_proj, out_text_proj, n_heads):
-    """vision [S, C], text [T, C] -> [S, C], [T, C]"""
+                 out_vision_proj, out_text_proj, n_heads, added=None):
+    """What each hears of the other, the image's `added` to what is given: vision [S, C], text [T, C], added [S, C]
+    -> [S, C], [T, C]"""
     S, T, C, M = len(vision), len(text), text.shape[1], n_heads
     k = split_heads(linear(text, **text_proj), M) * (len(text_proj["bias"]) // M) ** -0.5  # [M, T, D]
     v_text = split_heads(linear(text, **values_text_proj), M)  # [M, T, D]
@@ -28,7 +29,7 @@ def bi_attention(vision, text, vision_proj, text_proj, values_vision_proj, value
 
     # A (t Wv + bv) Wo = A ((t Wv + bv) Wo): the output map is taken over to the T values
     told = v_text @ out_vision_proj["weight"].reshape(C, M, -1).transpose(1, 2, 0)  # [M, T, C]
-    from_text = linear(to_text.reshape(S, M * T), told.reshape(M * T, C).T, out_vision_proj["bias"])  # [S, C]
+    from_text = linear(to_text.reshape(S, M * T), told.reshape(M * T, C).T, out_vision_proj["bias"], added)  # [S, C]
 
     # A (x Wv + bv) = (A x) Wv + bv, since the weights of A sum to 1: the value map comes after the sum over the image
     seen = linear(to_vision.reshape(S, M * T).T, vision.T).reshape(M, T, C)  # [M, T, C]
@@ -43,5 +44,7 @@ def fusion_layer(vision, text, layer_norm_vision, layer_norm_text, attn, vision_
     # != paper: GLIP Eq. 5 and 6 add to the input; the released fusion adds to the normed input
     v = layer_norm(vision, **layer_norm_vision, eps=eps)  # [S, C]
     t = layer_norm(text, **layer_norm_text, eps=eps)  # [T, C]
-    from_text, from_vision = bi_attention(v, t, **attn, n_heads=n_heads)
-    return v + vision_param * from_text, t + text_param * from_vision
+    # p * (a Wo + bo) = a (p * Wo) + p * bo: the image's scale goes over to its last map
+    scaled = {name: (p.T * vision_param).T for name, p in attn["out_vision_proj"].items()}
+    told, from_vision = bi_attention(v, t, **{**attn, "out_vision_proj": scaled}, n_heads=n_heads, added=v)
+    return told, t + text_param * from_vision

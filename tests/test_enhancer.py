@@ -109,6 +109,18 @@ def test_with_one_token_the_image_hears_that_token(rng):
     np.testing.assert_allclose(from_text, np.repeat(heard, 4, axis=0), atol=1e-11)
 
 
+@given(rngs(), st.integers(1, 9), st.integers(1, 7))
+def test_a_fusion_layer_adds_what_is_heard_channel_by_channel_scaled(rng, S, T):
+    """GLIP Eq. 5 and 6 with the layer's scales: the definition, where the code takes one of them into a map."""
+    w, v, t = fusion_weights(rng), rng.standard_normal((S, 6)), rng.standard_normal((T, 6))
+    norms = [{"weight": rng.standard_normal(6), "bias": rng.standard_normal(6)} for _ in range(2)]
+    scales = rng.standard_normal((2, 6))
+    normed = [ops.layer_norm(x, **norm, eps=1e-5) for x, norm in zip((v, t), norms)]
+    want = [x + p * heard for x, p, heard in zip(normed, scales, glip(*normed, w, 2))]
+    for got, x in zip(fusion_layer(v, t, *norms, w, *scales, n_heads=2, eps=1e-5), want):
+        np.testing.assert_allclose(got, x, atol=1e-11)
+
+
 def test_a_layer_scale_of_zero_leaves_the_normed_input():
     rng = np.random.default_rng(0)
     norm = {"weight": np.ones(6), "bias": np.zeros(6)}
