@@ -1,11 +1,6 @@
 """minigdino: Grounding DINO, MM Grounding DINO and LLMDet in NumPy. Text in, boxes out, no PyTorch."""
 
-import os as _os
-
-# Read when OpenBLAS is loaded, so before NumPy: its idle threads sleep after 2**14 cycles. By default they spin through
-# our loops. Whoever imports NumPy first, and minds the seconds, sets the variable for the process.
-_os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")
-
+from . import blas as _blas  # noqa: F401  first of all, as it says
 from .config import Config
 from .detector import Model, detect, load
 from .errors import ArgumentError, CheckpointError, ConfigError, Error, ImageError, PromptError

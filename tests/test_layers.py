@@ -22,6 +22,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"kernels", "memory"},
     {"threads"},
     {"errors", "version", "tracing"},
+    {"blas"},
 ]
 RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}
 EXPLAIN = [  # the same, within the package that makes the page
