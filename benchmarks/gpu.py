@@ -14,9 +14,7 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import time
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -110,11 +108,12 @@ def milliseconds(program, pixels, ids, passes):
 def stage_milliseconds(program, pixels, ids, passes):
     """{stage: median ms on the card, "whole pass": ...}, from an event at each end of the functions that make it."""
     from minigdino.bench import STAGES
+    from minigdino.tracing import at_functions
 
     def one_pass():
         begun, spans = [], {name: [] for name in STAGES}
-        with _at_functions(STAGES, lambda _: begun.append(program.event()),
-                           lambda name: spans[name].append((begun.pop(), program.event()))):
+        with at_functions(STAGES, lambda _: begun.append(program.event()),
+                          lambda name: spans[name].append((begun.pop(), program.event()))):
             start = program.event()
             program.forward(pixels, ids)
             end = program.event()
@@ -123,24 +122,6 @@ def stage_milliseconds(program, pixels, ids, passes):
 
     measured = [one_pass() for _ in range(NOISE + passes)][NOISE:]
     return {name: statistics.median(one[name] for one in measured) for name in measured[0]}
-
-
-@contextmanager
-def _at_functions(functions, enter, leave):
-    """Call enter(name) and leave(name) around these functions of minigdino's layers."""
-    from minigdino.tracing import LAYERS
-
-    def watch(frame, event, _):
-        name = frame.f_code.co_name
-        if name in functions and frame.f_globals.get("__name__") in LAYERS and event in ("call", "return"):
-            (enter if event == "call" else leave)(name)
-
-    before = sys.getprofile()
-    sys.setprofile(watch)
-    try:
-        yield
-    finally:
-        sys.setprofile(before)
 
 
 def rates(program, rows):

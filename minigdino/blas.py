@@ -6,7 +6,6 @@ Whoever imports NumPy first, and minds the seconds, sets both for the process. A
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 
 def prepare(cpuinfo: str) -> None:
@@ -30,7 +29,8 @@ def halves_wide_vectors(cpuinfo: str) -> bool:
 
 def _cpuinfo():
     try:
-        return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            return file.read(1 << 13)  # the first processor; a large server describes hundreds, which takes time
     except OSError:  # not Linux
         return ""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -141,13 +141,23 @@ def seconds_of(functions: Collection[str]) -> Iterator[dict[str, float]]:
     seconds = dict.fromkeys(functions, 0.0)
     started: list[float] = []
 
+    def leave(function):
+        if started:
+            seconds[function] += time.perf_counter() - started.pop()
+
+    with at_functions(functions, lambda _: started.append(time.perf_counter()), leave):
+        yield seconds
+
+
+@contextmanager
+def at_functions(functions: Collection[str], enter: Callable[[str], object],
+                 leave: Callable[[str], object]) -> Iterator[None]:
+    """Call enter(name) and leave(name) at the ends of these functions of the layers, in the calling thread."""
+
     def watch(frame, event, _):
         function = frame.f_code.co_name
-        if function in seconds and frame.f_globals.get("__name__") in LAYERS:
-            if event == "call":
-                started.append(time.perf_counter())
-            elif event == "return" and started:
-                seconds[function] += time.perf_counter() - started.pop()
+        if function in functions and frame.f_globals.get("__name__") in LAYERS and event in ("call", "return"):
+            (enter if event == "call" else leave)(function)
 
     with _watching(watch):
-        yield seconds
+        yield
