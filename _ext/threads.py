@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from functools import cache
 
 from threadpoolctl import ThreadpoolController
@@ -21,11 +22,13 @@ PIECES = 4  # per thread, so that a thread held up elsewhere leaves its share to
 _count: int | None = None  # None: as many as this process may use
 _pool: ThreadPoolExecutor | None = None
 turn = threading.Lock()  # a loop uses all threads: callers from several threads go one after the other
+_here = threading.local()  # busy: this thread has its share of a loop in hand
 
 
 def count() -> int:
-    """Threads a loop uses: what `limit` set, else the processors this process may run on and has a quota for."""
-    return _count or max(1, min(_affinity(), quota()))
+    """Threads a loop uses: what `limit` set, else the processors this process may run on and has a quota for. Within a
+    loop all of them are busy, so that a loop within it has one."""
+    return 1 if getattr(_here, "busy", False) else _count or max(1, min(_affinity(), quota()))
 
 
 def quota_binds() -> bool:
@@ -54,11 +57,16 @@ def for_rows(loop: Callable[[int, int], None], n: int, least: int = 1, products:
     ranges = iter(list(zip(edges, edges[1:])))
 
     def work():
-        for first, last in ranges:  # whoever is free takes the next
-            loop(first, last)
+        _here.busy = True
+        try:
+            for first, last in ranges:  # whoever is free takes the next
+                loop(first, last)
+        finally:
+            _here.busy = False
 
     with turn, _one_thread_each() if products else nullcontext():
-        helpers = [_helpers(threads - 1).submit(work) for _ in range(threads - 1)]
+        # helpers run in the caller's context: what it chose for its thread, such as NumPy's allocator, holds for them
+        helpers = [_helpers(threads - 1).submit(copy_context().run, work) for _ in range(threads - 1)]
         try:
             work()
         finally:

@@ -12,6 +12,8 @@ from minigdino._ext import threads
 from minigdino._ext.quota import grants
 
 import minigdino
+from minigdino import kernels
+from minigdino.memory import reused
 
 
 def test_rows_are_covered_once_whatever_the_number_of_threads():
@@ -36,6 +38,42 @@ def test_an_error_in_a_loop_comes_out():
 
     with pytest.raises(RuntimeError, match="inside"):
         threads.for_rows(fail, 100)
+
+
+def test_a_loop_within_a_loop_runs_where_it_was_asked_for():
+    inner = []
+
+    def visit(first, last):
+        here = threading.get_ident()
+        threads.for_rows(lambda *rows: inner.append((rows, threads.count(), threading.get_ident() == here)), 100)
+
+    try:
+        threads.limit(2)
+        threads.for_rows(visit, 8)
+        assert set(inner) == {((0, 100), 1, True)}
+        assert threads.count() == 2  # and so again outside, for the caller as for the helpers
+        with pytest.raises(ZeroDivisionError):
+            threads.for_rows(lambda first, last: 1 / 0, 8)
+        assert threads.count() == 2
+    finally:
+        threads.limit(None)
+
+
+def test_what_holds_for_the_caller_holds_for_its_helpers():
+    """Two parts that wait for each other, so that it takes two threads."""
+    meet, modes = threading.Barrier(2, timeout=30), []
+
+    def visit(first, last):
+        meet.wait()
+        modes.append((kernels.mode(), np._core.multiarray.get_handler_name()))
+
+    try:
+        threads.limit(2)
+        with minigdino.use("reference"), reused():
+            threads.for_rows(visit, 2)
+        assert modes == [("reference", "minigdino")] * 2
+    finally:
+        threads.limit(None)
 
 
 def test_set_threads_reaches_both_pools():
