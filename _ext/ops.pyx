@@ -1,13 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The twins of minigdino/ops.py: each row is visited once and stays in the cache meanwhile."""
 
-import math
-
 import numpy as np
 
 from cython cimport floating
 from libc.math cimport sqrt
-from _ext.vectors cimport LANES, exp_negative, softmax_row, total, total_of_squares
+from _ext.vectors cimport exp_negative, softmax_row, total, total_of_squares
 
 from minigdino._ext.checks import contiguous, same_dtype
 from minigdino._ext.threads import count, for_rows
@@ -141,44 +139,15 @@ def _softmax_rows(const floating[:, ::1] x, floating[:, ::1] out, Py_ssize_t fir
             softmax_row(&x[i, 0], &out[i, 0], n)
 
 
-def _softmax_columns(const floating[:, ::1] x, floating[:, ::1] out, floating[::1] most, double[::1] share,
-             Py_ssize_t first, Py_ssize_t last):
-    """most and share [C] are room to work in; sums over an image are long, so they are taken in double"""
-    cdef Py_ssize_t i, c, n = x.shape[0]
-    with nogil:
-        for c in range(first, last):
-            most[c] = x[0, c]
-            share[c] = 0
-        for i in range(n):
-            for c in range(first, last):
-                most[c] = x[i, c] if x[i, c] > most[c] else most[c]
-        for i in range(n):
-            for c in range(first, last):
-                out[i, c] = exp_negative(x[i, c] - most[c])
-                share[c] += out[i, c]
-        for c in range(first, last):
-            most[c] = <floating> (1 / share[c])
-        for i in range(n):
-            for c in range(first, last):
-                out[i, c] = out[i, c] * most[c]
-
-
 def softmax(x, axis=-1):
     """x [...] -> [...]"""
-    dtype, x = same_dtype(x), contiguous(x)
-    axis = axis % x.ndim
-    out, n = np.empty_like(x), x.shape[axis]
-    if not x.size:
-        return out
-    if axis == x.ndim - 1:
-        rows, result = x.reshape(-1, n), out.reshape(-1, n)
-        for_rows(lambda first, last: _softmax_rows(rows, result, first, last), len(rows), 1 + ENOUGH // n)
-        return out
-    C = x.size // (n * math.prod(x.shape[:axis]))
-    for sheet, result in zip(x.reshape(-1, n, C), out.reshape(-1, n, C)):
-        room = np.empty(C, dtype), np.empty(C)
-        for_rows(lambda first, last: _softmax_columns(sheet, result, *room, first, last), C, LANES)
-    return out
+    along = np.moveaxis(x, axis, -1)
+    same_dtype(x)
+    rows = contiguous(along).reshape(-1, x.shape[axis])
+    out = np.empty_like(rows)
+    if out.size:
+        for_rows(lambda first, last: _softmax_rows(rows, out, first, last), len(rows), 1 + ENOUGH // rows.shape[1])
+    return np.moveaxis(out.reshape(along.shape), -1, axis)
 
 
 def _relu_rows(const floating[:, ::1] x, const floating[::1] bias, floating[:, ::1] out, Py_ssize_t first,

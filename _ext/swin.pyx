@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The twin of minigdino/swin.py's `attend_in_windows`: each window is read where it lies in the map, so none is padded, shifted or cut.
+"""The twins of minigdino/swin.py: each window is read where it lies in the map, so none is padded, shifted or cut; and
+bands of windows go through a whole attention, so no map of queries, keys and values is ever there whole.
 
 A window's numbers for one head fit in the cache: q [K, D], k transposed [D, KP], v [K, D], one row of scores [KP]. K is the
 pixels of a window, KP is K rounded up to whole vectors; columns beyond K count nothing.
@@ -20,6 +21,8 @@ cdef enum:
     USUAL_D = 32
     USUAL_K = 49
     WHOLE = (USUAL_K + LANES - 1) // LANES * LANES
+
+WIDE = 512  # pixels of a band that are worth having a thread read all weights
 
 
 cdef inline void add_product(const floating *vector, const floating *matrix, Py_ssize_t n, Py_ssize_t width,
@@ -59,9 +62,10 @@ cdef inline void attend(const floating *q, const floating *keys, const floating 
 
 
 def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_bias,
-             const floating[:, :, ::1] position_bias, int k, int shift,
+             const floating[:, :, ::1] position_bias, int k, int up, int left,
              floating[:, :, :, ::1] out, Py_ssize_t first, Py_ssize_t last):
-    """Windows first to last of the shifted map, counted row by row; qkv [H, W, 3, M, D], out [H, W, M, D]"""
+    """Windows first to last of the map shifted `up` and `left`, counted row by row; position_bias [M, K, KP], -inf beyond
+    K; qkv [H, W, 3, M, D], out [H, W, M, D]"""
     cdef int H = qkv.shape[0], W = qkv.shape[1], rows = (H + k - 1) // k * k, cols = (W + k - 1) // k * k
     cdef Py_ssize_t M = qkv.shape[3], D = qkv.shape[4], K = k * k, KP = (K + LANES - 1) // LANES * LANES
     cdef Py_ssize_t b, m, d, i, j
@@ -93,9 +97,9 @@ def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_
             for i in range(K):  # where the window's pixels lie before the shift, and in which piece of the map
                 r = <int> (b // (cols // k)) * k + <int> i // k
                 c = <int> (b % (cols // k)) * k + <int> i % k
-                piece[i] = 3 * ((r >= rows - k) + (r >= rows - shift)) + (c >= cols - k) + (c >= cols - shift)
-                row[i] = (r + shift) % rows
-                col[i] = (c + shift) % cols
+                piece[i] = 3 * ((r >= rows - k) + (r >= rows - up)) + (c >= cols - k) + (c >= cols - left)
+                row[i] = (r + up) % rows
+                col[i] = (c + left) % cols
             whole = True
             for i in range(K):
                 whole = whole and piece[i] == piece[0]
@@ -138,10 +142,52 @@ def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
                          f"{position_bias.shape} do not fit windows of {k} by {k}, shifted by {shift}")
     out = np.empty((H, W, M, D), dtype)
     if out.size:
-        K = k * k
-        padded = np.full((M, K, (K + LANES - 1) // LANES * LANES), -np.inf, dtype)  # to whole vectors
-        padded[..., :K] = position_bias
-        arrays = contiguous(qkv), contiguous(qkv_bias), padded
-        windows = ((H + k - 1) // k) * ((W + k - 1) // k)  # division rounds towards zero here, as in C
-        for_rows(lambda first, last: _windows(*arrays, k, shift, out, first, last), windows)
+        arrays = contiguous(qkv), contiguous(qkv_bias), _to_whole_vectors(position_bias)
+        for_rows(lambda first, last: _windows(*arrays, k, shift, shift, out, first, last), _ceil(H, k) * _ceil(W, k))
     return out
+
+
+def _to_whole_vectors(position_bias):
+    """[M, K, K] -> [M, K, KP], -inf beyond K: what is not there counts nothing"""
+    M, K, _ = position_bias.shape
+    padded = np.full((M, K, _ceil(K, LANES) * LANES), -np.inf, position_bias.dtype)
+    padded[..., :K] = position_bias
+    return padded
+
+
+def _ceil(Py_ssize_t n, Py_ssize_t k):
+    return (n + k - 1) // k
+
+
+def window_attention(x, query, key, value, out_proj, relative_position_bias_table, n_heads, k, shift, added=None):
+    """x [H, W, C], added [H, W, C] -> [H, W, C]
+
+    Each thread takes a band, the windows that lie side by side, through all steps: what one leaves is still near its cache
+    for the next. Only the last band of a shifted map has rows from both ends, and pieces above each other.
+    """
+    from minigdino.ops import linear
+    from minigdino.swin import relative_position_bias
+    from minigdino.swin import window_attention as op
+
+    H, W, C = x.shape
+    if k * W < WIDE:
+        return op.reference(x, query, key, value, out_proj, relative_position_bias_table, n_heads, k, shift, added)
+    weight, bias = (np.concatenate([p[name] for p in (query, key, value)]) for name in ("weight", "bias"))
+    qkv_bias = bias.reshape(3, n_heads, C // n_heads)
+    position_bias = _to_whole_vectors(relative_position_bias(relative_position_bias_table, k))
+    bands, y = _ceil(H, k), np.empty((H, W, C), same_dtype(x, weight, position_bias))
+
+    def work(first, last):
+        for band in range(first, last):
+            top = band * k + shift
+            both_ends = shift and band == bands - 1
+            rows = np.r_[:min(shift, H), top:H] if both_ends else slice(top, top + k)
+            part = x[rows]  # [<= k, W, C]
+            qkv = linear(part, weight).reshape(len(part), W, 3, n_heads, C // n_heads)
+            attended = np.empty((len(part), W, n_heads, C // n_heads), x.dtype)
+            _windows(qkv, qkv_bias, position_bias, k, shift if both_ends else 0, shift, attended, 0, _ceil(W, k))
+            y[rows] = linear(attended.reshape(len(part), W, C), **out_proj,
+                             added=None if added is None else added[rows])
+
+    for_rows(work, bands, products=True)
+    return y

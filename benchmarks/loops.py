@@ -19,7 +19,7 @@ import numpy as np
 from minigdino._ext.threads import for_rows
 
 import minigdino
-from minigdino import deformable, ops, swin
+from minigdino import deformable, fusion, ops, swin
 from minigdino.boxes import pixel_centres
 from minigdino.kernels import levels
 
@@ -44,6 +44,12 @@ def problems() -> dict[str, tuple]:
     def array(*shape):
         return rng.standard_normal(shape, np.float32)
 
+    def linear(outputs, inputs):
+        return {"weight": array(outputs, inputs) * inputs**-0.5, "bias": array(outputs)}
+
+    def both_ways(M, T, C):
+        return array(S, C), 0.1 * array(M, T, C), array(M, T), array(M, T, C), array(C), array(S, C)
+
     references = np.concatenate([pixel_centres(H, W, like=array(1)) for H, W in LEVELS])
     return {
         "layer_norm [53400, 96]": (ops.layer_norm, (array(53400, 96), array(96), array(96))),
@@ -51,10 +57,13 @@ def problems() -> dict[str, tuple]:
         "gelu [2048, 384]": (ops.gelu, (array(2048, 384), array(384))),
         "relu [2048, 2048]": (ops.relu, (array(2048, 2048), array(2048))),
         "softmax [8, 900, 900]": (ops.softmax, (array(8, 900, 900),)),
-        "softmax [17821, 4, 9] over tokens": (ops.softmax, (array(S, 4, 9), 2)),
-        "softmax [17821, 4, 9] over the image": (ops.softmax, (array(S, 4, 9), 0)),
+        "attend_both_ways [17821, 256], 9 tokens": (fusion.attend_both_ways, both_ways(4, 9, 256)),
+        "attend_both_ways [17821, 256], 256 tokens": (fusion.attend_both_ways, both_ways(4, 256, 256)),
         "attend_in_windows [200, 267], 3 heads, shifted": (
             swin.attend_in_windows, (array(200, 267, 3, 3, 32), array(3, 3, 32), array(3, 49, 49), 7, 3)),
+        "window_attention [200, 267, 96], shifted": (
+            swin.window_attention,
+            (array(200, 267, 96), *(linear(96, 96) for _ in range(4)), array(13**2, 3), 3, 7, 3)),
         "deform_attn, 17821 queries": (
             deformable.deform_attn, (array(S, 8, 32), LEVELS, references, array(S, 8, 4, 4, 2), array(S, 8, 16))),
     }

@@ -17,6 +17,7 @@ OPS: dict[str, Callable] = {}  # name -> op; the test suite walks this, so no tw
 
 _announced = False
 _mode: ContextVar[str | None] = ContextVar("minigdino kernels", default=None)  # None: as MINIGDINO_KERNELS says
+_opened: ContextVar[Callable[[Callable], bool] | None] = ContextVar("minigdino opened", default=None)
 
 
 def mode() -> str:
@@ -38,6 +39,16 @@ def use(mode: str) -> Iterator[None]:
         _mode.reset(token)
 
 
+@contextmanager
+def opened(wanted: Callable[[Callable], bool]) -> Iterator[None]:
+    """In this thread, until the block ends, let an op run as its formula if `wanted(formula)`, for its steps."""
+    token = _opened.set(wanted)
+    try:
+        yield
+    finally:
+        _opened.reset(token)
+
+
 def accelerated(**twins: str):
     """Decorate a NumPy reference with its twins, as "module:function" per array library (numpy=, cupy=).
 
@@ -47,8 +58,8 @@ def accelerated(**twins: str):
     def decorate(reference):
         @functools.wraps(reference)
         def op(*args, **kwargs):
-            path = twins.get(array_library(args))
-            if not path or mode() != "fast":
+            path, wanted = twins.get(array_library(args)), _opened.get()
+            if not path or mode() != "fast" or (wanted and wanted(reference)):
                 return reference(*args, **kwargs)
             twin = load(path)
             if twin is None:

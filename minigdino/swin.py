@@ -77,6 +77,7 @@ def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
     return (np.roll(back, (shift, shift), (0, 1)) if shift else back)[:H, :W].reshape(H, W, M, D)
 
 
+@accelerated(numpy="minigdino._ext.swin:window_attention")
 def window_attention(x, query, key, value, out_proj, relative_position_bias_table, n_heads, k, shift,
                      added=None):
     """Multi-head attention in windows, and what is `added` to it: x [H, W, C], added [H, W, C] -> [H, W, C]"""

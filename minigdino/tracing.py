@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from . import kernels
+
 PACKAGE = __name__.partition(".")[0] + "."
 LAYERS = {PACKAGE + name for name in ("model", "swin", "bert", "enhancer", "queries", "decoder", "fusion", "deformable",
                                       "boxes", "ops", "prompt")}
@@ -52,22 +54,30 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
     Without, a Summary of every step.
     A path is function.call/function.call/.../name, calls counted from 0 within their caller. `return` is a function's
     result, `return.0` or `return.scores` a part of a result with several. Where a compiled twin runs, its result is all
-    there is to see, and its Summary names it; trace under `use("reference")` to see the steps inside.
+    there is to see, and its Summary names it. A pattern that ends in the name of a step inside has the formula run in
+    its place, there alone; under `use("reference")` every step is seen.
 
     It is the answer to "output_attentions". Every kind of attention map is a step of a function:
-    to_text and to_vision of bi_attention (image to text and back), and under use("reference") also weights of attend
-    (among words, among queries, queries to words), of attend_in_windows, and of deform_attn, with its locations.
+    to_text and to_vision of attend_both_ways (image to text and back), weights of attend (among words, among queries,
+    queries to words), of attend_in_windows, and of deform_attn, with its locations.
     """
     seen: dict = {}
     patterns = (pattern, *more) if pattern else ()
+    named = [one for one in patterns if one.rpartition("/")[2].isidentifier()]  # not what ends in a wildcard
     path: list[str] = []
     counts: list[dict[str, int]] = [{}]
     started: list[float] = []
+    ops: list = []  # frames of SWITCH that have begun
     watching = 0.0  # seconds spent in here, which are no step's
 
     def called(function):
         i = counts[-1][function] = counts[-1].get(function, -1) + 1
         return f"{function}.{i}"
+
+    def wanted(formula):
+        name = formula.__name__
+        inside = _steps(formula, "/".join([*path, f"{name}.{counts[-1].get(name, -1) + 1}"]))
+        return any(fnmatchcase(step, one) for step in inside for one in named)
 
     def keep(key, array, **more):
         if hasattr(array, "shape") and (not patterns or any(fnmatchcase(key, one) for one in patterns)):
@@ -81,6 +91,9 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
         for name, part in _parts(result):
             keep("/".join([*path, f"return.{name}"]), part, **more)
 
+    def within_a_twin():
+        return any(op.f_locals.get("twin") for op in ops)
+
     def watch(frame, event, result):
         nonlocal watching
         now = time.perf_counter()
@@ -90,12 +103,16 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
         if (module, function) == SWITCH:
             if event == "call":
                 started.append(now - watching)
+                ops.append(frame)
             elif started:
+                ops.pop()
                 milliseconds, op = 1e3 * (now - watching - started.pop()), frame.f_locals
-                if op.get("twin"):
+                if op.get("twin") and not within_a_twin():
                     path.append(called(op["reference"].__name__))
                     leave((), result, milliseconds=milliseconds, twin=op["path"], function=_name(op["reference"]))
                     path.pop()
+        elif within_a_twin():
+            pass  # parts of its work, and no whole step
         elif module in LAYERS and function.isidentifier() and not function.startswith("__"):  # else comprehensions
             if event == "call":
                 path.append(called(function))
@@ -109,8 +126,20 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
                 counts.pop()
         watching += time.perf_counter() - now
 
-    with _watching(watch):
+    with _watching(watch), kernels.opened(wanted):
         yield seen
+
+
+def _steps(function, where):
+    """Paths of the steps of a function that is called `where`, and of the layer functions that it calls."""
+    for step in function.__code__.co_varnames:
+        yield f"{where}/{step}"
+    for name in function.__code__.co_names:
+        inner = function.__globals__.get(name)
+        inner = getattr(inner, "reference", inner)
+        if hasattr(inner, "__code__") and inner.__module__ in LAYERS:
+            yield f"{where}/{name}.0/return"
+            yield from _steps(inner, f"{where}/{name}.0")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from unittest import mock
 
 import fake_gpu
@@ -36,8 +37,24 @@ def places_of(names):
     for name in sorted(names):
         for place in PLACES:
             where, marks = (place.values[0], place.marks) if hasattr(place, "values") else (place, ())
-            if where in (HOST, GPU) or "numpy" in kernels.OPS[name].twins:
+            if where in (HOST, GPU) or written_for(name, where):
                 yield pytest.param(name, where, marks=marks)
+
+
+def written_for(name, level):
+    """Whether an op has a twin for a level; one in Python, made of other twins, is there for all at once."""
+    path = kernels.OPS[name].twins.get("numpy")
+    return bool(path) and (level == "" or not in_python(path))
+
+
+def in_python(path):
+    """Whether the twin at "module:function" is not compiled."""
+    return importlib.util.find_spec(path.partition(":")[0]).origin.endswith(".py")
+
+
+def parts(result):
+    """The arrays of an op's result, which is one or several."""
+    return result if isinstance(result, tuple) else (result,)
 
 
 def twin(name, place):
@@ -56,11 +73,15 @@ def _on_host(op):
 
     def run(*args):
         with gpu.computing(), launching_on_host():
-            return op(*mapped(gpu.send, args)).get()
+            return _home(op(*mapped(gpu.send, args)))
 
     return run
 
 
 def _on_gpu(op):
     cupy = pytest.importorskip("cupy")
-    return lambda *args: op(*mapped(cupy.asarray, args)).get()
+    return lambda *args: _home(op(*mapped(cupy.asarray, args)))
+
+
+def _home(result):
+    return tuple(array.get() for array in result) if isinstance(result, tuple) else result.get()

@@ -177,10 +177,35 @@ def loose_window_problems(draw):
     return qkv, bias, rng.standard_normal((M, k * k, k * k)), k, draw(st.sampled_from([0, k // 2]))
 
 
+@st.composite
+def loose_window_attention_problems(draw):
+    rng = draw(rngs())
+    H, W = draw(sizes(11))
+    W = draw(st.sampled_from([W, 140]))  # narrow maps, and such as are taken by bands
+    heads, k = draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    C = 2 * heads
+    table = rng.standard_normal(((2 * k - 1) ** 2, heads))
+    x, added = rng.standard_normal((2, H, W, C))
+    shift = draw(st.sampled_from([0, k // 2]))
+    return x, *attention_weights(rng, C).values(), table, heads, k, shift, draw(st.sampled_from([None, added]))
+
+
+@st.composite
+def loose_both_ways_problems(draw):
+    rng = draw(rngs())
+    S = draw(st.integers(1, 70))
+    M, T, C = (draw(st.integers(1, n)) for n in (3, 9, 7))
+    vision, added = rng.standard_normal((2, S, C))
+    asked, told = rng.standard_normal((2, M, T, C)) * draw(st.sampled_from([0.1, 3, 30]))
+    offset, bias = rng.standard_normal((M, T)), rng.standard_normal(C)
+    return vision, asked, offset, told, bias, draw(st.sampled_from([None, added]))
+
+
 # Any size, any float64: a twin may round differently by a few units in the last place.
 LOOSE_PROBLEMS = {
     "add_norm": loose_add_norm_problems,
     "attend": loose_attend_problems,
+    "attend_both_ways": loose_both_ways_problems,
     "attend_in_windows": loose_window_problems,
     "bilinear": loose_bilinear_problems,
     "deform_attn": loose_deform_attn_problems,
@@ -191,4 +216,5 @@ LOOSE_PROBLEMS = {
     "linear": loose_linear_problems,
     "relu": loose_activation_problems,
     "softmax": loose_softmax_problems,
+    "window_attention": loose_window_attention_problems,
 }

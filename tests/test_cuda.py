@@ -123,7 +123,8 @@ def test_the_registry_names_what_is_launched():
     }
     with_twin = {name for name, op in kernels.OPS.items() if "cupy" in op.twins}
     assert problems.keys() == with_twin
-    assert set(kernels.OPS) - with_twin == {"linear", "feed_forward", "attend"}  # products, which are cuBLAS's, and ops
+    products = {"linear", "feed_forward", "attend", "attend_both_ways", "window_attention"}  # cuBLAS's, and ops
+    assert set(kernels.OPS) - with_twin == products
     for name in with_twin:
         assert kernels.load(kernels.OPS[name].twins["cupy"]) is getattr(cuda, name)
         with gpu.computing(), launching_on_host():

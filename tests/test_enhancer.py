@@ -1,15 +1,18 @@
 """Neck, fusion and the enhancer's layers."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import linear_weights, rngs, sizes
+from minigdino._ext import fusion as in_blocks
+from strategies import linear_weights, loose_both_ways_problems, rngs, sizes
 
 from minigdino import ops
 from minigdino.enhancer import conv_1x1, conv_3x3_stride_2, enhancer, neck, vision_positions
-from minigdino.fusion import bi_attention, fusion_layer
+from minigdino.fusion import attend_both_ways, bi_attention, fusion_layer
 from minigdino.ops import softmax
 
 
@@ -80,6 +83,21 @@ def test_fusion_is_glips_equations(rng, S, T, n_heads):
     w, v, t = fusion_weights(rng), rng.standard_normal((S, 6)), rng.standard_normal((T, 6))
     for got, want in zip(bi_attention(v, t, **w, n_heads=n_heads), glip(v, t, w, n_heads)):
         np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+@given(loose_both_ways_problems(), st.integers(1, 20))
+def test_blocks_of_the_image_add_up_to_all_of_it(problem, rows):
+    """Each block of scores is scaled by its own largest, whichever block has the largest of all."""
+    with mock.patch.object(in_blocks, "ROWS", rows):
+        for got, want in zip(attend_both_ways(*problem), attend_both_ways.reference(*problem), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
+
+
+@given(loose_both_ways_problems())
+def test_far_scores_overflow_nowhere(problem):
+    vision, asked, *rest = problem
+    for y in attend_both_ways(*(a if a is None else a.astype(np.float32) for a in (vision, 1e4 * asked, *rest))):
+        assert np.isfinite(y).all()
 
 
 @given(rngs(), st.integers(1, 6), st.integers(1, 5))

@@ -144,7 +144,7 @@ def test_a_caption_names_the_shapes_of_the_pass(figure, demo, traced):
 
 
 def test_letters_come_from_the_code():
-    assert captions.letters(captions.code("fusion.bi_attention"), "to_text") == "[S, M, T]"
+    assert captions.letters(captions.code("fusion.attend_both_ways"), "to_text") == "[S, M, T]"
     assert captions.letters(captions.code("decoder.decoder"), "return.1") == "[N+1, Q, 4]"
     assert captions.letters(captions.code("queries.select_queries"), "return.scores") == "[S]"
     assert captions.letters(captions.code("swin.swin_block"), "return") == "[H, W, C]"
@@ -175,7 +175,7 @@ def test_heat_maps_are_the_fusions_weights(demo, traced):
     data = data_of(demo)
     ends = np.cumsum([H * W for H, W in data["levels"]])
     for slug, name in (("token-looks", "to_vision"), ("pixel-reads", "to_text")):
-        layers = steps(traced, f"bi_attention.0/{name}$")
+        layers = steps(traced, f"attend_both_ways.0/{name}$")
         assert len(layers) == 2
         for i, weights in enumerate(layers):
             heads = np.stack([weights.mean(axis=1), *weights.swapaxes(0, 1)])  # [1 + M, S, T]

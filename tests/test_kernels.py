@@ -14,7 +14,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import examples, mapped, places_of, twin
+from places import examples, in_python, mapped, parts, places_of, twin
 from strategies import EXACT_PROBLEMS, LOOSE_PROBLEMS
 
 import minigdino
@@ -49,7 +49,8 @@ def test_every_twin_is_its_reference_to_the_bit(name, level, dtype, data):
 @given(data=st.data())
 def test_every_twin_is_its_reference_at_any_size(name, level, data):
     args = data.draw(LOOSE_PROBLEMS[name]())
-    np.testing.assert_allclose(twin(name, level)(*args), kernels.OPS[name].reference(*args), rtol=1e-11, atol=1e-11)
+    for fast, slow in zip(parts(twin(name, level)(*args)), parts(kernels.OPS[name].reference(*args)), strict=True):
+        np.testing.assert_allclose(fast, slow, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(("name", "level"), LOOSE)
@@ -58,11 +59,12 @@ def test_every_twin_is_its_reference_at_any_size(name, level, data):
 def test_every_twin_in_float32_is_its_reference_to_rounding(name, level, data):
     """Where rounding decides, the float32 formula itself is the yardstick: the twin is about as near to float64."""
     args = mapped(floats(np.float32), data.draw(LOOSE_PROBLEMS[name]()))
-    exact = kernels.OPS[name].reference(*mapped(floats(np.float64), args))
-    fast, slow = twin(name, level)(*args), kernels.OPS[name].reference(*args)
-    assert fast.dtype == np.float32
-    scale = max(1.0, abs(exact).max(initial=0))
-    assert abs(fast - exact).max(initial=0) <= 4 * abs(slow - exact).max(initial=0) + 1e-6 * scale
+    formula = kernels.OPS[name].reference
+    every = parts(twin(name, level)(*args)), parts(formula(*args)), parts(formula(*mapped(floats(np.float64), args)))
+    for fast, slow, exact in zip(*every, strict=True):
+        assert fast.dtype == np.float32
+        scale = max(1.0, abs(exact).max(initial=0))
+        assert abs(fast - exact).max(initial=0) <= 4 * abs(slow - exact).max(initial=0) + 1e-6 * scale
 
 
 @pytest.mark.parametrize(("name", "level"), LOOSE)
@@ -76,8 +78,8 @@ def test_twins_take_arrays_of_any_layout_and_leave_them_alone(name, level, data)
 
     args = data.draw(LOOSE_PROBLEMS[name]())
     # BLAS, in linear, may round another layout in another way
-    other = twin(name, level)(*mapped(strided, args))
-    np.testing.assert_allclose(other, twin(name, level)(*args), rtol=1e-12, atol=1e-12)
+    for other, usual in zip(parts(twin(name, level)(*mapped(strided, args))), parts(twin(name, level)(*args))):
+        np.testing.assert_allclose(other, usual, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "level"), LOOSE)
@@ -87,12 +89,15 @@ def test_no_number_comes_out_of_none(name, level, data):
     """A damaged weight must show: a NaN that goes in comes out, in every row that depends on it."""
     args = mapped(floats(np.float32), data.draw(LOOSE_PROBLEMS[name]()))
     args[0][...] = np.nan
-    assert np.isnan(twin(name, level)(*args)).any() or name in ("bilinear", "deform_attn")  # a point may lie outside
+    for result in parts(twin(name, level)(*args)):
+        assert np.isnan(result).any() or name in ("bilinear", "deform_attn")  # a point may lie outside
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one level")
 def test_each_twin_is_compiled_for_every_level():
-    for path in (op.twins["numpy"] for op in kernels.OPS.values() if "numpy" in op.twins):
+    paths = {op.twins["numpy"] for op in kernels.OPS.values() if "numpy" in op.twins}
+    assert {path for path in paths if in_python(path)} == {"minigdino._ext.fusion:attend_both_ways"}  # made of others
+    for path in (path for path in paths if not in_python(path)):
         for level in ("avx512", "avx2", ""):
             module = path.partition(":")[0].rpartition(".")
             assert importlib.util.find_spec(f"{module[0]}.{level}.{module[2]}" if level else ".".join(module[::2]))

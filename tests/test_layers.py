@@ -18,10 +18,10 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"model", "results", "hub", "kept"},
     {"swin", "bert", "enhancer", "queries", "decoder", "drawing", "weights"},  # stages never import one another
     {"fusion", "deformable", "boxes", "image", "prompt", "parameters"},
-    {"ops", "config", "device", "arithmetic"},
+    {"ops", "config", "device", "arithmetic", "tracing"},
     {"kernels", "memory"},
     {"threads"},
-    {"errors", "version", "tracing"},
+    {"errors", "version"},
     {"blas"},
 ]
 RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}

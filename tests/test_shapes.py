@@ -18,7 +18,7 @@ def test_every_shape_comment_of_a_pass_is_true(family):
         model.forward(tiny.pixels(61, 83), tiny.IDS, details=True)
     assert len(kept) > 150
     for promise in (
-        "fusion.bi_attention: to_text",
+        "fusion.attend_both_ways: to_text",
         "swin.attend_in_windows: scores",
         "deformable.deform_attn: result",
         "decoder.decoder_layer: result",

@@ -1,5 +1,7 @@
 """Windows tile, shifts undo, pieces stay apart."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import tiny
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import attention_weights, linear_weights, rngs, sizes
 
-from minigdino import swin
+from minigdino import kernels, swin
 
 
 @given(rngs(), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
@@ -108,6 +110,15 @@ def test_padding_after_the_projections_is_padding_before_them(rng, size, shift):
     back = np.roll(swin.unwindow(seen, H, W), (shift, shift), (0, 1))[: size[0], : size[1]]
     want = back @ attn["out_proj"]["weight"].T + attn["out_proj"]["bias"]
     np.testing.assert_allclose(swin.window_attention(x, **attn, n_heads=heads, k=k, shift=shift), want, atol=1e-10)
+
+
+@given(rngs(), sizes(11), st.integers(1, 5), st.booleans())
+def test_a_map_by_bands_of_windows_is_the_map(rng, size, k, shifted):
+    x, attn = rng.standard_normal((*size, 4)), block(rng, 4, k, 2)["self_attn"]
+    options = {"n_heads": 2, "k": k, "shift": k // 2 * shifted, "added": rng.standard_normal(x.shape)}
+    with mock.patch.dict(kernels.load(swin.window_attention.twins["numpy"]).__globals__, WIDE=0):
+        banded = swin.window_attention(x, **attn, **options)
+    np.testing.assert_allclose(banded, swin.window_attention.reference(x, **attn, **options), atol=1e-12)
 
 
 @given(rngs(), sizes(9), st.sampled_from([0, 2]))

@@ -32,8 +32,8 @@ def test_a_line_has_shape_time_and_place():
     assert "[108, 64] [8, 64]" in fused
     assert "Eq. 4-6" in fused
     assert float(fused.split("]")[2].split()[0]) > 0
-    assert lines["to_vision"].split("  ")[-1].strip() == "[108, 2, 8]"  # a step within: no time of its own
-    assert "by minigdino._ext.swin:attend_in_windows" in lines["swin.attend_in_windows.0"]
+    assert lines["heads"].split("  ")[-1].strip() == "[2, 8, 16]"  # a step within: no time of its own
+    assert "by minigdino._ext.swin:window_attention" in lines["swin.window_attention.0"]
     assert "vision" not in [line.split()[0] for line in traced(depth=9) if line.startswith("      ")]  # arguments
 
 

@@ -63,7 +63,7 @@ def shapes(figure: Figure, seen: Pass) -> list[tuple[str, str, tuple[int, ...]]]
 
 
 def spelled(function: str, step: str) -> str:
-    """A step as one would write it: "to_text in bi_attention", "swin_block(...)", "phrase_mask(...)[0]"."""
+    """A step as one would write it: "to_text in attend_both_ways", "swin_block(...)", "phrase_mask(...)[0]"."""
     name, _, part = step.partition(".")
     if name != "return":
         return f"{step} in {function}"

@@ -73,13 +73,13 @@ CHAPTERS = (
     )),
     Chapter("Feature enhancer", "enhancer", "Image and text tell each other what they hold, then each looks at itself "
             "again.", (
-        Figure("token-looks", "Where each token looks", ("fusion.bi_attention", "fusion.fusion_layer"),
-               ("*/bi_attention.0/to_vision",), fusing.token_looks,
+        Figure("token-looks", "Where each token looks", ("fusion.attend_both_ways", "fusion.bi_attention"),
+               ("*/attend_both_ways.0/to_vision",), fusing.token_looks,
                "Text to image: the weights of one token over all pixels of all levels sum to 1. Pick a word and move "
                "through the layers to see which pixels it takes from. Nothing obliges it to look at what it names: a "
                "few pixels may hold much of the weight. The percentages say how much of it each level holds."),
-        Figure("pixel-reads", "What each pixel reads", ("fusion.bi_attention", "fusion.fusion_layer"),
-               ("*/bi_attention.0/to_text",), fusing.pixel_reads,
+        Figure("pixel-reads", "What each pixel reads", ("fusion.attend_both_ways", "fusion.bi_attention"),
+               ("*/attend_both_ways.0/to_text",), fusing.pixel_reads,
                "Image to text, from the same scores: the weights of one pixel over all tokens sum to 1. The map shows "
                "the chosen token's weight at every pixel; the bars show all tokens' weights at the picked pixel. "
                "Special tokens and delimiters can serve as a place to look when no word fits."),

@@ -11,14 +11,14 @@ NUMBERS = 800_000  # of each direction that the page takes
 
 def token_looks(seen):
     """`to_vision`: each token's weights sum to 1 over all pixels of all levels; shares [layers, L, T] says where."""
-    path = "*/bi_attention.0/to_vision"
+    path = "*/attend_both_ways.0/to_vision"
     shares = [[m.sum(axis=(0, 1)) for m in seen.levels(weights.mean(axis=1))] for weights in seen.all(path)]
     return {**_maps(seen, path), "shares": packed(shares, 32)}
 
 
 def pixel_reads(seen):
     """`to_text`: each pixel's weights sum to 1 over all tokens."""
-    return _maps(seen, "*/bi_attention.0/to_text")
+    return _maps(seen, "*/attend_both_ways.0/to_text")
 
 
 def _maps(seen, path):

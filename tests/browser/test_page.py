@@ -40,7 +40,7 @@ def file(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def traced(model):
     model.clear()
-    with minigdino.use("reference"), minigdino.trace("*/bi_attention.0/to_*", "*/deform_attn.0/weights") as seen:
+    with minigdino.use("reference"), minigdino.trace("*/attend_both_ways.0/to_*", "*/deform_attn.0/weights") as seen:
         model.detect(SCENE, TEXT)
     return seen
 
