@@ -91,8 +91,9 @@ def _deform_attn_rows(const floating[:, :, ::1] value, const floating[:, ::1] si
                 softmax_row(&scores[q, m * LP], weight, LP)
                 for d in range(USUAL):
                     usual[d] = 0
-                for d in range(D):
-                    out[q, m, d] = 0
+                if D != USUAL:
+                    for d in range(D):
+                        out[q, m, d] = 0
                 for block in range((LP + LANES - 1) // LANES):
                     i = block * LANES
                     n = <int> min(LP - i, <Py_ssize_t> LANES)
@@ -132,6 +133,8 @@ def deform_attn(value, sizes, references, offsets, scores):
             or (at < 1).any() or at.prod(axis=1).sum() != len(value)):
         raise ValueError(f"deform_attn: value {value.shape}, sizes {sizes}, references {references.shape}, offsets "
                          f"{offsets.shape} and scores {scores.shape} do not fit together")
+    if not L * P:
+        return np.zeros((Q, M * value.shape[2]), dtype)
     out = np.empty((Q, M, value.shape[2]), dtype)
     if out.size:
         points, starts = np.ones((2, L * P + LANES - 1), dtype), np.zeros(L * P + LANES - 1, np.int32)

@@ -1,5 +1,5 @@
-"""The twin of minigdino/fusion.py's table of scores, which is never there whole: for a long prompt it would be larger
-than the image. Each thread takes some image tokens at a time through everything that is done with their scores."""
+"""The twin of minigdino/fusion.py's table of scores. For a long prompt the table would be larger than the image, so
+each thread takes some image tokens at a time through everything that is done with their scores."""
 
 import numpy as np
 
@@ -17,6 +17,9 @@ def attend_both_ways(vision, asked, offset, told, bias, added=None):
     from minigdino.ops import linear, softmax
 
     (S, C), (M, T, _) = vision.shape, asked.shape
+    if offset.shape != (M, T) or told.shape != asked.shape or (added is not None and added.shape != vision.shape):
+        raise ValueError(f"attend_both_ways: asked {asked.shape}, offset {offset.shape}, told {told.shape} and added "
+                         f"{None if added is None else added.shape} do not fit vision {vision.shape}")
     queries, heard = asked.reshape(M * T, C), told.reshape(M * T, C).T
     blocks = max(1, round(S / ROWS))
     edges = [S * b // blocks for b in range(blocks + 1)]

@@ -136,7 +136,8 @@ cdef object capsule = PyCapsule_New(&handler, "mem_handler", NULL)
 
 
 class reused:
-    """`with reused(): ...` gives this thread's NumPy arrays, and no other's, memory that is used again inside."""
+    """`with reused(): ...` gives this thread's NumPy arrays, and those of the threads that help it with a loop, memory that
+    is used again inside."""
 
     def __enter__(self):
         global n_users

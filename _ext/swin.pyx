@@ -13,7 +13,7 @@ from libc.stdlib cimport free, malloc
 from _ext.vectors cimport LANES, softmax_row
 
 from minigdino._ext.checks import contiguous, same_dtype
-from minigdino._ext.threads import for_rows
+from minigdino._ext.threads import count, for_rows
 
 
 cdef enum:
@@ -170,12 +170,19 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
     from minigdino.swin import window_attention as op
 
     H, W, C = x.shape
-    if k * W < WIDE:
+    bands = _ceil(H, k)
+    if k * W < WIDE or bands < count():
         return op.reference(x, query, key, value, out_proj, relative_position_bias_table, n_heads, k, shift, added)
     weight, bias = (np.concatenate([p[name] for p in (query, key, value)]) for name in ("weight", "bias"))
     qkv_bias = bias.reshape(3, n_heads, C // n_heads)
-    position_bias = _to_whole_vectors(relative_position_bias(relative_position_bias_table, k))
-    bands, y = _ceil(H, k), np.empty((H, W, C), same_dtype(x, weight, position_bias))
+    position_bias = relative_position_bias(relative_position_bias_table, k)  # [M, K, K]
+    if (len(position_bias) != n_heads or weight.shape != (3 * C, C) or bias.shape != (3 * C,) or C % n_heads
+            or not 0 <= shift < k or (added is not None and added.shape != x.shape)):
+        raise ValueError(f"window_attention: x {x.shape}, added {None if added is None else added.shape}, maps of "
+                         f"{weight.shape} and {len(position_bias)} heads do not fit {n_heads} heads in windows of {k} by "
+                         f"{k}, shifted by {shift}")
+    y = np.empty((H, W, C), same_dtype(x, weight, bias, position_bias))
+    position_bias = _to_whole_vectors(position_bias)
 
     def work(first, last):
         for band in range(first, last):

@@ -29,7 +29,8 @@ def mode() -> str:
 def use(mode: str) -> Iterator[None]:
     """`with minigdino.use("reference"): ...` runs the NumPy formulas instead of their compiled twins.
 
-    Holds for the calling thread until the block ends; MINIGDINO_KERNELS sets the whole process.
+    Holds for the calling thread, and those that help it, until the block ends; MINIGDINO_KERNELS sets the whole
+    process.
     Raises ArgumentError for anything but "fast" and "reference".
     """
     token = _mode.set(_checked(mode))
@@ -41,7 +42,7 @@ def use(mode: str) -> Iterator[None]:
 
 @contextmanager
 def opened(wanted: Callable[[Callable], bool]) -> Iterator[None]:
-    """In this thread, until the block ends, let an op run as its formula if `wanted(formula)`, for its steps."""
+    """Until the block ends, in this thread, an op runs its formula instead of its twin where `wanted(formula)`."""
     token = _opened.set(wanted)
     try:
         yield

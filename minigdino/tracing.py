@@ -6,12 +6,14 @@ function returns, its locals are the intermediates.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import CodeType
 
 from . import kernels
 
@@ -54,8 +56,8 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
     Without, a Summary of every step.
     A path is function.call/function.call/.../name, calls counted from 0 within their caller. `return` is a function's
     result, `return.0` or `return.scores` a part of a result with several. Where a compiled twin runs, its result is all
-    there is to see, and its Summary names it. A pattern that ends in the name of a step inside has the formula run in
-    its place, there alone; under `use("reference")` every step is seen.
+    there is to see, and its Summary names it. A pattern that ends in the name of a step inside, or of a function inside
+    and `return`, has the formula run in its place, there alone; under `use("reference")` every step is seen.
 
     It is the answer to "output_attentions". Every kind of attention map is a step of a function:
     to_text and to_vision of attend_both_ways (image to text and back), weights of attend (among words, among queries,
@@ -63,7 +65,7 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
     """
     seen: dict = {}
     patterns = (pattern, *more) if pattern else ()
-    named = [one for one in patterns if one.rpartition("/")[2].isidentifier()]  # not what ends in a wildcard
+    named = [_for_any_call(one) for one in patterns if _names_a_step(one)]
     path: list[str] = []
     counts: list[dict[str, int]] = [{}]
     started: list[float] = []
@@ -76,8 +78,9 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
 
     def wanted(formula):
         name = formula.__name__
-        inside = _steps(formula, "/".join([*path, f"{name}.{counts[-1].get(name, -1) + 1}"]))
-        return any(fnmatchcase(step, one) for step in inside for one in named)
+        where = "/".join([*path, f"{name}.{counts[-1].get(name, -1) + 1}"])
+        inside = _steps(formula.__code__, formula.__globals__, where)
+        return not within_a_twin() and any(fnmatchcase(step, one) for step in inside for one in named)
 
     def keep(key, array, **more):
         if hasattr(array, "shape") and (not patterns or any(fnmatchcase(key, one) for one in patterns)):
@@ -126,20 +129,37 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
                 counts.pop()
         watching += time.perf_counter() - now
 
-    with _watching(watch), kernels.opened(wanted):
+    with _watching(watch), kernels.opened(wanted) if named else nullcontext():
         yield seen
 
 
-def _steps(function, where):
-    """Paths of the steps of a function that is called `where`, and of the layer functions that it calls."""
-    for step in function.__code__.co_varnames:
+def _names_a_step(pattern):
+    """Whether a pattern ends in the name of a step, or in that of a function and its result: in no wildcard."""
+    *_, function, step = ["", *pattern.split("/")]
+    return step.isidentifier() and (step != "return" or function.partition(".")[0].isidentifier())
+
+
+def _for_any_call(pattern):
+    """The pattern, its calls' numbers fitting "#" too, which stands for a number that is not known beforehand."""
+    return re.sub(r"\.(\d)(?=/)", r".[#\1]", pattern)
+
+
+def _steps(code, names, where):
+    """Paths of the steps of a function that is called `where`, and of the layer functions that it defines or calls.
+    names are the globals it sees."""
+    for step in (*code.co_varnames, *code.co_cellvars, *code.co_freevars):
         yield f"{where}/{step}"
-    for name in function.__code__.co_names:
-        inner = function.__globals__.get(name)
-        inner = getattr(inner, "reference", inner)
-        if hasattr(inner, "__code__") and inner.__module__ in LAYERS:
-            yield f"{where}/{name}.0/return"
-            yield from _steps(inner, f"{where}/{name}.0")
+    defined = [const for const in code.co_consts if isinstance(const, CodeType) and const.co_name.isidentifier()]
+    inside = [(function, names) for function in defined]
+    for name in code.co_names:
+        found = names.get(name)
+        for function in found.values() if isinstance(found, dict) else (found,):  # a dict such as ACTIVATIONS
+            function = getattr(function, "reference", function)
+            if hasattr(function, "__code__") and function.__module__ in LAYERS:
+                inside.append((function.__code__, function.__globals__))
+    for inner, seen in inside:
+        yield f"{where}/{inner.co_name}.#/return"
+        yield from _steps(inner, seen, f"{where}/{inner.co_name}.#")
 
 
 @contextmanager

@@ -96,8 +96,12 @@ def test_blocks_of_the_image_add_up_to_all_of_it(problem, rows):
 @given(loose_both_ways_problems())
 def test_far_scores_overflow_nowhere(problem):
     vision, asked, *rest = problem
-    for y in attend_both_ways(*(a if a is None else a.astype(np.float32) for a in (vision, 1e4 * asked, *rest))):
-        assert np.isfinite(y).all()
+    arguments = [a if a is None else a.astype(np.float32) for a in (vision, 1e4 * asked, *rest)]
+    with mock.patch.object(in_blocks, "ROWS", 7):
+        for y in attend_both_ways(*arguments):
+            assert np.isfinite(y).all()
+        arguments[0][0] = np.nan  # in one block: it must show in every token's mean
+        assert np.isnan(attend_both_ways(*arguments)[1]).all()
 
 
 @given(rngs(), st.integers(1, 6), st.integers(1, 5))

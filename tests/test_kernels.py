@@ -20,8 +20,9 @@ from strategies import EXACT_PROBLEMS, LOOSE_PROBLEMS
 import minigdino
 from minigdino import kernels
 from minigdino.deformable import bilinear, deform_attn
+from minigdino.fusion import attend_both_ways
 from minigdino.ops import add_norm, gelu, layer_norm, relu, softmax
-from minigdino.swin import attend_in_windows
+from minigdino.swin import attend_in_windows, window_attention
 
 LEVELS = kernels.levels()
 EXACT = list(places_of(EXACT_PROBLEMS))
@@ -147,6 +148,16 @@ def test_twins_refuse_what_does_not_fit():
             wrong()
     with pytest.raises(ValueError, match=r"takes a bias of \(5,\); got \(4,\)"):
         relu(row, short)
+    x, line, table = np.zeros((8, 140, 4)), {"weight": np.zeros((4, 4)), "bias": np.zeros(4)}, np.zeros((49, 2))
+    assert window_attention(x, *[line] * 4, table, 2, 4, 2).shape == x.shape
+    for wrong in ((table[:, :1], 2, 4, 2), (table, 2, 4, 4), (table, 2, 4, 2, x[:4]), (np.zeros((49, 3)), 2, 4, 2)):
+        with pytest.raises(ValueError, match="do not fit 2 heads in windows of 4 by 4"):
+            window_attention(x, *[line] * 4, *wrong)
+    tokens, asked = np.zeros((5, 4)), np.zeros((2, 3, 4))
+    for wrong in ((asked[:, 0], asked, tokens[0]), (asked[..., 0], asked[:1], tokens[0]),
+                  (asked[..., 0], asked, tokens[0], tokens[:0])):
+        with pytest.raises(ValueError, match="do not fit vision"):
+            attend_both_ways(tokens, asked, *wrong)
     qkv, bias = np.zeros((2, 2, 3, 1, 4), np.float32), np.zeros((3, 1, 4), np.float32)
     with pytest.raises(ValueError, match="windows of 2 by 2, shifted by 2"):
         attend_in_windows(qkv, bias, np.zeros((1, 4, 4), np.float32), 2, 2)
@@ -156,6 +167,9 @@ def test_nothing_to_do_is_done():
     none = np.zeros((0, 2, 1, 1, 2), np.float32)
     value, at = np.zeros((6, 2, 4), np.float32), np.zeros((0, 2), np.float32)
     assert deform_attn(value, ((2, 3),), at, none, none[..., 0, 0]).shape == (0, 8)
+    pointless = np.zeros((3, 2, 1, 0, 2), np.float32)
+    nowhere = deform_attn(value, ((2, 3),), np.zeros((3, 2), np.float32), pointless, pointless[:, :, 0, :, 0])
+    np.testing.assert_array_equal(nowhere, np.zeros((3, 8)))
     empty, one = np.zeros((0, 5), np.float32), np.ones(5, np.float32)
     for y in (relu(empty), gelu(empty), softmax(empty), layer_norm(empty, one, one), add_norm(empty, empty, one, one)):
         assert y.shape == (0, 5)

@@ -51,7 +51,7 @@ def test_a_loop_within_a_loop_runs_where_it_was_asked_for():
         threads.limit(2)
         threads.for_rows(visit, 8)
         assert set(inner) == {((0, 100), 1, True)}
-        assert threads.count() == 2  # and so again outside, for the caller as for the helpers
+        assert threads.count() == 2  # and so again outside
         with pytest.raises(ZeroDivisionError):
             threads.for_rows(lambda first, last: 1 / 0, 8)
         assert threads.count() == 2

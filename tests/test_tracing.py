@@ -7,7 +7,7 @@ import tiny
 from strategies import attention_weights
 
 import minigdino
-from minigdino import swin
+from minigdino import fusion, ops, swin
 
 
 def test_a_pattern_records_the_steps_it_names():
@@ -123,6 +123,29 @@ def test_a_named_step_has_its_formula_run_there_and_nowhere_else():
         tiny.model().forward(tiny.pixels(), tiny.IDS)
     assert f"{where}/variance" in seen
     assert {path for path in set(seen) - set(plain) if not path.startswith(f"{where}/")} == set()
+    with minigdino.trace("*/return") as seen:  # of whatever runs
+        tiny.model().forward(tiny.pixels(), tiny.IDS)
+    assert set(seen) <= set(plain)
+
+
+def test_any_step_inside_a_twin_can_be_named():
+    """Every path that a pass of the references has below an op, asked for by itself, is there in a fast pass."""
+    rng = np.random.default_rng(0)
+    x, tokens = rng.standard_normal((5, 6, 4)), rng.standard_normal((2, 3, 4))
+    w = {**attention_weights(rng, 4), "relative_position_bias_table": rng.standard_normal((9, 2))}
+    calls = (
+        lambda: swin.window_attention(x, **w, n_heads=2, k=2, shift=1),
+        lambda: fusion.attend_both_ways(x[0], tokens, tokens[..., 0], tokens, x[0, 0]),
+        lambda: ops.feed_forward(x[0], w["query"], w["key"], "gelu"),
+    )
+    for call in calls:
+        with minigdino.use("reference"), minigdino.trace("*") as slow:
+            call()
+        for path in (path for path in slow if path.rpartition("/")[2].isidentifier()):
+            with minigdino.trace(path) as fast:
+                call()
+            assert list(fast) == [path]
+            np.testing.assert_allclose(fast[path], slow[path], atol=1e-9)
 
 
 def test_what_a_twin_does_in_parts_is_no_step():
