@@ -20,7 +20,7 @@ def attend_both_ways(vision, asked, offset, told, bias, added=None):
     if offset.shape != (M, T) or told.shape != asked.shape or (added is not None and added.shape != vision.shape):
         raise ValueError(f"attend_both_ways: asked {asked.shape}, offset {offset.shape}, told {told.shape} and added "
                          f"{None if added is None else added.shape} do not fit vision {vision.shape}")
-    queries, heard = asked.reshape(M * T, C), told.reshape(M * T, C).T
+    queries, offset, heard = asked.reshape(M * T, C), offset.reshape(M * T), told.reshape(M * T, C).T
     blocks = max(1, round(S / ROWS))
     edges = [S * b // blocks for b in range(blocks + 1)]
     from_text = np.empty((S, C), vision.dtype)
@@ -30,7 +30,7 @@ def attend_both_ways(vision, asked, offset, told, bias, added=None):
     def work(first, last):
         for b in range(first, last):
             rows = slice(edges[b], edges[b + 1])
-            scores = linear(vision[rows], queries, offset.reshape(M * T))  # [ROWS, M*T]
+            scores = linear(vision[rows], queries, offset)  # [ROWS, M*T]
             to_text = softmax(scores.reshape(-1, M, T)).reshape(-1, M * T)  # [ROWS, M*T]
             from_text[rows] = linear(to_text, heard, bias, None if added is None else added[rows])
             most[b] = scores.max(axis=0)

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The twins of minigdino/swin.py: each window is read where it lies in the map, so none is padded, shifted or cut; and
-bands of windows go through a whole attention, so no map of queries, keys and values is ever there whole.
+of a wide map bands of windows go through a whole attention, so its queries, keys and values are never there whole.
 
 A window's numbers for one head fit in the cache: q [K, D], k transposed [D, KP], v [K, D], one row of scores [KP]. K is the
 pixels of a window, KP is K rounded up to whole vectors; columns beyond K count nothing.

@@ -17,7 +17,7 @@ OPS: dict[str, Callable] = {}  # name -> op; the test suite walks this, so no tw
 
 _announced = False
 _mode: ContextVar[str | None] = ContextVar("minigdino kernels", default=None)  # None: as MINIGDINO_KERNELS says
-_opened: ContextVar[Callable[[Callable], bool] | None] = ContextVar("minigdino opened", default=None)
+_opened: ContextVar[Callable[[Callable], bool] | None] = ContextVar("minigdino opened", default=None)  # see `opened`
 
 
 def mode() -> str:
