@@ -17,7 +17,7 @@ NUMPY = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("NPY_TARGET_VERSION"
 STRIP = ["-Wl,--strip-all"] if sys.platform == "linux" else []
 
 # One source, compiled for any processor, and once more for each of the wider vector units that many x86-64 have.
-# minigdino/kernels.py picks at run time, so a package built on one machine runs on every other.
+# minigdino/runtime/kernels.py picks at run time, so a package built on one machine runs on every other.
 LEVELS = {"": []}
 if sys.platform != "win32" and sysconfig.get_platform().endswith("x86_64"):
     LEVELS["avx2."] = ["-march=x86-64-v3"]

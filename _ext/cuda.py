@@ -185,7 +185,7 @@ def relu(x, bias=None):
 
 def gelu(x, bias=None):
     """x [..., C], bias [C] -> [..., C]"""
-    from minigdino.ops import ERFC
+    from minigdino.network.ops import ERFC
 
     return _activate("gelu", x, bias, np.array((ERFC,), [("of", x.dtype, (len(ERFC),))]))
 

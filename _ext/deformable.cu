@@ -1,4 +1,4 @@
-// The twins of minigdino/deformable.py as kernels: same names, same zeros outside. A block for each query, a thread for
+// The twins of minigdino/network/deformable.py as kernels: same names, same zeros outside. A block for each query, a thread for
 // each channel: neighbouring threads read neighbouring numbers.
 #include "sampling.cuh"
 
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(1024)
             const int H = sizes.of[l][0], W = sizes.of[l][1];
             for (int p = 0; p < P; p++) {
                 const T *offset = offsets + q * offsets_step + (m * LP + l * P + p) * 2;
-                T x, y;  // minigdino/deformable.py's `sampling_locations`
+                T x, y;  // minigdino/network/deformable.py's `sampling_locations`
                 if (R == 2) {
                     x = at[0] + offset[0] / W;
                     y = at[1] + offset[1] / H;

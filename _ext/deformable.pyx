@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The twins of minigdino/deformable.py as loops: same names, same zeros outside, queries shared among threads."""
+"""The twins of minigdino/network/deformable.py as loops: same names, same zeros outside, queries shared among threads."""
 
 import numpy as np
 
@@ -103,7 +103,7 @@ def _deform_attn_rows(const floating[:, :, ::1] value, const floating[:, ::1] si
                     for p in range(n):
                         dx[p] = offset[2 * p]
                         dy[p] = offset[2 * p + 1]
-                    for p in range(LANES):  # minigdino/deformable.py's `sampling_locations`
+                    for p in range(LANES):  # minigdino/network/deformable.py's `sampling_locations`
                         if R == 2:
                             x[p] = at[0] + dx[p] / W[p]
                             y[p] = at[1] + dy[p] / H[p]

@@ -1,4 +1,4 @@
-"""The twin of minigdino/fusion.py's table of scores. For a long prompt the table would be larger than the image, so
+"""The twin of minigdino/network/fusion.py's table of scores. For a long prompt the table would be larger than the image, so
 each thread takes some image tokens at a time through everything that is done with their scores."""
 
 import numpy as np
@@ -14,7 +14,7 @@ def attend_both_ways(vision, asked, offset, told, bias, added=None):
     A token's weights over the image need its largest score, which is known when all was seen. So each block sums with
     its own largest, and in the end the blocks' sums are brought to the same one (arXiv 1805.02867, section 3.1).
     """
-    from minigdino.ops import linear, softmax
+    from minigdino.network.ops import linear, softmax
 
     (S, C), (M, T, _) = vision.shape, asked.shape
     if offset.shape != (M, T) or told.shape != asked.shape or (added is not None and added.shape != vision.shape):

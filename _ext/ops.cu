@@ -1,4 +1,4 @@
-// The twins of minigdino/ops.py as kernels: a block for each row, neighbouring threads on neighbouring numbers.
+// The twins of minigdino/network/ops.py as kernels: a block for each row, neighbouring threads on neighbouring numbers.
 #include "blocks.cuh"
 
 // x [N, C], added [N, C] or null for nothing, weight [C], bias [C] -> out [N, C]
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(1024) relu(const T *x, const T *bias, int C, T
 }
 
 template <typename T>
-struct Polynomial {  // minigdino/ops.py's ERFC
+struct Polynomial {  // minigdino/network/ops.py's ERFC
     T of[9];
 };
 

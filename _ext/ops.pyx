@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The twins of minigdino/ops.py: each row is visited once and stays in the cache meanwhile."""
+"""The twins of minigdino/network/ops.py: each row is visited once and stays in the cache meanwhile."""
 
 import numpy as np
 
@@ -197,10 +197,10 @@ def _activate(activation, x, bias):
 
 
 def _loop(activation, bias):
-    """The loop of an activation, by its name in minigdino/ops.py: (x, out, first, last), both [N, C], may be the same"""
+    """The loop of an activation, by its name in minigdino/network/ops.py: (x, out, first, last), both [N, C], may be the same"""
     if activation == "relu":
         return lambda x, out, first, last: _relu_rows(x, bias, out, first, last)
-    from minigdino.ops import ERFC
+    from minigdino.network.ops import ERFC
 
     erfc = np.array(ERFC, bias.dtype)
     return lambda x, out, first, last: _gelu_rows(x, bias, erfc, out, first, last)

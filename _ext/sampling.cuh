@@ -1,4 +1,4 @@
-// The one sampler that bilinear and deform_attn share: minigdino/deformable.py's `bilinear`.
+// The one sampler that bilinear and deform_attn share: minigdino/network/deformable.py's `bilinear`.
 
 // total += weight * image at column x, row y; image [H, W, MD] from this thread's channel on
 //

@@ -1,6 +1,6 @@
 # cython: language_level=3
 """Bilinear sampling of a few points in two steps: where they fall among the pixels, with a point in each lane of a vector;
-then what lies there, with a channel in each. The out-of-image rule is minigdino/deformable.py's: outside is zero.
+then what lies there, with a channel in each. The out-of-image rule is minigdino/network/deformable.py's: outside is zero.
 """
 
 from cython cimport floating

@@ -1,4 +1,4 @@
-// The twin of minigdino/swin.py's `attend_in_windows` as a kernel: each window is read where it lies in the map, so none
+// The twin of minigdino/network/swin.py's `attend_in_windows` as a kernel: each window is read where it lies in the map, so none
 // is padded, shifted or cut. A block for each window and head, a warp for each query.
 #include "blocks.cuh"
 

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The twins of minigdino/swin.py: each window is read where it lies in the map, so none is padded, shifted or cut; and
+"""The twins of minigdino/network/swin.py: each window is read where it lies in the map, so none is padded, shifted or cut; and
 of a wide map bands of windows go through a whole attention, so its queries, keys and values are never there whole.
 
 A window's numbers for one head fit in the cache: q [K, D], k transposed [D, KP], v [K, D], one row of scores [KP]. K is the
@@ -165,9 +165,9 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
     Each thread takes a band, the windows that lie side by side, through all steps: what one leaves is still near its cache
     for the next. Only the last band of a shifted map has rows from both ends, and pieces above each other.
     """
-    from minigdino.ops import linear
-    from minigdino.swin import relative_position_bias
-    from minigdino.swin import window_attention as op
+    from minigdino.network.ops import linear
+    from minigdino.network.swin import relative_position_bias
+    from minigdino.network.swin import window_attention as op
 
     H, W, C = x.shape
     bands = _ceil(H, k)

@@ -107,8 +107,8 @@ def milliseconds(program, pixels, ids, passes):
 
 def stage_milliseconds(program, pixels, ids, passes):
     """{stage: median ms on the card, "whole pass": ...}, from an event at each end of the functions that make it."""
-    from minigdino.bench import STAGES
-    from minigdino.tracing import at_functions
+    from minigdino.inspection.tracing import at_functions
+    from minigdino.runtime.bench import STAGES
 
     def one_pass():
         begun, spans = [], {name: [] for name in STAGES}
@@ -159,7 +159,7 @@ def measure(name, directory, inputs, passes, save=None):
     pixels, ids = given["pixels"], given["ids"]
     found = {"version": program.version, "card": program.card, "ms": milliseconds(program, pixels, ids, passes)}
     if name == "minigdino":
-        from minigdino.arithmetic import image_tokens, stages
+        from minigdino.runtime.flops import image_tokens, stages
 
         size = pixels.shape[1:]
         found["stages"] = stage_milliseconds(program, pixels, ids, passes)

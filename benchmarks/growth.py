@@ -2,7 +2,7 @@
 
     python -m benchmarks.growth [--tables sides tokens images threads] [--model random|shapes|DIR] [--rounds N] ...
 
-Beside every growth stands that of the arithmetic (`arithmetic.py`), so 1.00 in the last column says that nothing but
+Beside every growth stands that of the arithmetic (`flops.py`), so 1.00 in the last column says that nothing but
 the amount of work has grown. Each measurement is a process; all of a table are taken in turn, several times over.
 """
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minigdino import arithmetic
+from minigdino.runtime import flops
 
 from .processes import add_options, add_rounds, alternate, measure, prepared, steady
 
@@ -54,25 +54,25 @@ def noise(case, height: int, width: int, tokens: int) -> Path:
 def sides(case, config, options) -> list[Point]:
     """Square images."""
     return [Point(f"{side} x {side}", noise(case, side, side, 9), options.threads, PASSES,
-                  arithmetic.total(config, side, side, 9)) for side in options.sides]
+                  flops.total(config, side, side, 9)) for side in options.sides]
 
 
 def tokens(case, config, options) -> list[Point]:
     """Longer and longer prompts."""
     return [Point(f"{n} tokens", noise(case, *options.size, n), options.threads, PASSES,
-                  arithmetic.total(config, *options.size, n)) for n in options.tokens]
+                  flops.total(config, *options.size, n)) for n in options.tokens]
 
 
 def images(case, config, options) -> list[Point]:
     """One image after the other, none like another, the slower first pass included."""
-    one = arithmetic.total(config, *options.size, 9)
+    one = flops.total(config, *options.size, 9)
     return [Point(f"{n} image{'s' * (n > 1)}", noise(case, *options.size, 9), options.threads, n, n * one)
             for n in (1, 2, 4, 8)]
 
 
 def threads(case, config, options) -> list[Point]:
     """The same pass, shared among threads."""
-    one = arithmetic.total(config, *options.size, 9)
+    one = flops.total(config, *options.size, 9)
     return [Point(f"{n} thread{'s' * (n > 1)}", noise(case, *options.size, 9), n, PASSES, one / n)
             for n in (1, 2, 4, 8, 16, 32) if n <= options.threads]
 
@@ -103,7 +103,7 @@ def table(seconds: dict[Point, float], per: str) -> list[str]:
 
 def report(options) -> None:
     """Measure and print the tables asked for."""
-    from minigdino.config import Config
+    from minigdino.checkpoints.config import Config
 
     with prepared(options) as case:
         config = Config.from_file(case.checkpoint / "config.json")

@@ -19,9 +19,9 @@ import numpy as np
 from minigdino._ext.threads import for_rows
 
 import minigdino
-from minigdino import deformable, fusion, ops, swin
-from minigdino.boxes import pixel_centres
-from minigdino.kernels import levels
+from minigdino.network import deformable, fusion, ops, swin
+from minigdino.network.boxes import pixel_centres
+from minigdino.runtime.kernels import levels
 
 LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))
 S = sum(H * W for H, W in LEVELS)  # 17,821

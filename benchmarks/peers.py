@@ -14,7 +14,7 @@ import statistics
 
 import numpy as np
 
-from minigdino import arithmetic
+from minigdino.runtime import flops
 
 from .processes import (
     GRAPHS,
@@ -89,9 +89,9 @@ def against_products(runs, flop: dict[str, float]) -> list[str]:
 
 def amounts(config, height, width, tokens) -> dict[str, float]:
     """FLOP of one pass, by the order in which it is computed."""
-    found = {name: arithmetic.total(config, height, width, tokens, orders) for name, orders in (
-        ("as the papers write it", arithmetic.PAPER), ("as minigdino orders it", arithmetic.OURS),
-        ("every cheaper order", arithmetic.EVERY))}
+    found = {name: flops.total(config, height, width, tokens, orders) for name, orders in (
+        ("as the papers write it", flops.PAPER), ("as minigdino orders it", flops.OURS),
+        ("every cheaper order", flops.EVERY))}
     if config == type(config)() and (height, width, tokens) == (800, 1066, 9):
         found["yardstick"] = YARDSTICK
     return found
@@ -107,7 +107,7 @@ def machine(threads: int) -> str:
 
 def report(options) -> None:
     """Measure and print."""
-    from minigdino.config import Config
+    from minigdino.checkpoints.config import Config
 
     with prepared(options) as case:
         config = Config.from_file(case.checkpoint / "config.json")

@@ -148,7 +148,7 @@ def main() -> None:
     found = measure(PROGRAMS[options.peer](options.model, options.threads), options.inputs, options.passes,
                     options.save)
     if options.product:
-        from minigdino.bench import product_rate
+        from minigdino.runtime.bench import product_rate
 
         found["rate"] = product_rate()
     print(json.dumps(found))

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from minigdino.network import LAYERS
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minigdino"
 COMPILED = ROOT / "_ext"
 EXAMPLE = "explain.html"
 LANGUAGES = {".py": "python", ".pyx": "cython", ".pxd": "cython", ".cu": "cuda", ".cuh": "cuda"}
-LAYERS = ("model", "swin", "bert", "enhancer", "fusion", "deformable", "queries", "decoder", "prompt", "boxes", "ops")
 
 MACRO = re.compile(r"\{\{ (\w+)\((.*?)\) \}\}")
 MATH = re.compile(r"^```math\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -61,10 +62,15 @@ def find(name: str) -> Piece:
     if colon:
         return _compiled(COMPILED / file, inner)
     module, *names = name.split(".")
-    path = PACKAGE / f"{module}.py"
-    if not path.exists():
-        raise KeyError(f"{name}: there is no minigdino/{module}.py")
-    return _defined(path, names, name)
+    return _defined(home(module), names, name)
+
+
+def home(module: str) -> Path:
+    """The file of a module, wherever in the package it lies. Raises KeyError if there is none, or more than one."""
+    found = list(PACKAGE.rglob(f"{module}.py"))
+    if len(found) != 1:
+        raise KeyError(f"{module}: {len(found)} files of that name in minigdino/; expected one")
+    return found[0]
 
 
 def _defined(path, names, name):
@@ -116,7 +122,7 @@ def exists(name: str) -> bool:
 
 def docstring(module: str) -> str:
     """A module's docstring."""
-    return ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8")))
+    return ast.get_docstring(ast.parse(home(module).read_text(encoding="utf-8")))
 
 
 @cache
@@ -143,7 +149,7 @@ def letters(module: str) -> dict[str, str]:
 @cache
 def differences(module: str) -> tuple[tuple[str, int, str], ...]:
     """The `# != paper:` comments of a module: (function, line, text)."""
-    text = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    text = home(module).read_text(encoding="utf-8")
     lines = text.splitlines()
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
     found = []
@@ -154,8 +160,8 @@ def differences(module: str) -> tuple[tuple[str, int, str], ...]:
                 if not more.strip().startswith("# "):
                     break
                 said.append(more.strip()[2:])
-            home = next(f.name for f in functions if f.lineno <= i + 1 <= f.end_lineno)
-            found.append((home, i + 1, " ".join(said)))
+            function = next(f.name for f in functions if f.lineno <= i + 1 <= f.end_lineno)
+            found.append((function, i + 1, " ".join(said)))
     return tuple(found)
 
 
@@ -240,7 +246,7 @@ def _differences(link, *modules):
     rows = ["| where | what |", "|---|---|"]
     for module in modules or LAYERS:
         for function, line, text in differences(module):
-            there = Piece(PACKAGE / f"{module}.py", line, line)
+            there = Piece(home(module), line, line)
             rows.append(f"| {_link(link, there, f'{module}.{function}')} | {text} |")
     return "\n".join(rows)
 
@@ -293,7 +299,8 @@ def expand(markdown: str, link: Callable[[str, str], str]) -> str:
 def source_files() -> list[Path]:
     """The files that get a page of their own."""
     compiled = [path for path in sorted(COMPILED.iterdir()) if path.suffix in LANGUAGES and path.suffix != ".py"]
-    return [*sorted(PACKAGE.glob("*.py")), *compiled]
+    package = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" and "explain" not in path.parts]
+    return [*sorted(package), *compiled]
 
 
 def source_page(path: Path) -> str:
@@ -305,7 +312,7 @@ def source_page(path: Path) -> str:
 def example() -> str:
     """What `minigdino explain` makes of the drawn scene: the pictures that rosetta leads to."""
     import minigdino
-    from minigdino.explain import page
+    from minigdino.inspection.explain import page
 
     return page(minigdino.load("shapes"), str(ROOT / "docs" / "images" / "scene.jpg"), "a purple star. a green heart.",
                 guide="")

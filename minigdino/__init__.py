@@ -1,16 +1,18 @@
 """minigdino: Grounding DINO, MM Grounding DINO and LLMDet in NumPy. Text in, boxes out, no PyTorch."""
 
-from . import blas as _blas  # noqa: F401  first of all, as it says
-from .config import Config
+# OpenBLAS reads its settings when NumPy loads, so this import comes first.
+from .runtime import openblas as _openblas  # noqa: F401  # isort: skip
+
+from .checkpoints.config import Config
 from .detector import Model, detect, load
 from .errors import ArgumentError, CheckpointError, ConfigError, Error, ImageError, PromptError
-from .installation import info
-from .kernels import use
-from .model import Output
+from .inspection.tracing import trace
+from .network.model import Output
 from .prompt import Prompt
 from .results import Detection, Detections
-from .threads import follow_environment, set_threads
-from .tracing import trace
+from .runtime.info import info
+from .runtime.kernels import use
+from .runtime.threads import follow_environment, set_threads
 from .version import __version__
 
 __all__ = [

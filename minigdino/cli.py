@@ -8,8 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from . import ArgumentError, Error, __version__, batch, hub, info, load, set_threads, trace, use
-from .kernels import mode
+from . import ArgumentError, Error, __version__, files, info, load, set_threads, trace, use
+from .checkpoints import hub
+from .runtime.kernels import mode
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
@@ -121,12 +122,12 @@ def _detect(arguments):
     if arguments.threads is not None:
         set_threads(arguments.threads)
     # whatever can be wrong for all images is said once, before the first
-    images = batch.find_images(sources)
+    images = files.find_images(sources)
     many = images != sources or len(sources) > 1  # else: one image, named as such
     model = load(arguments.model, device=arguments.device)
     categories = _categories(arguments.categories, model.tokenize(text).phrases)
     pictures = _pictures(arguments.out, images, many) if arguments.out else {}
-    lines = batch.JsonLines(arguments.jsonl, arguments.resume) if arguments.jsonl else None
+    lines = files.JsonLines(arguments.jsonl, arguments.resume) if arguments.jsonl else None
     images = [image for image in images if not lines or image not in lines.done]
     found = []
 
@@ -135,22 +136,22 @@ def _detect(arguments):
         if isinstance(result, Error):
             print(f"minigdino: {result}", file=sys.stderr)
         if lines:
-            lines.write(batch.record(image, result))
+            lines.write(files.record(image, result))
         if not arguments.json and not isinstance(result, Error) and not (lines and many):
             _print_table(image if many else None, result, arguments.threshold)
         if pictures and not isinstance(result, Error):
             picture = result.plot()
             _write(pictures[image], lambda path: picture.save(path))
 
-    failed = batch.detect_each(model, images, text, seen=seen, threshold=arguments.threshold,
+    failed = files.detect_each(model, images, text, seen=seen, threshold=arguments.threshold,
                                text_threshold=arguments.text_threshold, size=arguments.size,
                                progress=sys.stderr if many and sys.stderr.isatty() else None)
     if arguments.json:
-        records = [batch.record(*pair) for pair in found]
+        records = [files.record(*pair) for pair in found]
         print(json.dumps(records if many else records[0], indent=2))
     if arguments.coco:
         good = [pair for pair in found if not isinstance(pair[1], Error)]
-        text = json.dumps(batch.coco(good, categories)) + "\n"
+        text = json.dumps(files.coco(good, categories)) + "\n"
         _write(Path(arguments.coco), lambda path: path.write_text(text, encoding="utf-8"))
     return 1 if failed else 0
 
@@ -159,7 +160,7 @@ def _categories(path, phrases):
     """Label -> id: from the file, which must know every phrase, else from 1 in the prompt's order."""
     if not path:
         return {phrase: i for i, phrase in enumerate(dict.fromkeys(phrases), start=1)}
-    known = batch.read_categories(path)
+    known = files.read_categories(path)
     if strange := [phrase for phrase in phrases if phrase not in known]:
         raise ArgumentError(f"{path} has no id for {strange[0]!r}; it knows {', '.join(map(repr, known))}")
     return known
@@ -171,7 +172,7 @@ def _pictures(out, images, many):
         return {images[0]: out}
     if out.is_file() or (out.suffix and not out.exists()):
         raise ArgumentError(f"{out}: several images need a folder to write to")
-    paths = {image: Path("stdin" if image == batch.STDIN else image).absolute() for image in images}
+    paths = {image: Path("stdin" if image == files.STDIN else image).absolute() for image in images}
     top = os.path.commonpath([path.parent for path in paths.values()])
     places = {image: out / path.relative_to(top).with_suffix(".png") for image, path in paths.items()}
     taken = {}
@@ -207,7 +208,7 @@ def _download(arguments):
 
 
 def _verify(arguments):
-    from .verify import verify
+    from .evaluation.verify import verify
 
     report = verify(arguments.id or hub.DEFAULT, arguments.image, arguments.model)
     print(report)
@@ -215,7 +216,7 @@ def _verify(arguments):
 
 
 def _trace(arguments):
-    from .tree import tree
+    from .inspection.tree import tree
 
     model = load(arguments.model)
     with use("reference" if arguments.reference else mode()), trace() as seen:
@@ -225,7 +226,7 @@ def _trace(arguments):
 
 
 def _explain(arguments):
-    from .explain import page
+    from .inspection.explain import page
 
     guide = None if arguments.guide is None else arguments.guide.rstrip("/") + "/"
     html = page(load(arguments.model), arguments.image, arguments.text, guide)
@@ -234,7 +235,7 @@ def _explain(arguments):
 
 
 def _bench(arguments):
-    from .bench import bench
+    from .runtime.bench import bench
 
     if arguments.passes < 1:
         raise ArgumentError(f"--passes must be 1 or more; got {arguments.passes}")

@@ -12,19 +12,20 @@ from typing import TypeAlias
 import numpy as np
 from PIL.Image import Image
 
-from . import hub
 from . import image as images
-from .config import Config, brief
-from .device import find_device
-from .errors import ArgumentError, CheckpointError, ImageError, PromptError
+from .cache import Cache, content_key
+from .checkpoints import hub
+from .checkpoints.config import Config
+from .checkpoints.parameters import random_tensors
+from .checkpoints.weights import INDEX, build, on_device, read_checkpoint
+from .errors import ArgumentError, CheckpointError, ImageError, PromptError, brief
 from .image import ImageSettings
-from .kept import Kept, content
-from .kernels import mode
-from .model import Output, forward
-from .parameters import random_tensors
-from .prompt import PUBLISHED_DELIMITERS, Prompt, Tokenizer
+from .network.model import Output, forward
+from .network.phrases import PUBLISHED_DELIMITERS
+from .prompt import Prompt, Tokenizer
 from .results import Detections, post_process
-from .weights import INDEX, build, on_device, read_checkpoint
+from .runtime.device import find_device
+from .runtime.kernels import mode
 
 EMBEDDED = Path(__file__).parent / "models"
 EMBEDDED_MODELS = ("shapes",)  # these names win over a folder of the same name
@@ -52,7 +53,7 @@ class Model:
         self.weights = on_device(build(tensors, config, source), self._device.send)
         self.tensors, self.config, self.source, self.device = tensors, config, source, self._device.name
         self.tokenizer, self.settings = tokenizer, settings or ImageSettings()
-        self._images, self._texts = Kept(2), Kept(16)
+        self._images, self._texts = Cache(2), Cache(16)
 
     def __repr__(self) -> str:
         return f"Model({self.config.model_type}, {str(self.source)!r})"
@@ -167,7 +168,7 @@ class Model:
 
     def _answer(self, pixels, ids):
         """`forward`, less the backbones that have seen this image or this prompt before -> logits, boxes on the host"""
-        image, text = (*content(pixels), mode()), (*content(ids), mode())
+        image, text = (*content_key(pixels), mode()), (*content_key(ids), mode())
         output = self._forward(pixels, ids, image_features=self._images.get(image), text_features=self._texts.get(text))
         self._images.put(image, output.image_features)
         self._texts.put(text, output.text_features)

@@ -1,5 +1,7 @@
 """Everything minigdino raises on purpose. Each message says what was expected, what came, and the next step."""
 
+import reprlib
+
 
 class Error(Exception):
     """Base of all errors raised by minigdino."""
@@ -23,3 +25,15 @@ class PromptError(Error, ValueError):
 
 class ArgumentError(Error, ValueError):
     """An argument has the wrong type, shape, or range."""
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 100
+
+
+def brief(value) -> str:
+    """A value from a file, or a library's complaint about one, as a message may quote it: short and printable."""
+    if not isinstance(value, BaseException):
+        return _short.repr(value)
+    text = "".join(c if c.isprintable() else " " for c in str(value) or type(value).__name__)
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from .config import brief, read_json
-from .errors import ArgumentError, CheckpointError, ImageError
+from .checkpoints.json_file import read_json
+from .errors import ArgumentError, CheckpointError, ImageError, brief
 
 SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
 LONGEST = 100_000  # pixels along an edge that settings or a caller may ask for

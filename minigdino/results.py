@@ -14,10 +14,10 @@ from typing import Any, overload
 import numpy as np
 from PIL import Image
 
-from .boxes import cxcywh_to_xyxy, sigmoid
 from .drawing import annotate
 from .errors import ArgumentError, ImageError
 from .image import open_image
+from .network.boxes import cxcywh_to_xyxy, sigmoid
 from .prompt import Prompt
 
 COLUMNS = ("left", "top", "right", "bottom", "score", "label", "label_id", "phrase")

@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items):
 
 def _lack_of_gpu():
     from minigdino import ArgumentError
-    from minigdino.device import find_device
+    from minigdino.runtime.device import find_device
 
     try:
         find_device("cuda")

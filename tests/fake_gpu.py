@@ -59,7 +59,7 @@ SIGNATURES = {
 
 
 class Gpu:
-    """What `minigdino.device.Gpu` is, for arrays of this file."""
+    """What `minigdino.runtime.device.Gpu` is, for arrays of this file."""
 
     current: Gpu | None = None
 
@@ -159,7 +159,7 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return f"fake {self._host!r}"
 
 
-Array.__module__ = "cupy"  # the name by which minigdino/kernels.py knows CuPy's arrays
+Array.__module__ = "cupy"  # the name by which minigdino/runtime/kernels.py knows CuPy's arrays
 
 
 def _method(name):

@@ -144,7 +144,8 @@ def environment(**changes: str) -> dict[str, str]:
 
 LOOP = """
 import json, sys
-from minigdino import Error, hub
+from minigdino import Error
+from minigdino.checkpoints import hub
 for line in sys.stdin:
     name, arguments = json.loads(line)
     try:
@@ -157,7 +158,7 @@ for line in sys.stdin:
 
 
 class Client:
-    """minigdino.hub in a process of its own, since the client reads its environment when imported."""
+    """minigdino.checkpoints.hub in a process of its own, since the client reads its environment when imported."""
 
     def __init__(self, code: str = LOOP, **env: str):
         self.process = subprocess.Popen(

@@ -11,7 +11,7 @@ import on_host
 import pytest
 from minigdino._ext import cuda
 
-from minigdino import kernels
+from minigdino.runtime import kernels
 
 HOST, GPU = "cuda-on-host", "gpu"
 WITH_COMPILER = pytest.mark.skipif(on_host.COMPILER is None, reason="g++ on Linux must run the .cu files on the host")

@@ -12,7 +12,7 @@ import sys
 import textwrap
 from contextlib import contextmanager
 
-from minigdino.tracing import LAYERS
+from minigdino.inspection.tracing import is_layer
 
 COMMENT = re.compile(r"#\s*((?:\[[^\]]*\](?:, )?)+)\s*$")
 ARGUMENT = re.compile(r"\b(\w+) \[([^\]]*)\]")
@@ -67,7 +67,7 @@ def checked():
 
     def watch(frame, event, value):
         function = frame.f_code.co_name
-        if event != "return" or frame.f_globals.get("__name__") not in LAYERS or not function.isidentifier():
+        if event != "return" or not is_layer(frame.f_globals.get("__name__")) or not function.isidentifier():
             return
         if function.startswith("__"):  # generated: it has no text
             return

@@ -14,7 +14,7 @@ import tiny
 import minigdino
 from benchmarks import gpu as benchmark
 from minigdino import detector
-from minigdino.bench import STAGES
+from minigdino.runtime.bench import STAGES
 
 PIXELS = tiny.pixels(31, 44)
 FILES = {"checkpoint": "checkpoint", "inputs": "inputs.npz", "save": "saved.npz"}

@@ -5,8 +5,8 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigdino.bert import bert
-from minigdino.prompt import PUBLISHED_DELIMITERS, phrase_mask
+from minigdino.network.bert import bert
+from minigdino.network.phrases import PUBLISHED_DELIMITERS, phrase_mask
 
 MODEL = tiny.model()
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import rngs, sizes
 
-from minigdino import boxes
+from minigdino.network import boxes
 
 fractions = st.floats(1e-5, 1 - 1e-5)
 

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from minigdino import CheckpointError, Config, ConfigError
-from minigdino.parameters import box_head, parameters
+from minigdino.checkpoints.parameters import box_head, parameters
 
 PUBLISHED_PARAMETERS = {  # of the released files
     ("grounding-dino", "tiny"): 172_249_090,

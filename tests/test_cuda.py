@@ -18,7 +18,8 @@ from minigdino._ext import cuda
 from places import HOST, WITH_COMPILER, launching_on_host, mapped, twin
 from strategies import LOOSE_PROBLEMS
 
-from minigdino import kernels, ops
+from minigdino.network import ops
+from minigdino.runtime import kernels
 
 HERE = Path(__file__).parent
 F32 = np.dtype(np.float32)

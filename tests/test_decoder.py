@@ -6,9 +6,9 @@ import tiny
 from hypothesis import given, settings
 from strategies import rngs
 
-from minigdino.boxes import logit, sigmoid
-from minigdino.decoder import decoder, refine
-from minigdino.ops import mlp
+from minigdino.network.boxes import logit, sigmoid
+from minigdino.network.decoder import decoder, refine
+from minigdino.network.ops import mlp
 
 FAMILIES = ["grounding-dino", "mm-grounding-dino"]
 SIZES = ((4, 5), (2, 3), (1, 2), (1, 1))

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import linear_weights, loose_deform_attn_problems, rngs, sizes
 
-from minigdino.boxes import pixel_centres
-from minigdino.deformable import bilinear, deform_attn, deformable_attention, sampling_locations
+from minigdino.network.boxes import pixel_centres
+from minigdino.network.deformable import bilinear, deform_attn, deformable_attention, sampling_locations
 
 
 @given(rngs(), sizes())

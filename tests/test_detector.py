@@ -11,7 +11,8 @@ import tiny
 from PIL import Image
 
 import minigdino
-from minigdino import Model, hub
+from minigdino import Model
+from minigdino.checkpoints import hub
 
 FAMILIES = ["grounding-dino", "mm-grounding-dino"]
 TEXT = ["a cat", "remote control"]

@@ -12,8 +12,8 @@ import pytest
 import tiny
 
 import minigdino
-from minigdino import device
-from minigdino.weights import on_device
+from minigdino.checkpoints.weights import on_device
+from minigdino.runtime import device
 
 
 class CUDARuntimeError(Exception):

@@ -150,7 +150,7 @@ ORDER = re.findall(r"^\| \[(\w+)\.py\]\(\S+\) \| (3\.\d) \|", README, re.MULTILI
 def test_the_reading_order_is_the_order_of_the_model():
     """model.py calls each stage in the table's order, §3.4 last in the table because it is last in the paper."""
     assert [section for _, section in ORDER] == sorted(section for _, section in ORDER)
-    body = (ROOT / "minigdino" / "model.py").read_text().partition("def forward")[2]
+    body = (ROOT / "minigdino" / "network" / "model.py").read_text().partition("def forward")[2]
     stages = {
         "swin": "swin(",
         "bert": "bert(",
@@ -164,12 +164,12 @@ def test_the_reading_order_is_the_order_of_the_model():
     )
     assert sorted(called[:2]) == ["bert", "swin"]
     assert called[2:] == [name for name, _ in ORDER if name in called[2:]]
-    assert [name for name, _ in ORDER] == ["swin", "bert", "enhancer", "queries", "decoder", "prompt"]
+    assert [name for name, _ in ORDER] == ["swin", "bert", "enhancer", "queries", "decoder", "phrases"]
 
 
 @pytest.mark.parametrize(("module", "section"), ORDER)
 def test_a_module_is_of_the_section_that_the_readme_says(module, section):
-    assert (ROOT / "minigdino" / f"{module}.py").read_text().startswith(f'"""§{section}  ')
+    assert (ROOT / "minigdino" / "network" / f"{module}.py").read_text().startswith(f'"""§{section}  ')
 
 
 def listed(nav):

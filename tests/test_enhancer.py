@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from minigdino._ext import fusion as in_blocks
 from strategies import linear_weights, loose_both_ways_problems, rngs, sizes
 
-from minigdino import ops
-from minigdino.enhancer import conv_1x1, conv_3x3_stride_2, enhancer, neck, vision_positions
-from minigdino.fusion import attend_both_ways, bi_attention, fusion_layer
-from minigdino.ops import softmax
+from minigdino.network import ops
+from minigdino.network.enhancer import conv_1x1, conv_3x3_stride_2, enhancer, neck, vision_positions
+from minigdino.network.fusion import attend_both_ways, bi_attention, fusion_layer
+from minigdino.network.ops import softmax
 
 
 @given(rngs(), sizes(9))

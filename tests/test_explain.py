@@ -17,13 +17,13 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 import minigdino
-from minigdino.boxes import sigmoid
 from minigdino.cli import main
-from minigdino.explain import CHAPTERS, FIGURES, captions, page
-from minigdino.explain.encode import packed, pooled, principal_colours, spread
 from minigdino.image import ImageSettings
-from minigdino.swin import windows
-from minigdino.tracing import PACKAGE
+from minigdino.inspection.explain import CHAPTERS, FIGURES, captions, page
+from minigdino.inspection.explain.encode import packed, pooled, principal_colours, spread
+from minigdino.inspection.tree import home
+from minigdino.network.boxes import sigmoid
+from minigdino.network.swin import windows
 
 SCENE = Path(__file__).parent.parent / "docs" / "images" / "scene.jpg"
 TEXT = "a purple star. a green heart. an orange ring."
@@ -154,7 +154,7 @@ def test_letters_come_from_the_code():
 def test_an_equation_stands_with_its_paper():
     assert captions.source("deformable.deform_attn") == "arXiv 2010.04159, Eq. 3"
     assert captions.source("swin.patch_merging") == "§3.1, arXiv 2103.14030, Section 3.1"
-    assert captions.source("prompt.phrase_mask") == "§3.4, Figure 4"
+    assert captions.source("phrases.phrase_mask") == "§3.4, Figure 4"
     assert captions.source("ops.attention") == "arXiv 1706.03762, section 3.2.2, Eq. 1"
     assert captions.source("results.post_process") == ""
 
@@ -320,7 +320,7 @@ def test_figures_name_functions_that_exist():
         assert figure.title
         assert figure.text.endswith(".")
         for name in figure.functions:
-            assert captions.code(name).__module__ == PACKAGE + name.partition(".")[0]
+            assert captions.code(name).__module__ == home(name.partition(".")[0]).__name__
 
 
 def test_the_command_writes_the_page(tmp_path, capsys):

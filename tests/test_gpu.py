@@ -26,7 +26,7 @@ def same_pass(on_cpu, on_gpu, pixels, ids):
     return want, on_gpu.forward(pixels, ids, details=True, selected=want.selected)
 
 
-@pytest.mark.parametrize("kernels", minigdino.kernels.MODES)
+@pytest.mark.parametrize("kernels", minigdino.runtime.kernels.MODES)
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 def test_every_step_of_a_small_model_is_numpys(geometry, kernels):
     on_cpu = tiny.model(**geometry)

@@ -14,7 +14,8 @@ from local_hub import LOOP, Client, LocalHub, environment, files_of
 from safetensors.numpy import save
 
 import minigdino
-from minigdino import CheckpointError, hub
+from minigdino import CheckpointError
+from minigdino.checkpoints import hub
 
 NEEDED = ["config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "model.safetensors"]
 CLOSED = "http://127.0.0.1:1"  # nobody listens there
@@ -157,7 +158,7 @@ def test_a_terminal_shows_the_clients_progress_bar(served, tmp_path):
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     try:
-        code = "from minigdino import hub; hub.find('owner/bars')"
+        code = "from minigdino.checkpoints import hub; hub.find('owner/bars')"
         done = subprocess.run([sys.executable, "-c", code], stderr=theirs, stdout=theirs, env=env, check=False)
         shown = os.read(ours, 100_000).decode()
     finally:
@@ -427,7 +428,7 @@ def watch(event, arguments):
         written.append((event, str(arguments[0])))
 from huggingface_hub import constants
 import minigdino, safetensors
-from minigdino import hub
+from minigdino.checkpoints import hub
 sys.addaudithook(watch)
 minigdino.load(hub.find("owner/model"))
 hub.cached()
@@ -469,7 +470,7 @@ def test_hf_home_and_hf_hub_cache_say_where_the_cache_is(served, online, home, t
 def test_threads_may_look_for_the_same_model(served, tmp_path):
     served.add("owner/threads", small())
     code = (
-        "import sys; from concurrent.futures import ThreadPoolExecutor; from minigdino import hub\n"
+        "import sys; from concurrent.futures import ThreadPoolExecutor; from minigdino.checkpoints import hub\n"
         "with ThreadPoolExecutor(4) as pool: print(len(set(pool.map(hub.find, ['owner/threads'] * 4))))"
     )
     env = environment(HF_ENDPOINT=served.url, HF_HOME=str(tmp_path))
@@ -507,6 +508,6 @@ def test_a_model_id_is_owner_and_name_and_nothing_that_is_here(tmp_path, monkeyp
 
 
 def test_importing_minigdino_and_hub_imports_no_client():
-    code = "import minigdino.hub, minigdino.verify, sys; print('huggingface_hub' in sys.modules)"
+    code = "import minigdino.checkpoints.hub, minigdino.evaluation.verify, sys; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -18,11 +18,11 @@ from places import examples, in_python, mapped, parts, places_of, twin
 from strategies import EXACT_PROBLEMS, LOOSE_PROBLEMS
 
 import minigdino
-from minigdino import kernels
-from minigdino.deformable import bilinear, deform_attn
-from minigdino.fusion import attend_both_ways
-from minigdino.ops import add_norm, gelu, layer_norm, relu, softmax
-from minigdino.swin import attend_in_windows, window_attention
+from minigdino.network.deformable import bilinear, deform_attn
+from minigdino.network.fusion import attend_both_ways
+from minigdino.network.ops import add_norm, gelu, layer_norm, relu, softmax
+from minigdino.network.swin import attend_in_windows, window_attention
+from minigdino.runtime import kernels
 
 LEVELS = kernels.levels()
 EXACT = list(places_of(EXACT_PROBLEMS))

@@ -1,4 +1,4 @@
-"""Imports point down only, and the paper's order is the model's order."""
+"""Imports point down only, each package imports what it may, and the paper's order is the model's order."""
 
 import ast
 import re
@@ -7,22 +7,24 @@ from pathlib import Path
 import pytest
 
 import minigdino
+from minigdino.network import LAYERS
 
 PACKAGE = Path(minigdino.__file__).parent
+COMPILED = PACKAGE.parent / "_ext"
 LEVELS = [  # a module may import from the rows below its own, never from its own row
     {"__main__"},
     {"cli"},
-    {"explain"},
-    {"batch", "bench", "tree", "verify", "__init__"},
-    {"detector", "installation"},
-    {"model", "results", "hub", "kept"},
-    {"swin", "bert", "enhancer", "queries", "decoder", "drawing", "weights"},  # stages never import one another
-    {"fusion", "deformable", "boxes", "image", "prompt", "parameters"},
-    {"ops", "config", "device", "arithmetic", "tracing"},
-    {"kernels", "memory"},
-    {"threads"},
-    {"errors", "version"},
-    {"blas"},
+    {"inspection.explain"},
+    {"__init__", "files", "evaluation.verify", "inspection.tree", "runtime.bench"},
+    {"detector", "runtime.info"},
+    {"cache", "results", "network.model", "checkpoints.hub"},
+    # stages never import one another
+    {"drawing", "checkpoints.weights",
+     "network.swin", "network.bert", "network.phrases", "network.enhancer", "network.queries", "network.decoder"},
+    {"image", "prompt", "checkpoints.parameters", "network.fusion", "network.deformable", "network.boxes"},
+    {"checkpoints.config", "network.ops", "inspection.tracing", "runtime.device", "runtime.flops"},
+    {"checkpoints.json_file", "runtime.kernels", "runtime.memory", "runtime.threads"},
+    {"errors", "version", "network", "runtime.openblas"},
 ]
 RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}
 EXPLAIN = [  # the same, within the package that makes the page
@@ -33,85 +35,123 @@ EXPLAIN = [  # the same, within the package that makes the page
     {"captions"},
     {"encode", "figure", "observe"},
 ]
-MODULES = [*sorted(path.stem for path in PACKAGE.glob("*.py")), "explain"]
+REACH_COMPILED = {"runtime.info", "runtime.kernels", "runtime.memory", "runtime.threads"}
 
 
-def files(module):
-    """A module's file, or a package's."""
-    path = PACKAGE / f"{module}.py"
-    return [path] if path.exists() else sorted((PACKAGE / module).glob("*.py"))
+def dotted(path):
+    """A file as a module of the package: "network.swin"; the parts of `inspection.explain` count as one."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    if parts[:2] == ("inspection", "explain"):
+        return "inspection.explain"
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+EMPTY = {dotted(path) for path in FILES if len(ast.parse(path.read_text()).body) == 1}  # a docstring alone
+MODULES = sorted({dotted(path) for path in FILES} - EMPTY)
+
+
+def imported(path):
+    """What a file of the package imports, anywhere in its text: modules as `dotted` spells them, and other packages."""
+    home = path.relative_to(PACKAGE).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name.partition(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*home[: len(home) - node.level + 1], *filter(None, (node.module or "").split("."))]
+            for name in node.names:
+                yield resolved([*base, name.name])
+
+
+def resolved(parts):
+    """The module that holds a name, or that it is."""
+    if parts[0] == "_ext":
+        return "_ext"
+    while parts and not (PACKAGE.joinpath(*parts).with_suffix(".py").exists() or
+                         (PACKAGE.joinpath(*parts) / "__init__.py").exists()):
+        parts = parts[:-1]
+    path = PACKAGE.joinpath(*parts)
+    return dotted(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
 
 
 def imports(module):
-    """Modules of this package that a module imports, anywhere in its text."""
-    for path in files(module):
-        yield from imported(path, level=len(path.relative_to(PACKAGE).parts))
-
-
-def imported(path, level):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == level:
-            if node.module:
-                yield node.module.partition(".")[0]
-            else:
-                yield from (name.name if (PACKAGE / f"{name.name}.py").exists() else "__init__" for name in node.names)
+    """Modules of this package that a module imports, and other packages."""
+    return {other for path in FILES if dotted(path) == module for other in imported(path)} - {module}
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module):
-    for other in set(imports(module)) - {"_ext"}:
+    for other in imports(module) & RANK.keys():
         assert RANK[other] < RANK[module], f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("path", files("explain"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((PACKAGE / "inspection" / "explain").glob("*.py")), ids=lambda path: path.stem)
 def test_imports_point_down_in_explain(path):
     rank = {module: len(EXPLAIN) - i for i, row in enumerate(EXPLAIN) for module in row}
-    for other in set(imported(path, level=1)) - {"__init__"}:
-        assert rank[other] < rank[path.stem]
-
-
-def test_no_module_shares_a_name_with_a_public_function():
-    """`import minigdino.x` would give the function."""
-    assert not set(MODULES) & set(minigdino.__all__) - {"__init__", "__main__"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            for other in [node.module] if node.module else [name.name for name in node.names]:
+                assert rank[other] < rank[path.stem], f"{path.stem} imports {other}"
 
 
 def test_every_module_has_its_level():
     assert set(MODULES) == set(RANK)
 
 
-def test_layers_reach_compiled_code_through_kernels_alone():
-    assert [m for m in MODULES if "_ext" in imports(m)] == ["installation", "kernels", "memory", "threads"]
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_network_imports_numpy_and_the_kernels_alone(layer):
+    others = {other for other in imports(f"network.{layer}") if not other.startswith("network.")}
+    assert others <= {"__future__", "dataclasses", "numpy", "runtime.kernels"}
+
+
+def test_the_list_of_layers_is_the_folder():
+    assert sorted(LAYERS) == sorted(path.stem for path in (PACKAGE / "network").glob("*.py") if path.stem != "__init__")
+
+
+def test_compiled_code_imports_nothing_of_the_package():
+    """What a twin needs comes as an argument, or lies beside it."""
+    for path in (path for suffix in ("py", "pyx", "pxd") for path in COMPILED.glob(f"*.{suffix}")):
+        found = re.findall(r"^\s*(?:from|import|cimport) +(minigdino[\w.]*)", path.read_text(), re.MULTILINE)
+        assert all(re.match(r"minigdino\._ext\b", name) for name in found), f"{path.name} imports {found}"
+        assert not re.search(r"^\s*from \.\.", path.read_text(), re.MULTILINE), path.name
+
+
+def test_compiled_code_is_reached_through_the_runtime_alone():
+    assert {module for module in MODULES if "_ext" in imports(module)} == REACH_COMPILED
+
+
+def test_no_module_shares_a_name_with_a_public_function():
+    """`import minigdino.x` would give the function."""
+    top = {module.partition(".")[0] for module in MODULES}
+    assert not top & set(minigdino.__all__) - {"__init__", "__main__"}
+
+
+def test_a_name_finds_one_file():
+    """The guide and the captions write "swin.windows" for a function, wherever the file lies."""
+    stems = [path.stem for path in FILES if path.stem != "__init__" and "explain" not in path.parts]
+    assert len(stems) == len(set(stems))
 
 
 def test_sections_rise_down_the_model():
-    """model.py's steps come in the paper's order, but for §3.4, which the text needs first."""
-    sections = re.findall(r"# §(3\.\d)", (PACKAGE / "model.py").read_text())
+    """model.py's steps come in the paper's order, except §3.4, which the text backbone needs first."""
+    sections = re.findall(r"# §(3\.\d)", (PACKAGE / "network" / "model.py").read_text())
     assert sections[0] == "3.4"
     assert sections[1:] == sorted(sections[1:])
     assert sections[-1] == "3.3"
 
 
-@pytest.mark.parametrize("module", ["swin", "bert", "enhancer", "queries", "decoder", "prompt"])
+@pytest.mark.parametrize("module", ["swin", "bert", "phrases", "enhancer", "queries", "decoder"])
 def test_a_stage_says_its_section_first(module):
-    assert (PACKAGE / f"{module}.py").read_text().startswith('"""§3.')
+    assert (PACKAGE / "network" / f"{module}.py").read_text().startswith('"""§3.')
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_public_function_has_a_docstring(module):
-    for path in files(module):
-        _check_docstrings(path)
-
-
-def _check_docstrings(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
-        nested = isinstance(node, ast.FunctionDef) and node.col_offset > 4
-        if public and not nested and not _is_inner(node, path):
-            assert ast.get_docstring(node), f"{path.stem}.{node.name}"
-
-
-def _is_inner(node, path):
-    """A helper inside another function, which its name and its place explain."""
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_public_function_has_a_docstring(path):
     tree = ast.parse(path.read_text())
-    outer = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.lineno < node.lineno <= n.end_lineno]
-    return bool(outer)
+    outer = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    for node in ast.walk(tree):
+        public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+        if public and not any(other.lineno < node.lineno <= other.end_lineno for other in outer):
+            assert ast.get_docstring(node), f"{path.stem}.{node.name}"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import attention_weights, linear_weights, rngs
 
-from minigdino import ops
+from minigdino.network import ops
 
 
 @given(rngs(), st.integers(1, 8), st.floats(-1e3, 1e3))

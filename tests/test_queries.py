@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import rngs, sizes
 
-from minigdino.boxes import sigmoid
-from minigdino.ops import mlp
-from minigdino.queries import proposals, select_queries, similarity, top
+from minigdino.network.boxes import sigmoid
+from minigdino.network.ops import mlp
+from minigdino.network.queries import proposals, select_queries, similarity, top
 
 MODEL = tiny.model()
 

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 from strategies import rngs
 
 import minigdino
-from minigdino.boxes import sigmoid
 from minigdino.drawing import annotate, colour
+from minigdino.network.boxes import sigmoid
 from minigdino.results import post_process
 
 TOKENIZER = tiny.tokenizer()

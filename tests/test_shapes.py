@@ -23,7 +23,7 @@ def test_every_shape_comment_of_a_pass_is_true(family):
         "deformable.deform_attn: result",
         "decoder.decoder_layer: result",
         "queries.similarity: result",
-        "prompt.phrase_mask: result",
+        "phrases.phrase_mask: result",
     ):
         assert promise in kept
 
@@ -41,7 +41,7 @@ def test_the_fields_of_an_output_have_the_shapes_beside_them(family):
 
 
 def test_a_comment_after_a_long_statement_is_read_too():
-    named, _ = promises(minigdino.model.forward.__code__)
+    named, _ = promises(minigdino.network.model.forward.__code__)
     assert {"text_features", "vision", "text", "states", "references", "logits", "boxes"} <= {name for name, _ in named}
 
 

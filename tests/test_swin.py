@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import attention_weights, linear_weights, rngs, sizes
 
-from minigdino import kernels, swin
+from minigdino.network import swin
+from minigdino.runtime import kernels
 
 
 @given(rngs(), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))

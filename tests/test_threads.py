@@ -12,8 +12,8 @@ from minigdino._ext import threads
 from minigdino._ext.quota import grants
 
 import minigdino
-from minigdino import kernels
-from minigdino.memory import reused
+from minigdino.runtime import kernels
+from minigdino.runtime.memory import reused
 
 
 def test_rows_are_covered_once_whatever_the_number_of_threads():
@@ -125,7 +125,7 @@ def test_the_default_obeys_affinity():
 def test_a_quota_reaches_both_pools():
     code = (
         "from minigdino._ext import quota, threads; threads.quota = lambda: 1; import minigdino, threadpoolctl; "
-        "minigdino.threads.follow_environment(); "
+        "minigdino.runtime.threads.follow_environment(); "
         "print(minigdino.info()['threads'], *{p['num_threads'] for p in threadpoolctl.threadpool_info()})"
     )
     assert in_fresh_process(code).split() == ["1", "1"]
@@ -160,7 +160,7 @@ def test_quotas_are_read_as_both_versions_write_them(tmp_path):
     ("work", "seconds"),
     [
         # so a product after a loop runs at full rate: whoever spins takes its processor from BLAS
-        ("from minigdino.ops import gelu; gelu(np.ones((4000, 512), np.float32))", 0.05),
+        ("from minigdino.network.ops import gelu; gelu(np.ones((4000, 512), np.float32))", 0.05),
         # so a loop after a product has both processors: by default OpenBLAS's threads spin for tens of milliseconds
         ("a = np.ones((800, 800), np.float32); a @ a", 0.02),
     ],

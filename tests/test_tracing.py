@@ -7,7 +7,7 @@ import tiny
 from strategies import attention_weights
 
 import minigdino
-from minigdino import fusion, ops, swin
+from minigdino.network import fusion, ops, swin
 
 
 def test_a_pattern_records_the_steps_it_names():

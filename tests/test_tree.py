@@ -6,7 +6,7 @@ import tiny
 
 import minigdino
 from minigdino.cli import main
-from minigdino.tree import place, tree
+from minigdino.inspection.tree import place, tree
 
 SCENE = Path(__file__).parent.parent / "docs" / "images" / "scene.jpg"
 
@@ -21,7 +21,7 @@ def test_stages_stand_in_the_papers_order_below_the_model():
     lines = traced(depth=2, steps=False)
     assert lines[1].startswith("model.forward.0")
     names = [line.split()[0] for line in lines[2:]]
-    order = ["prompt.phrase_mask.0", "bert.bert.0", "swin.swin.0", "enhancer.neck.0", "enhancer.enhancer.0"]
+    order = ["phrases.phrase_mask.0", "bert.bert.0", "swin.swin.0", "enhancer.neck.0", "enhancer.enhancer.0"]
     order += ["queries.select_queries.0", "decoder.decoder.0"]
     assert [name for name in names if name in order] == order
 

@@ -12,8 +12,9 @@ import tiny
 from local_hub import LocalHub, environment, files_of
 from PIL import Image
 
-from minigdino import ArgumentError, ImageError, hub
-from minigdino.verify import PUBLISHED, Expectation, Tolerance, coco_image, verify
+from minigdino import ArgumentError, ImageError
+from minigdino.checkpoints import hub
+from minigdino.evaluation.verify import PUBLISHED, Expectation, Tolerance, coco_image, verify
 
 NAME, TEXT = "owner/random", "a cat. a remote control."
 
@@ -262,7 +263,7 @@ def test_a_picture_that_cannot_be_had(served, picture, monkeypatch, page, folder
 
 CODE = """
 import json, sys
-from minigdino.verify import Expectation, verify
+from minigdino.evaluation.verify import Expectation, verify
 for numbers in json.load(sys.stdin):
     report = verify("owner/random", expectations=[Expectation(**values) for values in numbers])
     print(report, f"status {report.status}", sep="\\n")

@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 
 import minigdino
 from minigdino import CheckpointError, Model
-from minigdino.parameters import BACKBONE, random_tensors
-from minigdino.weights import IN_MEMORY, read_checkpoint, read_safetensors, tree
+from minigdino.checkpoints.parameters import BACKBONE, random_tensors
+from minigdino.checkpoints.weights import IN_MEMORY, read_checkpoint, read_safetensors, tree
 
 FAMILIES = ["grounding-dino", "mm-grounding-dino"]
 
@@ -111,7 +111,7 @@ def test_names_of_transformers_memory_and_unused_tensors_are_understood(checkpoi
         "model.text_backbone.embeddings.position_ids": window,
         "model.text_backbone.pooler.dense.bias": np.ones(3, np.float32),
     }
-    from minigdino.weights import _published
+    from minigdino.checkpoints.weights import _published
 
     model = Model({_published(name): array for name, array in renamed.items()}, config)
     np.testing.assert_array_equal(answer(model), answer(Model(tensors, config)))

@@ -10,7 +10,7 @@ import tiny
 from PIL import Image
 
 import minigdino
-from minigdino.explain import FIGURES, page
+from minigdino.inspection.explain import FIGURES, page
 
 SCENE = Path(__file__).parents[2] / "docs" / "images" / "scene.jpg"
 TEXT = "a purple star. a green heart. an orange ring."

@@ -26,7 +26,7 @@ from oracle import (
 
 import minigdino
 from minigdino import Model
-from minigdino.parameters import parameters
+from minigdino.checkpoints.parameters import parameters
 
 GD, MM = FAMILIES
 IDS = [CLS, A, CAT, DOT, A, DOG, DOT, SEP]

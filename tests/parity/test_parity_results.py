@@ -14,7 +14,7 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 
 import minigdino
 from minigdino import Model
-from minigdino.boxes import sigmoid
+from minigdino.network.boxes import sigmoid
 from minigdino.prompt import Prompt, Tokenizer
 from minigdino.results import post_process
 

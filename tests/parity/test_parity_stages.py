@@ -28,16 +28,16 @@ from oracle import (
     words,
 )
 
-from minigdino.bert import bert
-from minigdino.boxes import box_positions, sine_embedding
-from minigdino.decoder import decoder_layer, refine
-from minigdino.deformable import deformable_attention
-from minigdino.enhancer import deformable_layer, neck, text_enhancer_layer, vision_positions
-from minigdino.fusion import fusion_layer
-from minigdino.ops import linear, mlp
-from minigdino.prompt import PUBLISHED_DELIMITERS, phrase_mask
-from minigdino.queries import proposals, similarity
-from minigdino.swin import patch_embedding, patch_merging, swin, swin_block
+from minigdino.network.bert import bert
+from minigdino.network.boxes import box_positions, sine_embedding
+from minigdino.network.decoder import decoder_layer, refine
+from minigdino.network.deformable import deformable_attention
+from minigdino.network.enhancer import deformable_layer, neck, text_enhancer_layer, vision_positions
+from minigdino.network.fusion import fusion_layer
+from minigdino.network.ops import linear, mlp
+from minigdino.network.phrases import PUBLISHED_DELIMITERS, phrase_mask
+from minigdino.network.queries import proposals, similarity
+from minigdino.network.swin import patch_embedding, patch_merging, swin, swin_block
 
 IDS = [CLS, *words(2, 1), DOT, *words(4, 2), DOT, *words(1, 3), QUESTION, SEP]
 SIZE = (101, 131)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from oracle import VOCABULARY, close, numpy, torch, transformers
 
-from minigdino.bert import bert
-from minigdino.config import BertConfig
-from minigdino.prompt import Tokenizer, phrase_mask
-from minigdino.weights import read_safetensors, renamed, tree
+from minigdino.checkpoints.config import BertConfig
+from minigdino.checkpoints.weights import read_safetensors, renamed, tree
+from minigdino.network.bert import bert
+from minigdino.network.phrases import phrase_mask
+from minigdino.prompt import Tokenizer
 
 TEXTS = ["a cat. a remote control.", "a cat", "is it a dog? the dog's bone. . café au lait.", "a cat. " * 80]
 

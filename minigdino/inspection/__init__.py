@@ -1,0 +1,1 @@
+"""Looking into a forward pass from outside."""

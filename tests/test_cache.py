@@ -1,0 +1,101 @@
+"""What `detect` keeps changes nothing but the time."""
+
+import numpy as np
+import pytest
+import tiny
+
+import minigdino
+from minigdino.cache import Cache, content_key
+from minigdino.network import model as network
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often each backbone ran: {"bert": n, "swin": n}"""
+    counts = {"bert": 0, "swin": 0}
+
+    def count(name, backbone):
+        def counting(*args, **kwargs):
+            counts[name] += 1
+            return backbone(*args, **kwargs)
+
+        monkeypatch.setattr(network, name, counting)
+
+    for name in counts:
+        count(name, getattr(network, name))
+    return counts
+
+
+def fresh():
+    return minigdino.Model.random(tiny.config(), tokenizer=tiny.tokenizer(), settings=tiny.SETTINGS)
+
+
+def same(a, b):
+    return np.array_equal(a.boxes, b.boxes) and np.array_equal(a.scores, b.scores) and a.phrases == b.phrases
+
+
+def test_another_prompt_skips_the_image_and_another_image_skips_the_prompt(counted):
+    model, photo, other = fresh(), tiny.photo(40, 60), tiny.photo(40, 60, seed=1)
+    first = model.detect(photo, "a cat.", threshold=0)
+    assert counted == {"bert": 1, "swin": 1}
+    model.detect(photo, "a dog.", threshold=0)
+    assert counted == {"bert": 2, "swin": 1}
+    model.detect(other, "a cat.", threshold=0)
+    assert counted == {"bert": 2, "swin": 2}
+    assert same(model.detect(photo, "a cat.", threshold=0), first)
+    assert counted == {"bert": 2, "swin": 2}
+
+
+def test_what_is_kept_is_what_would_be_computed():
+    photos, texts = [tiny.photo(40, 60, seed=i) for i in range(3)], ["a cat.", "a dog. the red hat.", "person."]
+    model = fresh()
+    for photo in photos:
+        for text in texts:
+            kept = model.detect(photo, text, threshold=0)
+            assert same(kept, fresh().detect(photo, text, threshold=0))
+
+
+def test_one_changed_pixel_is_another_image(counted):
+    model, photo = fresh(), tiny.photo(40, 60)
+    model.detect(photo, "a cat.")
+    changed = photo.copy()
+    changed[20, 30] ^= 255
+    model.detect(changed, "a cat.")
+    assert counted["swin"] == 2
+
+
+def test_forward_neither_keeps_nor_uses(counted):
+    model, pixels = fresh(), tiny.pixels()
+    for _ in range(2):
+        model.forward(pixels, tiny.IDS)
+    assert counted == {"bert": 2, "swin": 2}
+
+
+def test_clear_forgets(counted):
+    model, photo = fresh(), tiny.photo(40, 60)
+    model.detect(photo, "a cat.")
+    model.clear()
+    model.detect(photo, "a cat.")
+    assert counted == {"bert": 2, "swin": 2}
+
+
+def test_the_reference_never_answers_with_what_twins_computed(counted):
+    model, photo = fresh(), tiny.photo(40, 60)
+    model.detect(photo, "a cat.")
+    with minigdino.use("reference"):
+        model.detect(photo, "a cat.")
+    assert counted == {"bert": 2, "swin": 2}
+
+
+def test_the_oldest_makes_room():
+    kept = Cache(2)
+    for key in "abc":
+        kept.put(key, key.upper())
+        kept.get("a")
+    assert [kept.get(key) for key in "abc"] == ["A", None, "C"]
+
+
+def test_content_tells_shape_and_type_apart():
+    zeros = np.zeros((2, 3), np.float32)
+    assert content_key(zeros) == content_key(zeros.copy())
+    assert len({content_key(a) for a in (zeros, zeros.reshape(3, 2), zeros.astype(np.int32), zeros + 1)}) == 4
