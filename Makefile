@@ -1,4 +1,4 @@
-# make demo and make test are all a fresh machine needs: each makes its own virtual environment and builds the kernels.
+# A fresh machine needs only make demo or make test: both create a virtual environment and build the kernels.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd)
 
 build: $(VENV)/built
 
-# The packages of an extra, without building minigdino once more.
+# Install the packages of an extra without rebuilding minigdino.
 extra = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project'] \
 	['optional-dependencies']['$(1)'], sep='\n')" | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
 
@@ -22,15 +22,15 @@ $(VENV)/parity: $(VENV)/built
 	$(call extra,parity)
 	touch $@
 
-demo: build  ## find shapes in a drawn scene with the embedded checkpoint; writes demo.png
+demo: build  ## detect shapes in a drawn scene with the embedded checkpoint; writes demo.png
 	$(BIN)/minigdino detect docs/images/scene.jpg $(DEMO_TEXT) --model shapes --threshold 0.4 --out demo.png
 
 DEMO_TEXT = "a purple star. a green heart. an orange ring."
 
-test: build  ## the plain suite: no PyTorch, no network
+test: build  ## the plain test suite: no PyTorch, no network access
 	$(BIN)/python -m pytest --ignore tests/parity
 
-test-browser: $(VENV)/browser  ## the page of minigdino explain in a headless Chromium, which must be there
+test-browser: $(VENV)/browser  ## the page of minigdino explain in a headless Chromium, which must be installed
 	MINIGDINO_BROWSER=required $(BIN)/python -m pytest tests/browser
 
 $(VENV)/browser: $(VENV)/built
@@ -40,35 +40,35 @@ $(VENV)/browser: $(VENV)/built
 lint: build
 	$(BIN)/ruff check .
 
-parity: $(VENV)/parity  ## every stage against transformers on PyTorch (CPU)
+parity: $(VENV)/parity  ## compare every stage with transformers on PyTorch (CPU)
 	$(BIN)/python -m pytest tests/parity
 
-published: $(VENV)/parity  ## the five published geometries at full width against transformers; needs 20 GB
+published: $(VENV)/parity  ## compare the five published geometries at full width with transformers; needs 20 GB of memory
 	$(BIN)/python tests/parity/published.py
 
-golden: $(VENV)/parity  ## write the golden files of the plain suite again
+golden: $(VENV)/parity  ## regenerate the golden files of the plain test suite
 	$(BIN)/python tests/golden/make.py
 
-.PHONY: docs  # else the folder of that name would be it
+.PHONY: docs  # a folder has the same name
 
-docs: $(VENV)/docs  ## the guide as a site, in build/docs: open build/docs/index.html
+docs: $(VENV)/docs  ## build the guide as a web site: open build/docs/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 $(VENV)/docs: $(VENV)/built
 	$(call extra,docs)
 	touch $@
 
-bench: build  ## where the seconds of the tiny model go at 800 x 1066, stage by stage
+bench: build  ## time the tiny model at 800 x 1066, stage by stage
 	$(BIN)/minigdino bench
 
-benchmarks: $(VENV)/benchmarks  ## beside transformers, ONNX Runtime and OpenVINO: seconds, memory, start, growth
+benchmarks: $(VENV)/benchmarks  ## compare with transformers, ONNX Runtime and OpenVINO: time, memory, start-up, growth
 	$(BIN)/python -m benchmarks.loops
 	$(BIN)/python -m benchmarks
 
-gpu-check: $(VENV)/gpu-check  ## the GPU's path without a GPU: CuPy's own names, NVRTC's own output
+gpu-check: $(VENV)/gpu-check  ## check the GPU code without a GPU, against the names of CuPy and the output of NVRTC
 	$(BIN)/python -m pytest tests/test_fake_gpu.py tests/test_cuda.py tests/test_device.py
 
-gpu: $(VENV)/gpu  ## on a machine with a GPU: every op and whole models there beside NumPy, then the benchmark
+gpu: $(VENV)/gpu  ## on a machine with a GPU: compare every op and whole models with NumPy, then run the benchmark
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks.gpu
 
@@ -92,7 +92,7 @@ train-shapes: $(VENV)/parity  ## train, export and evaluate the embedded checkpo
 	$(BIN)/python -m training.export minigdino/models/shapes
 	$(MAKE) evaluate-shapes
 
-evaluate-shapes: $(VENV)/parity  ## every figure of the embedded checkpoint's model card, and the card
+evaluate-shapes: $(VENV)/parity  ## measure the embedded checkpoint and write its model card
 	mkdir -p training/runs
 	$(BIN)/python -m training.evaluate minigdino/models/shapes --json training/runs/figures.json
 	$(BIN)/python -m training.card training/runs/figures.json minigdino/models/shapes

@@ -1,4 +1,4 @@
-"""Only what pyproject.toml cannot say: the compiled twins. Without a C compiler the NumPy references run instead."""
+"""Build the compiled twins; everything else is in pyproject.toml. Without a C compiler the NumPy references run."""
 
 import os
 import sys
@@ -10,14 +10,14 @@ from setuptools import Extension, setup
 
 TWINS = ("deformable", "ops", "swin")
 
-# -fno-... change no result. They let the compiler compute both sides of a condition, and so several lanes; the last one
-# keeps GCC from making a branch for where a clamped value is a constant.
+# The -fno-... flags change no result. The first two let the compiler evaluate both sides of a condition, which it needs
+# for vectorisation. The last one stops GCC from adding a branch where a clamped value is constant.
 FLAGS = ["-O3", "-fno-trapping-math", "-fno-math-errno", "-fno-tree-pre", "-g0"] if sys.platform != "win32" else ["/O2"]
 NUMPY = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION")]
 STRIP = ["-Wl,--strip-all"] if sys.platform == "linux" else []
 
-# One source, compiled for any processor, and once more for each of the wider vector units that many x86-64 have.
-# minigdino/runtime/kernels.py picks at run time, so a package built on one machine runs on every other.
+# Every source is compiled for any processor and, on x86-64, also for AVX2 and AVX-512. minigdino/runtime/kernels.py
+# selects one at run time, so a package built on one machine runs on every other.
 LEVELS = {"": []}
 if sys.platform != "win32" and sysconfig.get_platform().endswith("x86_64"):
     LEVELS["avx2."] = ["-march=x86-64-v3"]

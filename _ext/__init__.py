@@ -1,1 +1,1 @@
-"""Compiled twins of the formulas in minigdino/, by the same names."""
+"""Compiled twins of the NumPy functions in minigdino/network, under the same names."""

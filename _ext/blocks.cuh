@@ -1,4 +1,4 @@
-// Sums and maxima over threads that work together; every one of them gets the result. Blocks are whole warps.
+// Sums and maxima over a warp or a block; every thread gets the result. Blocks consist of whole warps.
 
 constexpr int WARP = 32;
 
@@ -21,7 +21,7 @@ template <typename T>
 __device__ T total(T x) {
     __shared__ T part[WARP];  // one for each warp: a block has at most 1024 threads
     x = warp_total(x);
-    __syncthreads();  // nobody still reads what the last call left there
+    __syncthreads();  // until every thread has read the result of the previous call
     if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = x;
     __syncthreads();
     T sum = part[0];
@@ -36,7 +36,7 @@ __device__ T largest(T x) {
     __syncthreads();
     if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = x;
     __syncthreads();
-    T most = part[0];
-    for (int warp = 1; warp < blockDim.x / WARP; warp++) most = part[warp] > most ? part[warp] : most;
-    return most;
+    T maximum = part[0];
+    for (int warp = 1; warp < blockDim.x / WARP; warp++) maximum = part[warp] > maximum ? part[warp] : maximum;
+    return maximum;
 }

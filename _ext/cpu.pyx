@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Which vector instructions this processor, and its operating system, let a program use."""
+"""Vector instruction sets that this CPU and its operating system support."""
 
 cdef extern from *:
     """
@@ -17,5 +17,5 @@ cdef extern from *:
 
 
 def levels():
-    """The folders of compiled twins this processor can run, best first; "" is what runs everywhere."""
+    """Folders of compiled twins that this CPU can run, best first; "" holds the twins for any CPU."""
     return (["avx512"] if HAS_AVX512 else []) + (["avx2"] if HAS_AVX2 else []) + [""]

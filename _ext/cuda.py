@@ -1,8 +1,8 @@
-"""The twins of minigdino's ops on a GPU: checked, compiled and launched here; the kernels are the .cu files beside.
+"""GPU twins: argument checks, compilation and launch of the kernels in the .cu files.
 
-CuPy checks nothing that a kernel is given and ignores strides, so everything is checked before a launch. A kernel is
-compiled by CuPy when it is first launched on a device, and kept, also on disk. Every kernel takes the current device,
-and a block for each row, query or window, with as many threads as that has work for.
+CuPy does not check the arguments of a kernel and ignores strides, so every argument is checked before a launch. CuPy
+compiles a kernel at its first launch on a device and caches it, on disk too. Kernels run on the current device, one
+block for each row, query or window.
 """
 
 from __future__ import annotations
@@ -15,35 +15,36 @@ from pathlib import Path
 import numpy as np
 
 from .checks import same_dtype
+from .erfc import ERFC
 
-KERNELS = {  # file -> what is launched from it, as float and as double
+KERNELS = {  # file -> its kernels, each compiled for float and double
     "deformable": ("bilinear", "deform_attn"),
     "ops": ("add_norm", "group_norm", "softmax", "relu", "gelu"),
     "swin": ("attend_in_windows",),
 }
-NAMES = {"f": "float", "d": "double"}  # a dtype in C
+NAMES = {"f": "float", "d": "double"}  # dtype.char -> C type
 WARP, MOST_THREADS = 32, 1024
 MOST_LEVELS = 32  # deformable.cu's Sizes
-LARGEST = 2**31 - 1  # what a kernel counts with: blocks, and numbers of one block
+LARGEST = 2**31 - 1  # blocks of a launch, and elements of one block: kernels count in 32 bits
 
 SIZES = np.dtype([("of", np.intc, (MOST_LEVELS, 2))])
 
 
 def source(file: str) -> str:
-    """The text of a .cu file, with what it includes."""
+    """The text of a .cu file, its includes expanded."""
     here = Path(__file__).parent
     text = (here / f"{file}.cu").read_text(encoding="utf-8")
     return re.sub(r'#include "(\w+\.cuh)"', lambda found: (here / found[1]).read_text(encoding="utf-8"), text)
 
 
 def instances(file: str, dtype: np.dtype) -> list[str]:
-    """What is compiled of a file for a dtype: ["relu<float>", ...]"""
+    """Template instances of a file for a dtype: ["relu<float>", ...]"""
     return [f"{kernel}<{NAMES[dtype.char]}>" for kernel in KERNELS[file]]
 
 
 @functools.cache
 def compiled(kernel: str, dtype: np.dtype):
-    """A kernel that CuPy compiles for whichever device it is launched on: call it with (grid, block, arguments)."""
+    """A kernel, compiled by CuPy for the device of each launch: call it with (grid, block, arguments)."""
     import cupy
 
     file = next(file for file, kernels in KERNELS.items() if kernel in kernels)
@@ -52,9 +53,9 @@ def compiled(kernel: str, dtype: np.dtype):
 
 
 def launch(kernel: str, dtype: np.dtype, blocks: int, width: int, *arguments) -> None:
-    """Run a kernel in so many blocks, each with numbers of a given width to work on. Python ints become C's."""
+    """Launch a kernel with `blocks` blocks of up to `width` threads. Python ints are passed as C ints."""
     if max(blocks, width) > LARGEST:
-        raise ValueError(f"{kernel}: {blocks} rows of {width} numbers are more than a kernel counts ({LARGEST})")
+        raise ValueError(f"{kernel}: expected at most {LARGEST} rows and elements per row; got {blocks}, {width}")
     threads = min(MOST_THREADS, math.ceil(width / WARP) * WARP)
     ready = tuple(np.intc(a) if isinstance(a, int) else a for a in arguments)
     compiled(kernel, dtype)((blocks,), (threads,), ready)
@@ -63,17 +64,17 @@ def launch(kernel: str, dtype: np.dtype, blocks: int, width: int, *arguments) ->
 def of_one_gpu(op: str, *arrays) -> np.dtype:
     """The one dtype of all arrays. Raises TypeError or ValueError unless there is one, on one GPU."""
     if strange := [type(a).__name__ for a in arrays if type(a).__module__.partition(".")[0] != "cupy"]:
-        raise TypeError(f"{op}: arrays of the host and of a GPU do not mix; got a {strange[0]} among CuPy's")
+        raise TypeError(f"{op}: expected CuPy arrays only; got a {strange[0]} among them")
     if len(homes := {a.device.id for a in arrays}) > 1:
-        raise ValueError(f"{op}: arrays lie on several GPUs, {sorted(homes)}; a kernel reads those of one")
+        raise ValueError(f"{op}: expected arrays on one GPU; got arrays on GPUs {sorted(homes)}")
     return same_dtype(*arrays)
 
 
 def fresh(shape, like):
-    """An empty array beside another one. Raises ValueError if that does not lie on the current device."""
+    """An empty array on the device of `like`. Raises ValueError if that is not the current device."""
     out = np.empty(shape, like.dtype, like=like)
     if out.device.id != like.device.id:
-        raise ValueError(f"arrays lie on GPU {like.device.id}, but GPU {out.device.id} is the current one; "
+        raise ValueError(f"expected arrays on the current GPU, {out.device.id}; got arrays on GPU {like.device.id}; "
                          f"compute inside `with cupy.cuda.Device({like.device.id})`")
     return out
 
@@ -84,10 +85,9 @@ def contiguous(array):
 
 
 def rows_of(array):
-    """An array whose rows are whole, though they may lie apart as in a slice of one wide product, and the numbers from
-    one row to the next."""
-    whole = array if array[:1].flags.c_contiguous and array.strides[0] > 0 else contiguous(array)
-    return whole, np.longlong(whole.strides[0] // whole.itemsize)
+    """An array with contiguous rows and any row stride (such as a column slice), and that stride in elements."""
+    rows = array if array[:1].flags.c_contiguous and array.strides[0] > 0 else contiguous(array)
+    return rows, np.longlong(rows.strides[0] // rows.itemsize)
 
 
 def bilinear(image, xy):
@@ -115,7 +115,7 @@ def deform_attn(value, sizes, references, offsets, scores):
         raise ValueError(f"deform_attn: value {value.shape}, sizes {sizes}, references {references.shape}, offsets "
                          f"{offsets.shape} and scores {scores.shape} do not fit together")
     if L > MOST_LEVELS:
-        raise ValueError(f"deform_attn: {L} levels are more than the {MOST_LEVELS} that a kernel is told of")
+        raise ValueError(f"deform_attn: expected at most {MOST_LEVELS} levels; got {L}")
     D, R = value.shape[2], references.shape[1]
     if not L * P:
         return np.zeros((Q, M * D), dtype, like=value)
@@ -134,21 +134,21 @@ def layer_norm(x, weight, bias, eps=1e-5):
     return _norm(x, None, weight, bias, eps)
 
 
-def add_norm(x, added, weight, bias, eps=1e-5):
-    """x [..., C], added [..., C], weight [C], bias [C] -> [..., C]"""
-    if added.shape != x.shape:
-        raise ValueError(f"add_norm: x {x.shape} and added {added.shape} do not fit together")
-    return _norm(x, added, weight, bias, eps)
+def add_norm(x, residual, weight, bias, eps=1e-5):
+    """x [..., C], residual [..., C], weight [C], bias [C] -> [..., C]"""
+    if residual.shape != x.shape:
+        raise ValueError(f"add_norm: x {x.shape} and residual {residual.shape} do not fit together")
+    return _norm(x, residual, weight, bias, eps)
 
 
-def _norm(x, added, weight, bias, eps):
-    dtype = of_one_gpu("layer_norm", *(a for a in (x, added, weight, bias) if a is not None))
+def _norm(x, residual, weight, bias, eps):
+    dtype = of_one_gpu("layer_norm", *(a for a in (x, residual, weight, bias) if a is not None))
     C = x.shape[-1]
     if weight.shape != (C,) or bias.shape != (C,):
         raise ValueError(f"layer_norm: x {x.shape}, weight {weight.shape} and bias {bias.shape} do not fit together")
     out = fresh(x.shape, x)
     if out.size:
-        launch("add_norm", dtype, x.size // C, C, contiguous(x), None if added is None else contiguous(added),
+        launch("add_norm", dtype, x.size // C, C, contiguous(x), None if residual is None else contiguous(residual),
                contiguous(weight), contiguous(bias), dtype.type(eps), C, out)
     return out
 
@@ -178,23 +178,23 @@ def softmax(x, axis=-1):
     return out
 
 
-def relu(x, bias=None):
-    """x [..., C], bias [C] -> [..., C]"""
-    return _activate("relu", x, bias)
+def relu(x):
+    """x [..., C] -> [..., C]"""
+    return _activate("relu", x)
 
 
-def gelu(x, bias=None):
-    """x [..., C], bias [C] -> [..., C]"""
-    from minigdino.network.ops import ERFC
-
-    return _activate("gelu", x, bias, np.array((ERFC,), [("of", x.dtype, (len(ERFC),))]))
+def gelu(x):
+    """x [..., C] -> [..., C]"""
+    return _activate("gelu", x)
 
 
-def _activate(kernel, x, bias, *constants):
+def _activate(kernel, x, bias=None):
+    """Activation of x + bias: x [..., C], bias [C] -> [..., C]"""
     dtype = of_one_gpu(kernel, *(a for a in (x, bias) if a is not None))
     C = x.shape[-1]
     if bias is not None and bias.shape != (C,):
-        raise ValueError(f"an activation of {x.shape} takes a bias of {(C,)}; got {bias.shape}")
+        raise ValueError(f"{kernel}: bias {bias.shape} does not fit rows of {(C,)}")
+    constants = [np.array((ERFC,), [("of", dtype, (len(ERFC),))])] if kernel == "gelu" else []
     out = fresh(x.shape, x)
     if out.size:
         launch(kernel, dtype, x.size // C, C, contiguous(x), None if bias is None else contiguous(bias), *constants, C,
@@ -202,7 +202,14 @@ def _activate(kernel, x, bias, *constants):
     return out
 
 
-QUERIES = 8  # of a window at a time: each a warp, and neighbours read the same keys
+def feed_forward(x, fc1, fc2, activation, residual=None):
+    """x [N, C], residual [N, C] -> [N, C]: the first bias is added inside the activation's kernel"""
+    hidden = _activate(activation, x @ fc1["weight"].T, fc1["bias"])
+    y = hidden @ fc2["weight"].T + fc2["bias"]
+    return y if residual is None else y + residual
+
+
+QUERIES = 8  # queries of a window per block, one warp each: neighbouring warps read the same keys
 
 
 def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):

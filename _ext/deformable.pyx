@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The twins of minigdino/network/deformable.py as loops: same names, same zeros outside, queries shared among threads."""
+"""Twins of minigdino/network/deformable.py: the queries are divided among threads."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def _bilinear_rows(const floating[:, :, :, ::1] image, const floating[:, :, :, :
     cdef Py_ssize_t q, m, i, block
     cdef int p, n
     cdef floating[LANES] x, y, one, H, W
-    cdef floating[4 * LANES] share
+    cdef floating[4 * LANES] corner_weight
     cdef int[LANES] start
     cdef int[4 * LANES] index
     with nogil:
@@ -35,9 +35,9 @@ def _bilinear_rows(const floating[:, :, :, ::1] image, const floating[:, :, :, :
                     for p in range(n):
                         x[p] = xy[q, m, i + p, 0] * W[p] - <floating> 0.5
                         y[p] = xy[q, m, i + p, 1] * H[p] - <floating> 0.5
-                    find_pixels(x, y, one, H, W, start, index, share)
+                    find_pixels(x, y, one, H, W, start, index, corner_weight)
                     for p in range(n):
-                        add_pixels(&image[0, 0, m, 0], M * D, D, index, share, p, &out[q, m, i + p, 0])
+                        add_pixels(&image[0, 0, m, 0], M * D, D, index, corner_weight, p, &out[q, m, i + p, 0])
 
 
 def bilinear(image, xy):
@@ -53,29 +53,32 @@ def bilinear(image, xy):
 
 
 cdef enum:
-    USUAL = 32  # channels of a head in every published model: a number the compiler knows makes the loops twice as fast
+    USUAL_D = 32  # channels per head of the published models; loops of constant length are twice as fast
 
 
 cdef inline void add_points(const floating *image, Py_ssize_t step, Py_ssize_t D, const int *index,
-                            const floating *share, int n, floating *total) noexcept nogil:
-    """total [D] += the first n points of what `find_pixels` found"""
+                            const floating *corner_weight, int n, floating *total) noexcept nogil:
+    """total [D] += the samples at the first n points of `find_pixels`"""
     cdef int p
     for p in range(n):
-        add_pixels(image, step, D, index, share, p, total)
+        add_pixels(image, step, D, index, corner_weight, p, total)
 
 
 def _deform_attn_rows(const floating[:, :, ::1] value, const floating[:, ::1] sizes, const int[::1] starts,
                       const floating[:, ::1] references, const floating[:, :] offsets, const floating[:, :] scores,
                       floating[:, :, ::1] out, int P, Py_ssize_t first, Py_ssize_t last):
-    """sizes [2, N], starts [N]: rows and columns of each point's level, and its first pixel; N is enough for whole vectors"""
+    """sizes [2, N], starts [N]: rows and columns of each point's level, and the index of the level's first pixel
+
+    N is L*P plus padding, so that every block of LANES points can be read whole.
+    """
     cdef Py_ssize_t M = value.shape[1], D = value.shape[2], R = references.shape[1], N = starts.shape[0]
     cdef Py_ssize_t LP = scores.shape[1] // M, q, m, i, d, block
     cdef int p, n
     cdef floating[LANES] x, y, dx, dy
-    cdef floating[4 * LANES] share
-    cdef floating[USUAL] usual
+    cdef floating[4 * LANES] corner_weight
+    cdef floating[USUAL_D] sums
     cdef int[4 * LANES] index
-    cdef const floating *at
+    cdef const floating *reference
     cdef const floating *H
     cdef const floating *W
     cdef const floating *offset
@@ -86,12 +89,12 @@ def _deform_attn_rows(const floating[:, :, ::1] value, const floating[:, ::1] si
         for p in range(LANES):
             dx[p] = dy[p] = 0
         for q in range(first, last):
-            at = &references[q, 0]
+            reference = &references[q, 0]
             for m in range(M):
                 softmax_row(&scores[q, m * LP], weight, LP)
-                for d in range(USUAL):
-                    usual[d] = 0
-                if D != USUAL:
+                for d in range(USUAL_D):
+                    sums[d] = 0
+                if D != USUAL_D:
                     for d in range(D):
                         out[q, m, d] = 0
                 for block in range((LP + LANES - 1) // LANES):
@@ -103,34 +106,35 @@ def _deform_attn_rows(const floating[:, :, ::1] value, const floating[:, ::1] si
                     for p in range(n):
                         dx[p] = offset[2 * p]
                         dy[p] = offset[2 * p + 1]
-                    for p in range(LANES):  # minigdino/network/deformable.py's `sampling_locations`
+                    for p in range(LANES):  # as in minigdino/network/deformable.py's `sampling_locations`
                         if R == 2:
-                            x[p] = at[0] + dx[p] / W[p]
-                            y[p] = at[1] + dy[p] / H[p]
+                            x[p] = reference[0] + dx[p] / W[p]
+                            y[p] = reference[1] + dy[p] / H[p]
                         else:
-                            x[p] = at[0] + dx[p] / P * at[2] * <floating> 0.5
-                            y[p] = at[1] + dy[p] / P * at[3] * <floating> 0.5
+                            x[p] = reference[0] + dx[p] / P * reference[2] * <floating> 0.5
+                            y[p] = reference[1] + dy[p] / P * reference[3] * <floating> 0.5
                         x[p] = x[p] * W[p] - <floating> 0.5
                         y[p] = y[p] * H[p] - <floating> 0.5
-                    find_pixels(x, y, weight + i, H, W, &starts[i], index, share)
-                    if D == USUAL:
-                        add_points(&value[0, m, 0], M * USUAL, USUAL, index, share, n, usual)
+                    find_pixels(x, y, weight + i, H, W, &starts[i], index, corner_weight)
+                    if D == USUAL_D:
+                        add_points(&value[0, m, 0], M * USUAL_D, USUAL_D, index, corner_weight, n, sums)
                     else:
-                        add_points(&value[0, m, 0], M * D, D, index, share, n, &out[q, m, 0])
-                if D == USUAL:
-                    for d in range(USUAL):
-                        out[q, m, d] = usual[d]
+                        add_points(&value[0, m, 0], M * D, D, index, corner_weight, n, &out[q, m, 0])
+                if D == USUAL_D:
+                    for d in range(USUAL_D):
+                        out[q, m, d] = sums[d]
     free(weight)
 
 
 def deform_attn(value, sizes, references, offsets, scores):
-    """value [S, M, D], sizes ((H, W), ...), references [Q, R], offsets [Q, M, L, P, 2], scores [Q, M, L*P] -> [Q, M*D]"""
+    """value [S, M, D], sizes ((H, W), ...), references [Q, R], offsets [Q, M, L, P, 2], scores [Q, M, L*P]
+    -> [Q, M*D]"""
     dtype = same_dtype(value, references, offsets, scores)
     Q, M, L, P, _ = offsets.shape
-    at = np.array(sizes, np.intp).reshape(-1, 2)
+    level_sizes = np.array(sizes, np.intp).reshape(-1, 2)
     if (value.shape[1] != M or references.shape not in ((Q, 2), (Q, 4)) or offsets.shape != (Q, M, L, P, 2)
-            or scores.shape != (Q, M, L * P) or at.shape != (L, 2)
-            or (at < 1).any() or at.prod(axis=1).sum() != len(value)):
+            or scores.shape != (Q, M, L * P) or level_sizes.shape != (L, 2)
+            or (level_sizes < 1).any() or level_sizes.prod(axis=1).sum() != len(value)):
         raise ValueError(f"deform_attn: value {value.shape}, sizes {sizes}, references {references.shape}, offsets "
                          f"{offsets.shape} and scores {scores.shape} do not fit together")
     if not L * P:
@@ -138,14 +142,14 @@ def deform_attn(value, sizes, references, offsets, scores):
     out = np.empty((Q, M, value.shape[2]), dtype)
     if out.size:
         points, starts = np.ones((2, L * P + LANES - 1), dtype), np.zeros(L * P + LANES - 1, np.int32)
-        points[:, :L * P] = at.T.repeat(P, axis=1)
-        starts[:L * P] = (at.prod(axis=1).cumsum() - at.prod(axis=1)).repeat(P)
+        points[:, :L * P] = level_sizes.T.repeat(P, axis=1)
+        starts[:L * P] = (level_sizes.prod(axis=1).cumsum() - level_sizes.prod(axis=1)).repeat(P)
         arrays = contiguous(value), points, starts, contiguous(references), _rows_of(offsets, Q), _rows_of(scores, Q)
         for_rows(lambda first, last: _deform_attn_rows(*arrays, out, P, first, last), Q)
     return out.reshape(Q, M * value.shape[2])
 
 
 def _rows_of(array, n):
-    """[n, ...] -> [n, numbers of a row], where rows may lie apart, as in a slice of one wide product, but are whole."""
+    """[n, ...] -> [n, elements of a row] with contiguous rows and any row stride, such as a column slice"""
     rows = array.reshape(n, -1)
     return rows if rows.strides[1] == rows.itemsize and rows.flags.aligned else contiguous(rows)

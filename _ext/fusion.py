@@ -1,45 +1,53 @@
-"""The twin of minigdino/network/fusion.py's table of scores. For a long prompt the table would be larger than the image, so
-each thread takes some image tokens at a time through everything that is done with their scores."""
+"""Twin of minigdino/network/fusion.py's `attend_both_ways`, in blocks of image tokens.
+
+For a long prompt the table of scores is larger than the image. So each thread takes one block of image tokens at a time
+through every step that uses its scores, and the table is never stored in full.
+"""
 
 import numpy as np
 
+from .levels import require
 from .threads import for_rows
 
-ROWS = 1024  # image tokens at a time: few enough for the cache, many enough for products at full rate
+BLOCK_ROWS = 1024  # image tokens: few enough for the cache, many enough for products at full rate
+
+linear, softmax = require("minigdino._ext.ops:linear"), require("minigdino._ext.ops:softmax")
 
 
-def attend_both_ways(vision, asked, offset, told, bias, added=None):
-    """vision [S, C], asked [M, T, C], offset [M, T], told [M, T, C], bias [C], added [S, C] -> [S, C], [M, T, C]
+def attend_both_ways(vision, folded_keys, key_bias, mapped_values, bias, residual=None):
+    """vision [S, C], folded_keys [M, T, C], key_bias [M, T], mapped_values [M, T, C], bias [C], residual [S, C]
+    -> [S, C], [M, T, C]
 
-    A token's weights over the image need its largest score, which is known when all was seen. So each block sums with
-    its own largest, and in the end the blocks' sums are brought to the same one (arXiv 1805.02867, section 3.1).
+    A text token's softmax over the image needs its largest score, which is known only after the last block. So each
+    block subtracts its own maximum, and the sums are rescaled to the common maximum at the end (arXiv 1805.02867,
+    section 3.1).
     """
-    from minigdino.network.ops import linear, softmax
-
-    (S, C), (M, T, _) = vision.shape, asked.shape
-    if offset.shape != (M, T) or told.shape != asked.shape or (added is not None and added.shape != vision.shape):
-        raise ValueError(f"attend_both_ways: asked {asked.shape}, offset {offset.shape}, told {told.shape} and added "
-                         f"{None if added is None else added.shape} do not fit vision {vision.shape}")
-    queries, offset, heard = asked.reshape(M * T, C), offset.reshape(M * T), told.reshape(M * T, C).T
-    blocks = max(1, round(S / ROWS))
+    (S, C), (M, T, _) = vision.shape, folded_keys.shape
+    if (key_bias.shape != (M, T) or mapped_values.shape != folded_keys.shape
+            or (residual is not None and residual.shape != vision.shape)):
+        raise ValueError(f"attend_both_ways: folded_keys {folded_keys.shape}, key_bias {key_bias.shape}, mapped_values "
+                         f"{mapped_values.shape} and residual {None if residual is None else residual.shape} do not "
+                         f"fit vision {vision.shape}")
+    keys, key_bias, values = folded_keys.reshape(M * T, C), key_bias.reshape(M * T), mapped_values.reshape(M * T, C).T
+    blocks = max(1, round(S / BLOCK_ROWS))
     edges = [S * b // blocks for b in range(blocks + 1)]
     from_text = np.empty((S, C), vision.dtype)
-    most, share = np.empty((blocks, M * T), vision.dtype), np.empty((blocks, M * T))  # long sums, taken in double
-    seen = np.empty((blocks, M * T, C), vision.dtype)
+    maximum, total = np.empty((blocks, M * T), vision.dtype), np.empty((blocks, M * T))  # long sums run in double
+    weighted = np.empty((blocks, M * T, C), vision.dtype)
 
     def work(first, last):
         for b in range(first, last):
             rows = slice(edges[b], edges[b + 1])
-            scores = linear(vision[rows], queries, offset)  # [ROWS, M*T]
-            to_text = softmax(scores.reshape(-1, M, T)).reshape(-1, M * T)  # [ROWS, M*T]
-            from_text[rows] = linear(to_text, heard, bias, None if added is None else added[rows])
-            most[b] = scores.max(axis=0)
-            weights = np.exp(scores - most[b])  # [ROWS, M*T]
-            share[b] = weights.sum(axis=0, dtype=share.dtype)
-            np.matmul(weights.T, vision[rows], out=seen[b])
+            scores = linear(vision[rows], keys, key_bias)  # [BLOCK_ROWS, M*T]
+            to_text = softmax(scores.reshape(-1, M, T)).reshape(-1, M * T)  # [BLOCK_ROWS, M*T]
+            from_text[rows] = linear(to_text, values, bias, None if residual is None else residual[rows])
+            maximum[b] = scores.max(axis=0)
+            weights = np.exp(scores - maximum[b])  # [BLOCK_ROWS, M*T]
+            total[b] = weights.sum(axis=0, dtype=total.dtype)
+            np.matmul(weights.T, vision[rows], out=weighted[b])
 
     for_rows(work, blocks, products=True)
-    scale = np.exp(most - most.max(axis=0))  # [blocks, M*T]
-    total = (scale[:, :, None] * seen).sum(axis=0)  # [M*T, C]
-    mean = total / (scale * share).sum(axis=0).astype(vision.dtype)[:, None]  # [M*T, C]
-    return from_text, mean.reshape(M, T, C)
+    scale = np.exp(maximum - maximum.max(axis=0))  # [blocks, M*T]
+    context = (scale[:, :, None] * weighted).sum(axis=0)  # [M*T, C]
+    image_context = context / (scale * total).sum(axis=0).astype(vision.dtype)[:, None]  # [M*T, C]
+    return from_text, image_context.reshape(M, T, C)

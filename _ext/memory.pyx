@@ -1,9 +1,9 @@
 # cython: language_level=3
-"""Large arrays from memory that other large arrays have just left.
+"""Allocator that reuses the memory of large temporary arrays.
 
-Every layer makes temporaries of megabytes and drops them. The system's allocator gives such memory back and takes fresh
-pages the next time, and a page costs more to obtain than to compute on. NumPy lets a thread name its allocator: this one
-keeps what is freed while a forward pass runs, and gives it all back at the end.
+Every layer allocates temporaries of several megabytes and frees them. The default allocator returns such memory to the
+operating system and obtains new pages the next time, and obtaining a page takes longer than computing on it. NumPy lets
+each thread choose its allocator. This one caches freed blocks during a forward pass and frees them all at the end.
 """
 
 from libc.stdint cimport uint8_t
@@ -19,7 +19,7 @@ cdef extern from *:
     #if defined(__linux__)
     #include <stdint.h>
     #include <sys/mman.h>
-    /* Ask for pages of 2 MB where a block has room for whole ones: one to obtain instead of 512. A refusal is no error. */
+    /* Request 2 MB pages where a block contains whole ones: obtaining one replaces obtaining 512. May fail. */
     static void prefer_large_pages(void *start, size_t size) {
         const uintptr_t page = (uintptr_t)1 << 21, first = ((uintptr_t)start + page - 1) & ~(page - 1);
         const uintptr_t last = ((uintptr_t)start + size) & ~(page - 1);
@@ -46,82 +46,82 @@ cdef extern from "numpy/arrayobject.h":
     object PyDataMem_SetHandler(object handler)
 
 cdef enum:
-    LINE = 64  # bytes of a cache line; arrays begin at one, which suits vector loads
-    SLOTS = 32  # free blocks kept
-    SMALL = 1 << 18  # bytes; below, the system's allocator keeps memory by itself
-    MOST = 40 << 20  # bytes kept free at any time
+    LINE = 64  # bytes of a cache line; arrays start at one, for aligned vector loads
+    SLOTS = 32  # maximum number of cached blocks
+    MIN_SIZE = 1 << 18  # bytes; the default allocator itself caches smaller blocks
+    MAX_CACHED = 40 << 20  # maximum number of cached bytes
 
 cdef struct Block:
-    char *start  # as malloc returned it
+    char *start  # the pointer that malloc returned
     size_t size
 
-# NumPy calls an allocator with the interpreter held, so one thread at a time is here.
-cdef Block kept[SLOTS]
-cdef int n_kept = 0, n_users = 0
-cdef size_t bytes_kept = 0
+# NumPy holds the interpreter lock when it calls an allocator, so no other lock is needed.
+cdef Block cached[SLOTS]  # oldest first
+cdef int n_cached = 0, n_users = 0
+cdef size_t bytes_cached = 0
 
 
-cdef void forget(int slot) noexcept:
-    """Close the gap at a slot; the oldest block is in the first."""
-    global n_kept, bytes_kept
-    bytes_kept -= kept[slot].size
-    n_kept -= 1
-    for i in range(slot, n_kept):
-        kept[i] = kept[i + 1]
+cdef void remove(int slot) noexcept:
+    """Remove a block from the cache, without freeing it."""
+    global n_cached, bytes_cached
+    bytes_cached -= cached[slot].size
+    n_cached -= 1
+    for i in range(slot, n_cached):
+        cached[i] = cached[i + 1]
 
 
-cdef void *obtain(void *ctx, size_t size) noexcept:
-    """The smallest kept block that is large enough, and not more than half too large; else a new one."""
+cdef void *allocate(void *ctx, size_t size) noexcept:
+    """The smallest cached block of size to 1.5 * size bytes, else a new block."""
     cdef int best = -1
     cdef char *start
     cdef char *array
-    if size >= SMALL:
-        for i in range(n_kept):
-            if size <= kept[i].size <= size + size // 2 and (best < 0 or kept[i].size < kept[best].size):
+    if size >= MIN_SIZE:
+        for i in range(n_cached):
+            if size <= cached[i].size <= size + size // 2 and (best < 0 or cached[i].size < cached[best].size):
                 best = i
     if best >= 0:
-        start, size = kept[best].start, kept[best].size
-        forget(best)
+        start, size = cached[best].start, cached[best].size
+        remove(best)
     else:
         start = <char *> malloc(size + 2 * LINE)
         if start == NULL:
             return NULL
         prefer_large_pages(start, size)
-    # the line before the array holds its block
+    # the cache line before the array stores its Block
     array = <char *> ((<size_t> start // LINE + 2) * LINE)
     (<Block *> (array - LINE))[0] = Block(start, size)
     return array
 
 
-cdef void *obtain_zeros(void *ctx, size_t n, size_t size) noexcept:
+cdef void *allocate_zeros(void *ctx, size_t n, size_t size) noexcept:
     cdef void *array
     if size and n > (<size_t> -1 - 2 * LINE) // size:
         return NULL
-    array = obtain(ctx, n * size)
+    array = allocate(ctx, n * size)
     if array != NULL:
         memset(array, 0, n * size)
     return array
 
 
 cdef void release(void *ctx, void *array, size_t size) noexcept:
-    global n_kept, bytes_kept
+    global n_cached, bytes_cached
     cdef Block block
     if array == NULL:
         return
     block = (<Block *> (<char *> array - LINE))[0]
-    if n_users == 0 or block.size < SMALL or block.size > MOST:
+    if n_users == 0 or block.size < MIN_SIZE or block.size > MAX_CACHED:
         free(block.start)
         return
-    while n_kept == SLOTS or bytes_kept + block.size > MOST:
-        free(kept[0].start)
-        forget(0)
-    kept[n_kept] = block
-    n_kept += 1
-    bytes_kept += block.size
+    while n_cached == SLOTS or bytes_cached + block.size > MAX_CACHED:
+        free(cached[0].start)
+        remove(0)
+    cached[n_cached] = block
+    n_cached += 1
+    bytes_cached += block.size
 
 
 cdef void *resize(void *ctx, void *array, size_t size) noexcept:
-    cdef void *larger = obtain(ctx, size)
+    cdef void *larger = allocate(ctx, size)
     if larger != NULL and array != NULL:
         memcpy(larger, array, min(size, (<Block *> (<char *> array - LINE)).size))
         release(ctx, array, 0)
@@ -131,29 +131,31 @@ cdef void *resize(void *ctx, void *array, size_t size) noexcept:
 cdef PyDataMem_Handler handler
 strcpy(handler.name, b"minigdino")
 handler.version = 1
-handler.allocator = PyDataMemAllocator(NULL, obtain, obtain_zeros, resize, release)
+handler.allocator = PyDataMemAllocator(NULL, allocate, allocate_zeros, resize, release)
 cdef object capsule = PyCapsule_New(&handler, "mem_handler", NULL)
 
 
 class reused:
-    """`with reused(): ...` gives this thread's NumPy arrays, and those of the threads that help it with a loop, memory that
-    is used again inside."""
+    """Context manager in which new NumPy arrays reuse freed memory: `with reused(): ...`
+
+    It applies to the calling thread and the helper threads of its loops. The cache is freed when no thread is inside.
+    """
 
     def __enter__(self):
         global n_users
-        self.usual = PyDataMem_SetHandler(capsule)
+        self.previous = PyDataMem_SetHandler(capsule)
         n_users += 1
 
     def __exit__(self, *error):
         global n_users
-        PyDataMem_SetHandler(self.usual)
+        PyDataMem_SetHandler(self.previous)
         n_users -= 1
         if n_users == 0:
-            while n_kept:
-                free(kept[0].start)
-                forget(0)
+            while n_cached:
+                free(cached[0].start)
+                remove(0)
 
 
 def kept_bytes():
-    """Free memory that is kept now."""
-    return bytes_kept
+    """Bytes that are free and cached at the moment."""
+    return bytes_cached

@@ -1,14 +1,14 @@
-// The twins of minigdino/network/ops.py as kernels: a block for each row, neighbouring threads on neighbouring numbers.
+// Twins of minigdino/network/ops.py: one block per row; neighbouring threads read neighbouring elements.
 #include "blocks.cuh"
 
-// x [N, C], added [N, C] or null for nothing, weight [C], bias [C] -> out [N, C]
+// x [N, C], residual [N, C] or null, weight [C], bias [C] -> out [N, C]
 template <typename T>
 __global__ void __launch_bounds__(1024)
-    add_norm(const T *x, const T *added, const T *weight, const T *bias, T eps, int C, T *out) {
+    add_norm(const T *x, const T *residual, const T *weight, const T *bias, T eps, int C, T *out) {
     const long long row = (long long)blockIdx.x * C;
     T sum = 0, squares = 0;
     for (int c = threadIdx.x; c < C; c += blockDim.x) {
-        const T a = added ? x[row + c] + added[row + c] : x[row + c];
+        const T a = residual ? x[row + c] + residual[row + c] : x[row + c];
         out[row + c] = a;
         sum += a;
     }
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(1024)
         out[row + c] = (out[row + c] - mean) * scale * weight[c] + bias[c];
 }
 
-// x [N, G*D], weight [G*D], bias [G*D] -> out [N, G*D]; a block for each of the G groups, whose sums are long: in double
+// x [N, G*D], weight [G*D], bias [G*D] -> out [N, G*D]; one block per group. Its sums are long, so they run in double
 template <typename T>
 __global__ void __launch_bounds__(1024)
     group_norm(const T *x, const T *weight, const T *bias, double eps, int N, int G, int D, T *out) {
@@ -42,41 +42,41 @@ __global__ void __launch_bounds__(1024)
     }
 }
 
-// x [A, n, C] -> out [A, n, C], each of the A*C slices along n positive with sum 1; a block for each slice
+// x [A, n, C] -> out [A, n, C], softmax along n; one block for each of the A*C slices
 template <typename T>
 __global__ void __launch_bounds__(1024) softmax(const T *x, int n, int C, T *out) {
     const long long first = (long long)(blockIdx.x / C) * n * C + blockIdx.x % C;
-    T most = x[first], share = 0;
+    T maximum = x[first], sum = 0;
     for (int i = threadIdx.x; i < n; i += blockDim.x) {
         const T a = x[first + (long long)i * C];
-        most = a > most ? a : most;
+        maximum = a > maximum ? a : maximum;
     }
-    most = largest(most);
+    maximum = largest(maximum);
     for (int i = threadIdx.x; i < n; i += blockDim.x) {
-        const T e = exp(x[first + (long long)i * C] - most);
+        const T e = exp(x[first + (long long)i * C] - maximum);
         out[first + (long long)i * C] = e;
-        share += e;
+        sum += e;
     }
-    share = total(share);
-    for (int i = threadIdx.x; i < n; i += blockDim.x) out[first + (long long)i * C] /= share;
+    sum = total(sum);
+    for (int i = threadIdx.x; i < n; i += blockDim.x) out[first + (long long)i * C] /= sum;
 }
 
-// x [N, C], bias [C] or null for nothing -> out [N, C]
+// x [N, C], bias [C] or null -> out [N, C]
 template <typename T>
 __global__ void __launch_bounds__(1024) relu(const T *x, const T *bias, int C, T *out) {
     const long long row = (long long)blockIdx.x * C;
     for (int c = threadIdx.x; c < C; c += blockDim.x) {
         const T a = bias ? x[row + c] + bias[c] : x[row + c];
-        out[row + c] = a < 0 ? T(0) : a;  // in this order NaN stays NaN
+        out[row + c] = a < 0 ? T(0) : a;  // not a > 0: NaN stays NaN
     }
 }
 
 template <typename T>
-struct Polynomial {  // minigdino/network/ops.py's ERFC
+struct Polynomial {  // ERFC of erfc.py
     T of[9];
 };
 
-// x [N, C], bias [C] or null for nothing -> out [N, C]
+// x [N, C], bias [C] or null -> out [N, C]
 template <typename T>
 __global__ void __launch_bounds__(1024) gelu(const T *x, const T *bias, Polynomial<T> erfc, int C, T *out) {
     const long long row = (long long)blockIdx.x * C;

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The twins of minigdino/network/ops.py: each row is visited once and stays in the cache meanwhile."""
+"""Twins of minigdino/network/ops.py: each row is visited once, so it stays in the cache between the steps of an op."""
 
 import numpy as np
 
@@ -8,26 +8,27 @@ from libc.math cimport sqrt
 from _ext.vectors cimport exp_negative, softmax_row, total, total_of_squares
 
 from minigdino._ext.checks import contiguous, same_dtype
+from minigdino._ext.erfc import ERFC
 from minigdino._ext.threads import count, for_rows
 
-ENOUGH = 1 << 14  # numbers a thread should have to work on: less is done before another thread is awake
-WORTH = 1 << 20  # multiplications of a product, likewise
-ROWS = 512  # of a feed-forward at a time: with more their hidden layer leaves the cache, with fewer products slow down
-FEW = 256  # rows that are not worth having a thread read all weights
+MIN_ELEMENTS = 1 << 14  # per thread: fewer are done before another thread has woken up
+MIN_MULTIPLICATIONS = 1 << 20  # per thread, of a product
+BLOCK_ROWS = 512  # of a feed-forward block: more, and the hidden layer leaves the cache; fewer, and products slow down
+MIN_ROWS = 256  # per thread, of a feed-forward network: with fewer, rereading the weights costs more
 
 
-def _norm_rows(const floating[:, ::1] x, const floating[:, ::1] added, const floating[::1] weight,
+def _norm_rows(const floating[:, ::1] x, const floating[:, ::1] residual, const floating[::1] weight,
                const floating[::1] bias, floating eps, floating[:, ::1] out, Py_ssize_t first, Py_ssize_t last):
-    """added [N, C], or [0, C] for nothing"""
+    """residual [N, C], or [0, C] for none"""
     cdef Py_ssize_t i, c, C = x.shape[1]
     cdef floating mean, scale
     cdef floating *row
     with nogil:
         for i in range(first, last):
             row = &out[i, 0]
-            if added.shape[0]:
+            if residual.shape[0]:
                 for c in range(C):
-                    row[c] = x[i, c] + added[i, c]
+                    row[c] = x[i, c] + residual[i, c]
             else:
                 for c in range(C):
                     row[c] = x[i, c]
@@ -44,23 +45,23 @@ def layer_norm(x, weight, bias, eps=1e-5):
     return add_norm(x, x[:0], weight, bias, eps)
 
 
-def add_norm(x, added, weight, bias, eps=1e-5):
-    """x [..., C], added [..., C], weight [C], bias [C] -> [..., C]"""
-    *_, C = x.shape  # no index counts from the end here: wraparound is off, for Python objects too
-    same_dtype(x, added, weight, bias)
-    if added.shape != x.shape and len(added) or weight.shape != (C,) or bias.shape != (C,):
-        raise ValueError(f"layer_norm: x {x.shape}, added {added.shape}, weight {weight.shape} and bias {bias.shape} "
+def add_norm(x, residual, weight, bias, eps=1e-5):
+    """x [..., C], residual [..., C], weight [C], bias [C] -> [..., C]"""
+    *_, C = x.shape  # not x.shape[-1]: wraparound is off, for Python objects too
+    same_dtype(x, residual, weight, bias)
+    if residual.shape != x.shape and len(residual) or weight.shape != (C,) or bias.shape != (C,):
+        raise ValueError(f"layer_norm: x {x.shape}, residual {residual.shape}, weight {weight.shape} and bias {bias.shape} "
                          "do not fit together")
-    rows = contiguous(x).reshape(-1, C), contiguous(added).reshape(-1, C), contiguous(weight), contiguous(bias)
+    rows = contiguous(x).reshape(-1, C), contiguous(residual).reshape(-1, C), contiguous(weight), contiguous(bias)
     out = np.empty_like(rows[0])
     if out.size:
-        for_rows(lambda first, last: _norm_rows(*rows, eps, out, first, last), len(out), 1 + ENOUGH // C)
+        for_rows(lambda first, last: _norm_rows(*rows, eps, out, first, last), len(out), 1 + MIN_ELEMENTS // C)
     return out.reshape(x.shape)
 
 
 def _group_norm_groups(const floating[:, ::1] x, const floating[::1] weight, const floating[::1] bias, double eps,
                        floating[:, ::1] out, Py_ssize_t D, Py_ssize_t first, Py_ssize_t last):
-    """Groups of D channels; sums over a whole map are long, so they are taken in double"""
+    """Groups of D channels. Sums over a whole map are long, so they run in double"""
     cdef Py_ssize_t i, c, g, N = x.shape[0]
     cdef double mean, spread
     cdef floating centre, scale
@@ -96,39 +97,39 @@ def group_norm(x, weight, bias, groups=32, eps=1e-5):
     return out.reshape(H, W, C)
 
 
-def _add_rows(floating[:, ::1] y, const floating[::1] bias, const floating[:, ::1] added, Py_ssize_t first,
+def _add_rows(floating[:, ::1] y, const floating[::1] bias, const floating[:, ::1] residual, Py_ssize_t first,
               Py_ssize_t last):
-    """y [N, O] += bias [O] + added [N, O], where [0] and [0, 0] stand for nothing"""
+    """y [N, O] += bias [O] + residual [N, O], where [0] and [0, 0] stand for none"""
     cdef Py_ssize_t i, o
     with nogil:
         for i in range(first, last):
             if bias.shape[0]:
                 for o in range(y.shape[1]):
                     y[i, o] = y[i, o] + bias[o]
-            if added.shape[0]:
+            if residual.shape[0]:
                 for o in range(y.shape[1]):
-                    y[i, o] = y[i, o] + added[i, o]
+                    y[i, o] = y[i, o] + residual[i, o]
 
 
-def _addends(N, O, bias, added, dtype):
-    """bias [O] or None, added [..., O] or None -> bias [O] or [0], added [N, O] or [0, 0]"""
+def _addends(N, O, bias, residual, dtype):
+    """bias [O] or None, residual [..., O] or None -> bias [O] or [0], residual [N, O] or [0, 0]"""
     bias = np.empty(0, dtype) if bias is None else contiguous(bias)
-    added = np.empty((0, 0), dtype) if added is None else contiguous(added).reshape(-1, O)
-    same_dtype(np.empty(0, dtype), bias, added)
-    if bias.shape not in ((O,), (0,)) or len(added) not in (N, 0):
-        raise ValueError(f"linear: a product of {(N, O)} takes no bias {bias.shape}, or nothing added of {added.shape}")
-    return bias, added
+    residual = np.empty((0, 0), dtype) if residual is None else contiguous(residual).reshape(-1, O)
+    same_dtype(np.empty(0, dtype), bias, residual)
+    if bias.shape not in ((O,), (0,)) or len(residual) not in (N, 0):
+        raise ValueError(f"linear: bias {bias.shape} and residual {residual.shape} do not fit a product of {(N, O)}")
+    return bias, residual
 
 
-def linear(x, weight, bias=None, added=None):
-    """x [..., I], weight [O, I], bias [O], added [..., O] -> [..., O]: the product is BLAS's, the rest all threads' """
+def linear(x, weight, bias=None, residual=None):
+    """x [..., I], weight [O, I], bias [O], residual [..., O] -> [..., O]: BLAS multiplies, a loop of all threads adds"""
     *shape, I = x.shape
     N, O = x.size // I, len(weight)
-    bias, added = _addends(N, O, bias, added, same_dtype(x, weight))
+    bias, residual = _addends(N, O, bias, residual, same_dtype(x, weight))
     y = x.reshape(N, I) @ weight.T
-    if y.size and len(bias) + len(added):
+    if y.size and len(bias) + len(residual):
         y = contiguous(y)
-        for_rows(lambda first, last: _add_rows(y, bias, added, first, last), N, 1 + ENOUGH // O)
+        for_rows(lambda first, last: _add_rows(y, bias, residual, first, last), N, 1 + MIN_ELEMENTS // O)
     return y.reshape(*shape, O)
 
 
@@ -146,7 +147,7 @@ def softmax(x, axis=-1):
     rows = contiguous(along).reshape(-1, x.shape[axis])
     out = np.empty_like(rows)
     if out.size:
-        for_rows(lambda first, last: _softmax_rows(rows, out, first, last), len(rows), 1 + ENOUGH // rows.shape[1])
+        for_rows(lambda first, last: _softmax_rows(rows, out, first, last), len(rows), 1 + MIN_ELEMENTS // rows.shape[1])
     return np.moveaxis(out.reshape(along.shape), -1, axis)
 
 
@@ -158,7 +159,7 @@ def _relu_rows(const floating[:, ::1] x, const floating[::1] bias, floating[:, :
         for i in range(first, last):
             for c in range(x.shape[1]):
                 a = x[i, c] + bias[c]
-                out[i, c] = <floating> 0 if a < 0 else a  # in this order NaN stays NaN
+                out[i, c] = <floating> 0 if a < 0 else a  # not a > 0: NaN stays NaN
 
 
 cdef inline floating gelu_of(floating a, const floating *erfc) noexcept nogil:
@@ -173,7 +174,7 @@ cdef inline floating gelu_of(floating a, const floating *erfc) noexcept nogil:
 def _gelu_rows(const floating[:, ::1] x, const floating[::1] bias, const floating[::1] erfc, floating[:, ::1] out,
                Py_ssize_t first, Py_ssize_t last):
     cdef Py_ssize_t i, c
-    cdef floating coefficients[9]  # a copy, which no store to out can change: the compiler keeps it in registers
+    cdef floating coefficients[9]  # a copy that cannot alias out, so the compiler keeps it in registers
     with nogil:
         for i in range(9):
             coefficients[i] = erfc[i]
@@ -182,88 +183,86 @@ def _gelu_rows(const floating[:, ::1] x, const floating[::1] bias, const floatin
                 out[i, c] = gelu_of(x[i, c] + bias[c], coefficients)
 
 
-def _activate(activation, x, bias):
-    """x [..., C], bias [C] or None -> [..., C]"""
-    *_, C = x.shape  # no index counts from the end here: wraparound is off, for Python objects too
+def _activate(activation, x, bias=None):
+    """Activation of x + bias: x [..., C], bias [C] -> [..., C]"""
+    *_, C = x.shape
     bias = np.zeros(C, x.dtype) if bias is None else contiguous(bias)
     same_dtype(x, bias)
     if bias.shape != (C,):
-        raise ValueError(f"an activation of {x.shape} takes a bias of {(C,)}; got {bias.shape}")
+        raise ValueError(f"{activation}: bias {bias.shape} does not fit rows of {(C,)}")
     rows, loop = contiguous(x).reshape(-1, C), _loop(activation, bias)
     out = np.empty_like(rows)
     if out.size:
-        for_rows(lambda first, last: loop(rows, out, first, last), len(out), 1 + ENOUGH // C)
+        for_rows(lambda first, last: loop(rows, out, first, last), len(out), 1 + MIN_ELEMENTS // C)
     return out.reshape(x.shape)
 
 
 def _loop(activation, bias):
-    """The loop of an activation, by its name in minigdino/network/ops.py: (x, out, first, last), both [N, C], may be the same"""
+    """The loop of an activation by name: loop(x, out, first, last), x and out [N, C]; they may be the same array"""
     if activation == "relu":
         return lambda x, out, first, last: _relu_rows(x, bias, out, first, last)
-    from minigdino.network.ops import ERFC
-
     erfc = np.array(ERFC, bias.dtype)
     return lambda x, out, first, last: _gelu_rows(x, bias, erfc, out, first, last)
 
 
-def relu(x, bias=None):
-    """x [..., C], bias [C] -> [..., C]"""
-    return _activate("relu", x, bias)
+def relu(x):
+    """x [..., C] -> [..., C]"""
+    return _activate("relu", x)
 
 
-def gelu(x, bias=None):
-    """x [..., C], bias [C] -> [..., C]"""
-    return _activate("gelu", x, bias)
+def gelu(x):
+    """x [..., C] -> [..., C]"""
+    return _activate("gelu", x)
 
 
-def feed_forward(x, fc1, fc2, activation, added=None):
-    """x [N, C] -> [N, C], added to `added` [N, C]
+def feed_forward(x, fc1, fc2, activation, residual=None):
+    """x [N, C], residual [N, C] -> [N, C]
 
-    Each thread takes some rows at a time through both maps: their hidden layer stays near its cache, and no thread
-    waits for another in between.
+    Each thread takes blocks of rows through both maps. The hidden layer of a block stays in the cache, and no thread
+    waits for another between the maps.
     """
     N, dtype = len(x), same_dtype(x, *fc1.values(), *fc2.values())
-    if N < FEW * count():  # every thread reads all weights, so rows are too few
-        return linear(_activate(activation, linear(x, fc1["weight"]), fc1["bias"]), **fc2, added=added)
+    if N < MIN_ROWS * count():
+        return linear(_activate(activation, linear(x, fc1["weight"]), fc1["bias"]), **fc2, residual=residual)
     F, C = len(fc1["bias"]), len(fc2["bias"])
-    bias, added = _addends(N, C, fc2["bias"], added, dtype)
+    bias, residual = _addends(N, C, fc2["bias"], residual, dtype)
     activate, y = _loop(activation, contiguous(fc1["bias"])), np.empty((N, C), dtype)
-    rooms = [np.empty((ROWS, F), dtype) for _ in range(count())]  # one a thread, made where memory is reused
+    buffers = [np.empty((BLOCK_ROWS, F), dtype) for _ in range(count())]  # one per thread, from the caller's allocator
 
     def work(first, last):
-        room, blocks = rooms.pop(), 1 + (last - first - 1) // ROWS
+        buffer, blocks = buffers.pop(), 1 + (last - first - 1) // BLOCK_ROWS
         edges = [first + (last - first) * b // blocks for b in range(blocks + 1)]
         for i, j in zip(edges, edges[1:]):
-            hidden = np.matmul(x[i:j], fc1["weight"].T, out=room[:j - i])  # [ROWS, F]
+            hidden = np.matmul(x[i:j], fc1["weight"].T, out=buffer[:j - i])  # [BLOCK_ROWS, F]
             activate(hidden, hidden, 0, j - i)
             np.matmul(hidden, fc2["weight"].T, out=y[i:j])
-            _add_rows(y, bias, added, i, j)
-        rooms.append(room)
+            _add_rows(y, bias, residual, i, j)
+        buffers.append(buffer)
 
-    for_rows(work, N, FEW, products=True)
+    for_rows(work, N, MIN_ROWS, products=True)
     return y
 
 
 def attend(q, k, v, mask=None):
     """q [M, Q, D], k [M, T, D], v [M, T, D], mask [Q, T] -> [Q, M*D]
 
-    Each thread takes a head at a time: its table of scores stays near its cache.
+    Each thread takes one head at a time, whose table of scores stays in its cache.
     """
     M, Q, D = q.shape
     T, dtype = k.shape[1], same_dtype(q, k, v)
-    unseen = np.zeros((0, 0), dtype) if mask is None else contiguous(np.where(mask, 0, -np.inf).astype(dtype))  # [Q, T]
-    nothing, y = np.empty(0, dtype), np.empty((Q, M, D), dtype)
-    rooms = [np.empty((Q, T), dtype) for _ in range(count())]
+    masked = np.zeros((0, 0), dtype) if mask is None else contiguous(np.where(mask, 0, -np.inf).astype(dtype))  # [Q, T]
+    no_bias, y = np.empty(0, dtype), np.empty((Q, M, D), dtype)
+    buffers = [np.empty((Q, T), dtype) for _ in range(count())]
 
     def work(first, last):
-        scores = rooms.pop()
+        scores = buffers.pop()
         for m in range(first, last):
             np.matmul(q[m], k[m].T, out=scores)
-            _add_rows(scores, nothing, unseen, 0, Q)
+            _add_rows(scores, no_bias, masked, 0, Q)
             _softmax_rows(scores, scores, 0, Q)
             np.matmul(scores, v[m], out=y[:, m])
-        rooms.append(scores)
+        buffers.append(scores)
 
     if y.size:
-        for_rows(work, M, 1 + WORTH // (Q * T * D), products=True)
+        for_rows(work, M, 1 + MIN_MULTIPLICATIONS // (Q * T * D), products=True)
     return y.reshape(Q, M * D)

@@ -1,4 +1,4 @@
-"""How many processors a container grants this process. It limits time, so the system still shows all of them."""
+"""CPU quota of this process, set by control groups. It limits CPU time, so the system still lists all CPUs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ UNLIMITED = 1 << 20
 
 @functools.cache
 def quota() -> int:
-    """Whole processors that the control groups of this process grant; UNLIMITED without a limit."""
-    least = min(grants(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")), default=UNLIMITED)
-    return max(1, math.ceil(least))
+    """The smallest quota of this process, rounded up to whole CPUs; UNLIMITED if there is none."""
+    smallest = min(grants(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")), default=UNLIMITED)
+    return max(1, math.ceil(smallest))
 
 
 def grants(root: Path, membership: Path) -> Iterator[float]:
-    """Every limit in force, in processors: of this process's group and of those around it."""
+    """Yield every quota in force, in CPUs: of this process's control groups and of their parents.
+
+    Args:
+        root: mount point of the control groups.
+        membership: the file that lists the control groups of this process.
+    """
     try:
         lines = membership.read_text(encoding="ascii").splitlines()
     except OSError:  # not Linux
         return
-    for line in lines:  # hierarchy:controllers:group; version 2 has one line, and names no controllers
+    for line in lines:  # hierarchy:controllers:group; version 2 has one line, without controllers
         _, controllers, group = line.split(":", 2)
         if controllers in ("", "cpu", "cpu,cpuacct"):
             own = (root / controllers).joinpath(*group.strip("/").split("/"))
@@ -33,7 +38,7 @@ def grants(root: Path, membership: Path) -> Iterator[float]:
 
 
 def _limit(folder):
-    """The limit set at one group, or nothing: none is set ("max" or -1), or inside a container it has another name."""
+    """Yield the quota of one group, if it has one ("max" and -1 mean none). In a container its path may not exist."""
     try:
         quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()  # version 2
     except (OSError, ValueError):

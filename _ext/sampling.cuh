@@ -1,11 +1,11 @@
-// The one sampler that bilinear and deform_attn share: minigdino/network/deformable.py's `bilinear`.
+// Bilinear sampling, shared by bilinear and deform_attn.
 
-// total += weight * image at column x, row y; image [H, W, MD] from this thread's channel on
+// total += weight * image at column x, row y; image [H, W, MD] starts at this thread's channel
 //
-// A pixel outside the image weighs nothing, and any pixel inside is read in its place.
+// Outside of the image the index is clamped and the weight set to 0.
 template <typename T>
 __device__ void add_sample(const T *image, int H, int W, int MD, T x, T y, T weight, T &total) {
-    if (!(x > -1 && x < W && y > -1 && y < H)) return;  // nothing within reach; also true of NaN
+    if (!(x > -1 && x < W && y > -1 && y < H)) return;  // no pixel in reach, or NaN
     int top = int(floor(y)), left = int(floor(x)), bottom = top + 1, right = left + 1;
     const T dy = y - top, dx = x - left;
     T w00 = weight * (1 - dx) * (1 - dy), w01 = weight * dx * (1 - dy);

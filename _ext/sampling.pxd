@@ -1,6 +1,9 @@
 # cython: language_level=3
-"""Bilinear sampling of a few points in two steps: where they fall among the pixels, with a point in each lane of a vector;
-then what lies there, with a channel in each. The out-of-image rule is minigdino/network/deformable.py's: outside is zero.
+"""Bilinear sampling of LANES points, in two steps.
+
+`find_pixels` computes the four neighbouring pixels of every point and their weights, with one point per vector lane.
+`add_pixels` adds the sample at one point, with one channel per lane. As in minigdino/network/deformable.py,
+pixels outside of the image count as zero.
 """
 
 from cython cimport floating
@@ -8,38 +11,39 @@ from _ext.vectors cimport LANES
 
 
 cdef inline floating clamp(floating x, floating low, floating high) noexcept nogil:
-    """x within [low, high]; NaN becomes low, so that no cast may see it"""
+    """x limited to [low, high]. NaN becomes low, so it is never cast to an integer"""
     cdef floating above = x if x > low else low
     return above if above < high else high
 
 
 cdef inline void find_pixels(const floating *x, const floating *y, const floating *weight, const floating *H,
-                             const floating *W, const int *start, int *index, floating *share) noexcept nogil:
-    """Points [LANES] at column x and row y of maps of H rows and W columns, whose first pixel is number `start`.
+                             const floating *W, const int *start, int *index, floating *corner_weight) noexcept nogil:
+    """Indices and weights of the four pixels around each of LANES points.
 
-    index [4, LANES]: the pixels left above, right above, left below, right below; share [4, LANES]: what each counts if
-    the point counts `weight`. A pixel outside has no share, and one inside is named in its place.
+    Point p lies at column x[p] and row y[p] of a map with H[p] rows and W[p] columns, whose first pixel has index
+    start[p]. index and corner_weight [4, LANES] list the top left, top right, bottom left and bottom right pixel. The
+    bilinear weights are multiplied by weight[p]. Outside of the map the index is clamped and the weight set to 0.
     """
     cdef int p, left, top, right, bottom, cols
-    cdef floating near, col, row, l, t, dx, dy, west, east, north, south
+    cdef floating point_weight, col, row, l, t, dx, dy, west, east, north, south
     for p in range(LANES):
-        near = weight[p] if (x[p] > -1) & (x[p] < W[p]) & (y[p] > -1) & (y[p] < H[p]) else <floating> 0
+        point_weight = weight[p] if (x[p] > -1) & (x[p] < W[p]) & (y[p] > -1) & (y[p] < H[p]) else <floating> 0
         col = clamp(x[p], <floating> -1, W[p])
         row = clamp(y[p], <floating> -1, H[p])
-        l = <floating> <int> col  # towards zero, and then down
+        l = <floating> <int> col  # rounds towards zero; the floor follows
         t = <floating> <int> row
         l = l - <floating> 1 if col < l else l
         t = t - <floating> 1 if row < t else t
         dx = col - l
         dy = row - t
-        west = near * (<floating> 1 - dx) if l >= 0 else <floating> 0
-        east = near * dx if l + 1 < W[p] else <floating> 0
+        west = point_weight * (<floating> 1 - dx) if l >= 0 else <floating> 0
+        east = point_weight * dx if l + 1 < W[p] else <floating> 0
         north = <floating> 1 - dy if t >= 0 else <floating> 0
         south = dy if t + 1 < H[p] else <floating> 0
-        share[p] = west * north
-        share[LANES + p] = east * north
-        share[2 * LANES + p] = west * south
-        share[3 * LANES + p] = east * south
+        corner_weight[p] = west * north
+        corner_weight[LANES + p] = east * north
+        corner_weight[2 * LANES + p] = west * south
+        corner_weight[3 * LANES + p] = east * south
         cols = <int> W[p]
         left = <int> clamp(l, <floating> 0, W[p] - 1)
         right = <int> clamp(l + 1, <floating> 0, W[p] - 1)
@@ -52,13 +56,14 @@ cdef inline void find_pixels(const floating *x, const floating *y, const floatin
 
 
 cdef inline void add_pixels(const floating *image, Py_ssize_t step, Py_ssize_t D, const int *index,
-                            const floating *share, int p, floating *total) noexcept nogil:
-    """total [D] += point p of what `find_pixels` found, in an image whose pixels lie `step` numbers apart"""
+                            const floating *corner_weight, int p, floating *total) noexcept nogil:
+    """total [D] += the sample at point p of `find_pixels`; step is the distance of two pixels in elements"""
     cdef Py_ssize_t d
     cdef const floating *p00 = image + index[p] * step
     cdef const floating *p01 = image + index[LANES + p] * step
     cdef const floating *p10 = image + index[2 * LANES + p] * step
     cdef const floating *p11 = image + index[3 * LANES + p] * step
-    cdef floating w00 = share[p], w01 = share[LANES + p], w10 = share[2 * LANES + p], w11 = share[3 * LANES + p]
+    cdef floating w00 = corner_weight[p], w01 = corner_weight[LANES + p]
+    cdef floating w10 = corner_weight[2 * LANES + p], w11 = corner_weight[3 * LANES + p]
     for d in range(D):
         total[d] += w00 * p00[d] + w01 * p01[d] + (w10 * p10[d] + w11 * p11[d])

@@ -1,6 +1,6 @@
-"""Rows of a loop, shared among a few threads. The loops release the interpreter, so plain threads run side by side.
+"""Threads for the rows of a loop. Compiled loops release the interpreter lock, so Python threads run them in parallel.
 
-No OpenMP: its idle threads spin, and starve the matrix products that run between our loops.
+OpenMP is not used: its idle threads spin, which slows down the matrix products between the loops.
 """
 
 from __future__ import annotations
@@ -17,67 +17,71 @@ from threadpoolctl import ThreadpoolController
 
 from .quota import quota
 
-PIECES = 4  # per thread, so that a thread held up elsewhere leaves its share to the others
+PIECES = 4  # ranges of rows per thread: the other threads take over the ranges of a delayed one
 
-_count: int | None = None  # None: as many as this process may use
+_count: int | None = None  # None: the CPUs that this process may use
 _pool: ThreadPoolExecutor | None = None
-turn = threading.Lock()  # a loop uses all threads: callers from several threads go one after the other
-_here = threading.local()  # busy: this thread has its share of a loop in hand
+turn = threading.Lock()  # a loop uses all threads, so the loops of several callers run one at a time
+_local = threading.local()  # busy: this thread is running a part of a loop
 
 
 def count() -> int:
-    """Threads a loop uses: what `limit` set, else the processors this process may run on and has a quota for. Within a
-    loop all of them are busy, so that a loop within it has one."""
-    return 1 if getattr(_here, "busy", False) else _count or max(1, min(_affinity(), quota()))
+    """Number of threads per loop: as set by `limit`, else the smaller of CPU affinity and quota. 1 inside a loop."""
+    return 1 if getattr(_local, "busy", False) else _count or max(1, min(_affinity(), quota()))
 
 
 def quota_binds() -> bool:
-    """Whether a quota leaves fewer processors than this process may run on: other libraries then start too many."""
+    """Whether the quota is below the CPU affinity. Other libraries then start too many threads."""
     return quota() < _affinity()
 
 
 def limit(n: int | None) -> None:
-    """Use n threads from now on; None is the default again."""
+    """Set the number of threads; None restores the default."""
     global _count, _pool
     _count, _pool = n, None
 
 
-def for_rows(loop: Callable[[int, int], None], n: int, least: int = 1, products: bool = False) -> None:
-    """Call loop(first, last) for ranges that cover 0..n once each, and return when all are done.
+def for_rows(loop: Callable[[int, int], None], n: int, minimum: int = 1, products: bool = False) -> None:
+    """Run a loop over n rows in several threads, and return when all rows are done.
 
-    least: numbers a range must have to be worth a call, or to fill a vector. products: the loop has BLAS multiply
-    matrices, which meanwhile keeps to the thread that asks.
+    An exception in the loop is raised in the caller.
+
+    Args:
+        loop: called as loop(first, last) for ranges of rows; the ranges cover 0..n once.
+        n: number of rows.
+        minimum: minimum rows per range; smaller ranges are not worth a call, or do not fill a vector.
+        products: whether the loop computes matrix products. BLAS then uses one thread per product.
     """
     threads = count()
-    pieces = min(threads * PIECES, n // least)
+    pieces = min(threads * PIECES, n // minimum)
     if threads == 1 or pieces < 2:
         return loop(0, n)
-    pieces -= pieces % threads if pieces > threads else 0  # or the last round keeps some threads waiting
+    pieces -= pieces % threads if pieces > threads else 0  # else some threads wait during the last round
     edges = [n * i // pieces for i in range(pieces + 1)]
     ranges = iter(list(zip(edges, edges[1:])))
 
     def work():
-        _here.busy = True
+        _local.busy = True
         try:
-            for first, last in ranges:  # whoever is free takes the next
+            for first, last in ranges:  # shared by the threads: each takes the next range when it is free
                 loop(first, last)
         finally:
-            _here.busy = False
+            _local.busy = False
 
-    with turn, _one_thread_each() if products else nullcontext():
-        # helpers run in the caller's context: what it chose for its thread, such as NumPy's allocator, holds for them
+    with turn, _single_threaded_blas() if products else nullcontext():
+        # helpers run in a copy of the caller's context, so its settings, such as NumPy's allocator, hold for them
         helpers = [_helpers(threads - 1).submit(copy_context().run, work) for _ in range(threads - 1)]
         try:
             work()
         finally:
             for helper in helpers:
-                if not helper.cancel():  # else it had not even begun
+                if not helper.cancel():  # a helper that has not started is cancelled
                     helper.result()
 
 
 @contextmanager
-def _one_thread_each():
-    """BLAS computes each product in the thread that asks for it."""
+def _single_threaded_blas():
+    """BLAS computes each product in the calling thread."""
     before = [(library, library.get_num_threads()) for library in _blas()]
     try:
         for library, _ in before:
@@ -104,11 +108,11 @@ def _affinity():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _forget():
-    """A forked process has these objects, but not the threads that work for the one and may hold the other."""
+def _reset():
+    """Replace the pool and the lock in a forked child: the pool's threads do not exist there; the lock may be held."""
     global _pool, turn
     _pool, turn = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_reset)

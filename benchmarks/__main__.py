@@ -1,8 +1,8 @@
-"""Everything that is measured, in one command: about an hour on two cores for the tiny model.
+"""Run all benchmarks. This takes about an hour on two cores, for the tiny model.
 
     python -m benchmarks [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT] [--threads N] [--rounds N] ...
 
-It needs the extra `bench`. Each part is a command as well: benchmarks.peers, .agreement, .growth and .detections.
+Requires the extra `bench`. Each part is also a command: benchmarks.peers, .growth, .detections and .agreement.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from . import agreement, detections, growth, peers, processes
 
 
 def main() -> int:
-    """Print all parts, one after the other; -> 1 if the programs disagree."""
+    """Run all parts and print their tables. Returns the exit status: 1 if the float32 programs disagree, else 0."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for add in (processes.add_options, processes.add_rounds, processes.add_peers, peers.add_passes, growth.add_sizes,
                 detections.add_detections):
         add(options)
     options = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        options.folder = options.folder or folder  # the parts share checkpoints and graphs
+        options.folder = options.folder or folder  # all parts use the same checkpoints and graphs
         print("## Beside other programs", end="\n\n", flush=True)
         peers.report(options)
         print("## Growth", end="\n\n", flush=True)
         growth.report(options)
-        print("## First detection, and memory", end="\n\n", flush=True)
+        print("## Start-up and memory", end="\n\n", flush=True)
         detections.report(options)
         print("## Agreement", end="\n\n", flush=True)
         return 0 if agreement.report(options) else 1

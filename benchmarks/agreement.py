@@ -1,11 +1,15 @@
-"""Do the programs that are measured compute the same? At full width, and as detections of the embedded checkpoint.
+"""Check that the benchmarked programs compute the same results.
 
     python -m benchmarks.agreement [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT] [--only PEER ...]
 
-Compared at full width are the image after the enhancer and the scores by which queries are selected. What comes after
-is not: with random weights the selection is unstable between any two programs, for one rounding can swap two ranks, and
-a query's rank decides which learned embedding it meets. Exits with 1 if two programs of float32 disagree; what bfloat16
-does to the numbers is only shown.
+There are two comparisons:
+
+- At full width: the image tokens after the enhancer, and the selection scores. Later results are not compared, because
+  query selection with random weights is unstable. A rounding error can swap two ranks, and the rank of a query decides
+  which learned content it gets.
+- With the embedded checkpoint: the detections.
+
+Exits with status 1 if two float32 programs disagree. Differences of bfloat16 programs are shown, but are no failure.
 """
 
 from __future__ import annotations
@@ -20,15 +24,15 @@ import numpy as np
 
 from .processes import add_options, add_peers, measure, model_of, prepared
 
-TOLERANCE = {"vision": 1e-4, "scores": 1e-3}  # largest differences that tests/parity allows of the same results
-SCORE, SIDE = 1e-3, 0.5  # of two detections that are the same: difference of scores, and of sides in pixels
+TOLERANCE = {"vision": 1e-4, "scores": 1e-3}  # largest allowed differences, as in tests/parity
+SCORE, SIDE = 1e-3, 0.5  # largest differences between equal detections: of scores, and of sides in pixels
 THRESHOLD = 0.35
 SCENE = {"model": "shapes", "size": (128, 160), "text": "a purple star. a green heart. an orange ring."}
-PIXELS = (640, 512)  # width and height of that picture before it was made as small as that model wants it
+PIXELS = (640, 512)  # width and height of the original image, before resizing to the input size
 
 
 def results(case, peers, threads: int) -> dict[str, dict[str, np.ndarray]]:
-    """What every program computes of the case: {peer: {result: array}}"""
+    """Run every program on the case. Returns {peer: {name of a result: array}}."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for peer in peers:
@@ -39,33 +43,34 @@ def results(case, peers, threads: int) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
-def apart(a, b) -> tuple[float, float]:
-    """Largest difference, and its root mean square over that of a."""
+def differences(a, b) -> tuple[float, float]:
+    """Return the largest difference, and the root mean square of all differences relative to that of `a`."""
     difference = np.float64(a) - b
     return float(abs(difference).max()), float(np.sqrt((difference**2).mean() / (np.float64(a) ** 2).mean()))
 
 
 def exact(*peers) -> bool:
-    """Whether all of them compute in float32."""
+    """Return whether all these programs compute in float32."""
     return not any(peer.endswith("bf16") for peer in peers)
 
 
 def compare(found) -> tuple[list[str], bool]:
-    """Every pair of programs -> lines of Markdown, and whether those of float32 agree."""
-    lines = ["| | | vision: largest | relative | scores: largest | relative | |", "|---|---|---|---|---|---|---|"]
-    good = True
+    """Compare every pair of programs. Returns lines of Markdown, and whether the float32 programs agree."""
+    lines = ["| | | vision: largest difference | relative | scores: largest difference | relative | |",
+             "|---|---|---|---|---|---|---|"]
+    all_agree = True
     for a, b in itertools.combinations(found, 2):
-        differences = {name: apart(found[a][name], found[b][name]) for name in TOLERANCE}
-        close = all(differences[name][0] <= TOLERANCE[name] for name in TOLERANCE)
+        measured = {name: differences(found[a][name], found[b][name]) for name in TOLERANCE}
+        close = all(measured[name][0] <= TOLERANCE[name] for name in TOLERANCE)
         verdict = ("agree" if close else "DIFFER") if exact(a, b) else "bfloat16"
-        good &= verdict != "DIFFER"
-        numbers = " | ".join(f"{largest:.1e} | {relative:.1e}" for largest, relative in differences.values())
-        lines.append(f"| {a} | {b} | {numbers} | {verdict} |")
-    return lines, good
+        all_agree &= verdict != "DIFFER"
+        cells = " | ".join(f"{largest:.1e} | {relative:.1e}" for largest, relative in measured.values())
+        lines.append(f"| {a} | {b} | {cells} | {verdict} |")
+    return lines, all_agree
 
 
 def detections(found, model, text: str) -> dict:
-    """What `detect` makes of each program's logits and boxes: {peer: Detections}, best first"""
+    """Post-process the logits and boxes of each program as `detect` does. Returns {peer: Detections}."""
     from minigdino.results import post_process
 
     prompt = model.tokenize(text)
@@ -74,7 +79,7 @@ def detections(found, model, text: str) -> dict:
 
 
 def same(a, b) -> bool:
-    """Whether two programs found the same, in any order."""
+    """Return whether two lists of detections are equal within tolerance, in any order."""
     def is_among(d, others):
         return any(d.label == o.label and abs(d.score - o.score) <= SCORE
                    and all(abs(x - y) <= SIDE for x, y in zip(d.box, o.box)) for o in others)
@@ -83,32 +88,32 @@ def same(a, b) -> bool:
 
 
 def compare_detections(found) -> tuple[list[str], bool]:
-    """Every program beside the first -> lines of Markdown, and whether those of float32 agree."""
+    """Compare every program with the first. Returns lines of Markdown, and whether the float32 programs agree."""
     first = next(iter(found))
-    lines, good = ["| | found | |", "|---|---|---|"], True
+    lines, all_agree = ["| | detections | |", "|---|---|---|"], True
     for peer, detected in found.items():
-        what = ", ".join(f"{d.label} {d.score:.3f}" for d in detected)
+        listed = ", ".join(f"{d.label} {d.score:.3f}" for d in detected)
         verdict = "the same" if same(found[first], detected) else "DIFFER" if exact(first, peer) else "bfloat16"
-        good &= verdict != "DIFFER"
-        lines.append(f"| {peer} | {what} | {'' if peer == first else verdict} |")
-    return lines, good
+        all_agree &= verdict != "DIFFER"
+        lines.append(f"| {peer} | {listed} | {'' if peer == first else verdict} |")
+    return lines, all_agree
 
 
 def report(options) -> bool:
-    """Compare and print; -> do all programs of float32 agree."""
+    """Run both comparisons and print their tables. Returns whether all float32 programs agree."""
     import minigdino
 
     with prepared(options) as case:
-        lines, good = compare(results(case, options.only, options.threads))
+        lines, results_agree = compare(results(case, options.only, options.threads))
     print(f"{options.model}, {options.size[0]} x {options.size[1]}", end="\n\n")
     print(*lines, sep="\n", end="\n\n")
     with prepared(options, **SCENE) as case:
         model = minigdino.load(case.checkpoint)
         found = detections(results(case, options.only, options.threads), model, SCENE["text"])
-    lines, well = compare_detections(found)
+    lines, detections_agree = compare_detections(found)
     print(f"shapes, {SCENE['size'][0]} x {SCENE['size'][1]}, {SCENE['text']!r}", end="\n\n")
     print(*lines, sep="\n", end="\n\n")
-    return good and well
+    return results_agree and detections_agree
 
 
 if __name__ == "__main__":

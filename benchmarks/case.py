@@ -1,10 +1,10 @@
-"""What all programs are given, as files: a checkpoint, and the pixels and token ids of one picture and one prompt.
+"""Write the input files of a benchmark: a checkpoint, and the pixels and token ids of one image and one prompt.
 
     python -m benchmarks.case FOLDER [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT]
 
-"random" is the published tiny geometry with random weights, every parameter alive. The picture is squeezed to exactly
-the size asked for. The other commands here start this one in a process of its own, since they must stay small
-(`processes.py` says why).
+"random" is the published tiny geometry with random weights. The image is resized to exactly the given size, without
+keeping its aspect ratio. The other commands run this one in a separate process, to keep their own memory small
+(`processes.py` gives the reason).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "images" / "scene.jpg"
 SHAPES = ROOT / "minigdino" / "models" / "shapes"
-MADE = ("random", "shapes")  # models that are no directory of the caller's
+BUILT_IN = ("random", "shapes")  # models that are not given as a directory
 
 
 class Case(NamedTuple):
-    """Where the files are."""
+    """Paths of the input files."""
 
     folder: Path
     checkpoint: Path
@@ -28,13 +28,13 @@ class Case(NamedTuple):
 
 
 def case(folder, model: str) -> Case:
-    """The case in a folder, whether or not it is there yet."""
+    """Return the paths of a case in a folder. The files need not exist."""
     known = {"random": Path(folder) / "checkpoint", "shapes": SHAPES}
     return Case(Path(folder), known.get(model, Path(model)), Path(folder) / "inputs.npz")
 
 
 def pictures(size, n: int = 1):
-    """The picture n times, each time shifted to another place: yields uint8 [H, W, 3]"""
+    """Yield the image n times, each time shifted by another distance: uint8 [H, W, 3]."""
     import numpy as np
     from PIL import Image
 
@@ -45,12 +45,12 @@ def pictures(size, n: int = 1):
 
 
 def edges(size):
-    """What `preprocess` and `detect` call the size of a picture that is to stay as it is."""
+    """Return the argument `size` of `preprocess` and `detect` that leaves an image of this size unchanged."""
     return min(size), max(size)
 
 
 def write(where: Case, model: str, size, text: str) -> None:
-    """Write the checkpoint, if it is to be made, and the inputs."""
+    """Write the checkpoint, if the model is "random", and the inputs."""
     import numpy as np
 
     import minigdino
@@ -65,7 +65,7 @@ def write(where: Case, model: str, size, text: str) -> None:
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
-    """Which case."""
+    """Add the options that select a case."""
     options.add_argument("--model", default="random", help="random, shapes, or the directory of a checkpoint")
     options.add_argument("--size", type=int, nargs=2, default=(800, 1066), metavar=("HEIGHT", "WIDTH"))
     options.add_argument("--text", default="a star. a green heart.", help="the prompt; by default one of nine tokens")

@@ -1,10 +1,10 @@
-"""transformers' model of a checkpoint as an ONNX graph, for one size of image and one prompt's pattern of phrases.
+"""Export transformers' model of a checkpoint as an ONNX graph, for one image size and one arrangement of phrases.
 
     python -m benchmarks.export CHECKPOINT INPUTS sdpa|eager GRAPH
 
-The function that finds the phrases uses `isin` and `cummax`, which cannot be exported. What it returns depends on
-nothing but the prompt, so the graph holds it as a constant. The token ids stay an input: were they constants as well,
-the text backbone would be computed when the graph is loaded, and cost nothing when it is run.
+The function that finds the phrases uses `isin` and `cummax`, which cannot be exported. Its result depends only on the
+prompt, so the graph holds it as a constant. The token ids remain an input. If they were constant too, the text backbone
+would be computed when the graph is loaded, and its time would not be measured.
 """
 
 from __future__ import annotations
@@ -25,12 +25,20 @@ FINDS_PHRASES = "generate_masks_with_special_tokens_and_transfer_map"
 
 
 def linspace(start, end, steps, dtype, device):
-    """torch.linspace as a constant. Exported as it is, it loses its dtype: all positions would become float64."""
+    """torch.linspace as a constant. The exported operation loses its dtype, so all positions would become float64."""
     return torch.from_numpy(np.linspace(float(start), float(end), int(steps))).to(device, dtype)
 
 
 def export(directory, pixels, ids, attention: str, path: Path) -> None:
-    """Write the graph. pixels [3, H, W] float32, ids [T]"""
+    """Write the graph.
+
+    Args:
+        directory: checkpoint.
+        pixels: preprocessed image [3, H, W], float32.
+        ids: token ids [T].
+        attention: attention implementation of the image backbone, "sdpa" or "eager".
+        path: file to write.
+    """
     model = Reference(directory, attention)
     inputs = torch.from_numpy(pixels)[None], torch.from_numpy(ids)[None]
     modeling = sys.modules[type(model.network).__module__]
@@ -38,10 +46,10 @@ def export(directory, pixels, ids, attention: str, path: Path) -> None:
     unfinished = path.with_suffix(".new")
     with (mock.patch.object(modeling, FINDS_PHRASES, return_value=phrases),
           mock.patch.object(torch, "linspace", linspace), warnings.catch_warnings()):
-        warnings.simplefilter("ignore")  # of the tracer, about every size it takes for a constant: here they are
+        warnings.simplefilter("ignore")  # the tracer warns of sizes that become constants, as intended
         torch.onnx.export(model, inputs, unfinished, input_names=INPUTS, output_names=RESULTS, opset_version=17,
                           dynamo=False)
-    unfinished.rename(path)  # a graph that is there is whole
+    unfinished.rename(path)  # so an existing graph is always complete
 
 
 if __name__ == "__main__":

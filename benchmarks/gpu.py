@@ -1,11 +1,13 @@
-"""On a GPU: milliseconds of every stage, beside what the card can do, and beside transformers on PyTorch.
+"""Measure the time of each stage on a GPU, beside the GPU's speed and beside transformers on PyTorch.
 
     python -m benchmarks.gpu [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT] [--rounds N] [--passes N]
 
-It needs CuPy (the extra `cuda12` or `cuda13`), the extra `bench`, and a PyTorch for CUDA. Both programs are given the
-same checkpoint, picture and prompt in float32, TF32 off, each in a process of its own, in turn. Milliseconds of stages
-are from CUDA events; those of a pass run from the host's arrays to the answer on the host. Launches are counted by
-PyTorch's profiler, which sees every kernel of a process, whoever launched it.
+Requires CuPy (the extra `cuda12` or `cuda13`), the extra `bench`, and a PyTorch with CUDA. Both programs run the same
+checkpoint, image and prompt in float32 without TF32. They run in turn, each in its own process.
+
+- Times of stages come from CUDA events.
+- The time of a forward pass is measured from arrays on the host to results on the host.
+- Launches are counted by PyTorch's profiler, which records all kernels of a process, including those of CuPy.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ import numpy as np
 
 from . import processes
 
-INPUTS, OUTPUTS = 256, 2048  # of the largest product of the tiny model, whose rows are the image's tokens
-COPIED = 1 << 28  # bytes of the copy that the bandwidth is measured with
-NOISE = 3  # rounds before one counts
+INPUTS, OUTPUTS = 256, 2048  # of the largest matrix product of the tiny model; its rows are the image tokens
+COPIED = 1 << 28  # bytes of the copy that measures the bandwidth
+WARM_UP = 3  # untimed repetitions before the first timed one
 
 
 class Minigdino:
-    """This package; CuPy's clock."""
+    """minigdino on CuPy, timed by CuPy's events."""
 
     def __init__(self, directory):
         os.environ["CUPY_TF32"] = "0"
@@ -42,32 +44,32 @@ class Minigdino:
         self.card = f"{card}, CUDA {toolkit}, driver for CUDA {driver}"
 
     def forward(self, pixels, ids):
-        """-> logits, boxes, vision, scores, not waited for"""
+        """Start a forward pass. Returns logits, boxes, vision and scores on the GPU, without waiting."""
         output = self.model.forward(pixels, ids)
         return output.logits, output.boxes, output.vision, output.selection_scores
 
     def fetch(self, arrays):
-        """To the host, when they are ready."""
+        """Copy arrays to the host. Waits until they are computed."""
         return [array.get() for array in arrays]
 
     def event(self):
-        """A moment on the card."""
+        """Record an event on the GPU."""
         event = self.cupy.cuda.Event()
         event.record()
         return event
 
     def between(self, start, end):
-        """Milliseconds, when both are past."""
+        """Return the milliseconds between two events. Waits for the second one."""
         end.synchronize()
         return self.cupy.cuda.get_elapsed_time(start, end)
 
     def random(self, *shape):
-        """An array on the card."""
+        """Return a random array on the GPU."""
         return self.cupy.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
 
 
 class Transformers:
-    """transformers on PyTorch, with the attention it chooses by itself."""
+    """transformers on PyTorch, with its default attention implementation."""
 
     def __init__(self, directory):
         import torch
@@ -81,13 +83,13 @@ class Transformers:
         self.card = torch.cuda.get_device_name(0)
 
     def forward(self, pixels, ids):
-        """-> logits, boxes, vision, scores, not waited for"""
+        """Start a forward pass. Returns logits, boxes, vision and scores on the GPU, without waiting."""
         with self.torch.inference_mode():
             inputs = (self.torch.from_numpy(array).cuda()[None] for array in (pixels, ids))
             return [result[0] for result in self.model(*inputs)]
 
     def fetch(self, arrays):
-        """To the host, when they are ready."""
+        """Copy arrays to the host. Waits until they are computed."""
         return [array.cpu().numpy() for array in arrays]
 
 
@@ -95,18 +97,21 @@ PROGRAMS = {"minigdino": Minigdino, "transformers": Transformers}
 
 
 def milliseconds(program, pixels, ids, passes):
-    """Of every pass, from the host's arrays to logits and boxes on the host; each sees the picture at another place."""
+    """Return the milliseconds of each forward pass, from host arrays to logits and boxes on the host.
+
+    The image is shifted by another distance for each forward pass.
+    """
     took = []
-    for i in range(NOISE + passes):
+    for i in range(WARM_UP + passes):
         picture = np.ascontiguousarray(np.roll(pixels, 7 * i, axis=2))
         start = time.perf_counter()
         program.fetch(program.forward(picture, ids)[:2])
         took.append(1e3 * (time.perf_counter() - start))
-    return took[NOISE:]
+    return took[WARM_UP:]
 
 
 def stage_milliseconds(program, pixels, ids, passes):
-    """{stage: median ms on the card, "whole pass": ...}, from an event at each end of the functions that make it."""
+    """Return {stage: median milliseconds on the GPU}, and "forward pass" for the total."""
     from minigdino.inspection.tracing import at_functions
     from minigdino.runtime.bench import STAGES
 
@@ -118,17 +123,17 @@ def stage_milliseconds(program, pixels, ids, passes):
             program.forward(pixels, ids)
             end = program.event()
         took = {STAGES[name]: sum(program.between(*span) for span in ends) for name, ends in spans.items()}
-        return {**took, "whole pass": program.between(start, end)}
+        return {**took, "forward pass": program.between(start, end)}
 
-    measured = [one_pass() for _ in range(NOISE + passes)][NOISE:]
+    measured = [one_pass() for _ in range(WARM_UP + passes)][WARM_UP:]
     return {name: statistics.median(one[name] for one in measured) for name in measured[0]}
 
 
 def rates(program, rows):
-    """The card's FLOP a second in one large product, and bytes a second, read and written, in one large copy."""
+    """Return the FLOP/s of one large matrix product, and the bytes/s (read and written) of one large copy."""
     a, b, c = program.random(rows, INPUTS), program.random(INPUTS, OUTPUTS), program.random(COPIED // 4)
     products, copies = [], []
-    for _ in range(NOISE + 10):
+    for _ in range(WARM_UP + 10):
         start = program.event()
         a @ b
         middle = program.event()
@@ -136,15 +141,15 @@ def rates(program, rows):
         end = program.event()
         products.append(program.between(start, middle))
         copies.append(program.between(middle, end))
-    return 2 * rows * INPUTS * OUTPUTS / min(products[NOISE:]) * 1e3, 2 * COPIED / min(copies[NOISE:]) * 1e3
+    return 2 * rows * INPUTS * OUTPUTS / min(products[WARM_UP:]) * 1e3, 2 * COPIED / min(copies[WARM_UP:]) * 1e3
 
 
 def launches(program, pixels, ids):
-    """(kernels, copies between host and card) of one pass, by PyTorch's profiler."""
+    """Count (kernel launches, copies between host and GPU) of one forward pass, with PyTorch's profiler."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    for _ in range(2):  # the first time the profiler itself is slow to begin
+    for _ in range(2):  # the profiler starts slowly the first time
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
             program.fetch(program.forward(pixels, ids)[:2])
     names = [event.name for event in seen.events() if event.device_type == DeviceType.CUDA]
@@ -153,7 +158,7 @@ def launches(program, pixels, ids):
 
 
 def measure(name, directory, inputs, passes, save=None):
-    """One program, alone in its process -> what is printed as JSON."""
+    """Measure one program in this process. Returns a dict that can be printed as JSON."""
     program = PROGRAMS[name](directory)
     given = np.load(inputs)
     pixels, ids = given["pixels"], given["ids"]
@@ -172,12 +177,12 @@ def measure(name, directory, inputs, passes, save=None):
 
 
 def stage_table(found) -> str:
-    """Milliseconds and arithmetic of every stage, and the card's rates."""
+    """Make the table of stages, with the GPU's rates above it."""
     product, copy = found["rates"]
     total = sum(found["flop"].values())
     lines = [found["card"],
-             f"one product: {product / 1e12:.1f} TFLOP/s; one copy: {copy / 1e9:.0f} GB/s read and written", "",
-             "| | GFLOP | ms | TFLOP/s | of the product rate |", "|---|---|---|---|---|"]
+             f"matrix product: {product / 1e12:.1f} TFLOP/s; copy: {copy / 1e9:.0f} GB/s, read and written", "",
+             "| | GFLOP | ms | TFLOP/s | of product rate |", "|---|---|---|---|---|"]
     for name, ms in found["stages"].items():
         flop = found["flop"].get(name, total)
         speed = flop / max(ms, 1e-6) * 1e3
@@ -186,13 +191,17 @@ def stage_table(found) -> str:
 
 
 def program_table(rounds) -> str:
-    """One row for each program: rounds {program: [what `measure` found, ...]}"""
-    ours = [statistics.median(one["ms"]) for one in rounds["minigdino"]]
-    lines = ["| | ms | least to most | minigdino takes, of it | launches | copies to and from the card |",
+    """Make the table of programs.
+
+    Args:
+        rounds: {program: results of `measure`, one per round}.
+    """
+    own = [statistics.median(one["ms"]) for one in rounds["minigdino"]]
+    lines = ["| | ms | minimum to maximum | minigdino's time ÷ this | launches | copies between host and GPU |",
              "|---|---|---|---|---|---|"]
     for name, found in rounds.items():
         took = [statistics.median(one["ms"]) for one in found]
-        ratio = statistics.median(a / b for a, b in zip(ours, took))
+        ratio = statistics.median(a / b for a, b in zip(own, took))
         kernels, copies = found[-1]["launches"]
         lines.append(f"| {name} {found[-1]['version']} | {statistics.median(took):.2f} | {min(took):.2f} to "
                      f"{max(took):.2f} | {ratio:.2f} | {kernels} | {copies} |")
@@ -200,7 +209,7 @@ def program_table(rounds) -> str:
 
 
 def report(options) -> None:
-    """Measure and print."""
+    """Measure both programs, print the tables and compare the results."""
     rounds = {name: [] for name in PROGRAMS}
     with processes.prepared(options) as case:
         saved = {name: case.folder / f"{name}.npz" for name in PROGRAMS}
@@ -209,22 +218,23 @@ def report(options) -> None:
                                   "--passes", options.passes, "--save", saved[name])
             rounds[name].append(json.loads(text.splitlines()[-1]))
         print(stage_table(rounds["minigdino"][-1]), program_table(rounds), sep="\n\n", end="\n\n")
-        ours, theirs = (np.load(file) for file in saved.values())
-        for place, what in ((2, "encoder memory"), (3, "selection scores")):  # later ones depend on unstable ranks
-            a, b = ours[f"arr_{place}"], theirs[f"arr_{place}"]
-            print(f"{what}: the programs differ by at most {abs(a - b).max():.1e}")
+        first, second = (np.load(file) for file in saved.values())
+        for i, name in ((2, "encoder memory"), (3, "selection scores")):  # other results depend on unstable ranks
+            difference = abs(first[f"arr_{i}"] - second[f"arr_{i}"]).max()
+            print(f"{name}: the programs differ by at most {difference:.1e}")
 
 
 def main(arguments=None) -> None:
-    """One program's JSON if --program names it, else the report."""
+    """Run the command line: print one program's JSON with --program, else the report."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     processes.add_options(options)
     processes.add_rounds(options)
-    options.add_argument("--passes", type=int, default=20, help="measured passes of each program in a round")
-    options.add_argument("--program", choices=PROGRAMS, help="measure this one alone, here: needs the next two")
+    options.add_argument("--passes", type=int, default=20, help="timed forward passes of each program in a round")
+    options.add_argument("--program", choices=PROGRAMS,
+                         help="measure one program in this process; needs --checkpoint and --inputs")
     options.add_argument("--checkpoint", help="directory of the model")
-    options.add_argument("--inputs", help="file of pixels and ids, as benchmarks.case writes it")
-    options.add_argument("--save", help="write the program's results there")
+    options.add_argument("--inputs", help="file of pixels and ids that benchmarks.case wrote")
+    options.add_argument("--save", help="file for the program's results")
     options = options.parse_args(arguments)
     if options.program:
         print(json.dumps(measure(options.program, options.checkpoint, options.inputs, options.passes, options.save)))

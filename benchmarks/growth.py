@@ -1,9 +1,10 @@
-"""How minigdino's seconds grow with the image, the prompt, the number of images and the threads.
+"""Measure how minigdino's time grows with the image, the prompt, the number of images and the number of threads.
 
     python -m benchmarks.growth [--tables sides tokens images threads] [--model random|shapes|DIR] [--rounds N] ...
 
-Beside every growth stands that of the arithmetic (`flops.py`), so 1.00 in the last column says that nothing but
-the amount of work has grown. Each measurement is a process; all of a table are taken in turn, several times over.
+Each table also shows the growth in FLOPs (`minigdino/runtime/flops.py`). 1.00 in the last column means that time grows
+like the amount of work. Each measurement runs in its own process. The rows of a table are measured in turn, in several
+rounds.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from minigdino.runtime import flops
 from .processes import add_options, add_rounds, alternate, measure, prepared, steady
 
 CLS, SEP, DOT = 101, 102, 1012
-PHRASE = 3  # words
-PASSES = 2  # the first is not counted
+PHRASE = 3  # words of a phrase
+PASSES = 2  # forward passes of a process; the first is not counted
 
 
 class Point(NamedTuple):
-    """One row of a table, to be measured."""
+    """One row of a table."""
 
     name: str
     inputs: Path
     threads: int
     passes: int
-    flop: float  # of what is timed, each thread's share
+    flop: float  # FLOPs of the timed work, per thread
 
 
 def words(n: int):
-    """A prompt of n >= 3 tokens, phrase after phrase: -> ids [n]"""
+    """Return the ids [n] of a prompt of n >= 3 tokens, made of phrases of three words."""
     ids = np.arange(200, 200 + n)
     ids[PHRASE + 1 :: PHRASE + 1] = DOT
     ids[0], ids[-2:] = CLS, (DOT, SEP)
@@ -43,7 +44,7 @@ def words(n: int):
 
 
 def noise(case, height: int, width: int, tokens: int) -> Path:
-    """Inputs of that size, written when first asked for."""
+    """Return a file of random pixels and a prompt of this size, and write it first if it does not exist."""
     path = case.folder / f"noise-{height}x{width}-{tokens}.npz"
     if not path.exists():
         pixels = np.random.default_rng(0).standard_normal((3, height, width), np.float32)
@@ -52,26 +53,26 @@ def noise(case, height: int, width: int, tokens: int) -> Path:
 
 
 def sides(case, config, options) -> list[Point]:
-    """Square images."""
+    """Make the rows for square images of increasing size."""
     return [Point(f"{side} x {side}", noise(case, side, side, 9), options.threads, PASSES,
                   flops.total(config, side, side, 9)) for side in options.sides]
 
 
 def tokens(case, config, options) -> list[Point]:
-    """Longer and longer prompts."""
+    """Make the rows for prompts of increasing length."""
     return [Point(f"{n} tokens", noise(case, *options.size, n), options.threads, PASSES,
                   flops.total(config, *options.size, n)) for n in options.tokens]
 
 
 def images(case, config, options) -> list[Point]:
-    """One image after the other, none like another, the slower first pass included."""
+    """Make the rows for several different images in sequence, including the slower first forward pass."""
     one = flops.total(config, *options.size, 9)
     return [Point(f"{n} image{'s' * (n > 1)}", noise(case, *options.size, 9), options.threads, n, n * one)
             for n in (1, 2, 4, 8)]
 
 
 def threads(case, config, options) -> list[Point]:
-    """The same pass, shared among threads."""
+    """Make the rows for one forward pass with increasing numbers of threads."""
     one = flops.total(config, *options.size, 9)
     return [Point(f"{n} thread{'s' * (n > 1)}", noise(case, *options.size, 9), n, PASSES, one / n)
             for n in (1, 2, 4, 8, 16, 32) if n <= options.threads]
@@ -81,7 +82,14 @@ TABLES = {"sides": sides, "tokens": tokens, "images": images, "threads": threads
 
 
 def run(checkpoint, points, rounds: int, duration) -> dict[Point, float]:
-    """Median seconds of every point. duration: what counts of the seconds of its passes"""
+    """Measure every row. Returns {row: median seconds}.
+
+    Args:
+        checkpoint: directory of the model.
+        points: rows to measure.
+        rounds: number of measurements per row.
+        duration: function from the seconds of all forward passes of a process to the seconds to report.
+    """
     found = {point: [] for point in points}
     for point in alternate(tuple(points), rounds):
         measured = measure("minigdino", checkpoint, point.inputs, point.threads, point.passes)
@@ -90,8 +98,13 @@ def run(checkpoint, points, rounds: int, duration) -> dict[Point, float]:
 
 
 def table(seconds: dict[Point, float], per: str) -> list[str]:
-    """Lines of Markdown; growth is counted from the first row."""
-    lines = [f"| | GFLOP{per} | seconds | arithmetic grows to | seconds grow to | seconds, of arithmetic |",
+    """Make a table, as lines of Markdown. Growth is relative to the first row.
+
+    Args:
+        seconds: {row: seconds}.
+        per: unit after "GFLOP", such as " per thread".
+    """
+    lines = [f"| | GFLOP{per} | seconds | growth in FLOPs | growth in time | growth in time ÷ growth in FLOPs |",
              "|---|---|---|---|---|---|"]
     first = next(iter(seconds))
     for point, took in seconds.items():
@@ -102,7 +115,7 @@ def table(seconds: dict[Point, float], per: str) -> list[str]:
 
 
 def report(options) -> None:
-    """Measure and print the tables asked for."""
+    """Measure and print the selected tables."""
     from minigdino.checkpoints.config import Config
 
     with prepared(options) as case:
@@ -110,11 +123,11 @@ def report(options) -> None:
         for name in options.tables:
             duration = sum if name == "images" else steady
             seconds = run(case.checkpoint, TABLES[name](case, config, options), options.rounds, duration)
-            print(*table(seconds, " a thread" if name == "threads" else ""), sep="\n", end="\n\n", flush=True)
+            print(*table(seconds, " per thread" if name == "threads" else ""), sep="\n", end="\n\n", flush=True)
 
 
 def add_sizes(options: argparse.ArgumentParser) -> None:
-    """What this command asks."""
+    """Add the options of this command."""
     options.add_argument("--sides", type=int, nargs="+", default=(320, 480, 640, 800, 1066, 1333))
     options.add_argument("--tokens", type=int, nargs="+", default=(4, 16, 64, 256))
     options.add_argument("--tables", nargs="+", choices=TABLES, default=tuple(TABLES))

@@ -1,7 +1,8 @@
-"""The compiled twins at the sizes of the tiny model on 800 x 1066 pixels, each beside its NumPy reference; deformable
-attention also beside plain.c, compiled here for this very processor.
+"""Measure the compiled twins beside their NumPy references, at the sizes of the tiny model for 800 x 1066 pixels.
 
     python -m benchmarks.loops [--threads N] [--rounds N]
+
+Deformable attention is also measured beside plain.c, which is compiled for the CPU that runs the benchmark.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ S = sum(H * W for H, W in LEVELS)  # 17,821
 
 
 def milliseconds(function, rounds: int) -> float:
-    """Median over the rounds, after one that is not counted."""
+    """Return the median time of a call, after one untimed call."""
     took = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -38,7 +39,7 @@ def milliseconds(function, rounds: int) -> float:
 
 
 def problems() -> dict[str, tuple]:
-    """{"op, at which size": (op, arguments)}"""
+    """Return the calls to measure: {"op [size]": (op, arguments)}."""
     rng = np.random.default_rng(0)
 
     def array(*shape):
@@ -70,12 +71,12 @@ def problems() -> dict[str, tuple]:
 
 
 def plain(value, sizes, references, offsets, scores):
-    """deform_attn's problem as a call of plain.c, with locations and weights computed beforehand."""
+    """Return a function that runs plain.c on the arguments of `deform_attn`. Locations and weights are precomputed."""
     folder = tempfile.mkdtemp()
     library = Path(folder) / "plain.so"
     subprocess.run([os.environ.get("CC", "cc"), "-O3", "-march=native", "-ffast-math", "-shared", "-fPIC",
                     str(Path(__file__).with_name("plain.c")), "-o", str(library), "-lm"], check=True)
-    loop = ctypes.CDLL(str(library)).plain  # lets go of the interpreter meanwhile
+    loop = ctypes.CDLL(str(library)).plain  # ctypes releases the GIL during a call
     Q, M, L, P, _ = offsets.shape
     levels = np.array(sizes, ctypes.c_long)
     locations = np.ascontiguousarray(deformable.sampling_locations(references, offsets, sizes), np.float32)
@@ -84,8 +85,8 @@ def plain(value, sizes, references, offsets, scores):
     arrays = [a.ctypes.data_as(ctypes.c_void_p) for a in (value, levels, locations, weights, out)]
 
     def rows(first, last):
-        v, sizes_, at, w, o = arrays
-        loop(v, sizes_, ctypes.c_long(L), at, w, o, *map(ctypes.c_long, (M, P, first, last)))
+        value_, sizes_, locations_, weights_, out_ = arrays
+        loop(value_, sizes_, ctypes.c_long(L), locations_, weights_, out_, *map(ctypes.c_long, (M, P, first, last)))
 
     def run():
         for_rows(rows, Q)
@@ -95,25 +96,27 @@ def plain(value, sizes, references, offsets, scores):
 
 
 def report(threads: int, rounds: int) -> None:
-    """Measure and print."""
+    """Measure, and print the tables."""
     minigdino.set_threads(threads)
     print(f"{minigdino.info()['cpu']}, {threads} threads, {levels()[0] or 'baseline'}", end="\n\n")
-    print("| | twin ms | NumPy ms | NumPy, of the twin |", "|---|---|---|---|", sep="\n")
+    print("| | twin ms | NumPy ms | NumPy's time ÷ twin's time |", "|---|---|---|---|", sep="\n")
     for name, (op, arguments) in problems().items():
         twin = milliseconds(lambda: op(*arguments), rounds)  # noqa: B023
-        with minigdino.use("reference"):  # what the formula calls is NumPy, too
-            formula = milliseconds(lambda: op(*arguments), min(rounds, 3))  # noqa: B023
-        print(f"| {name} | {twin:.2f} | {formula:.1f} | {formula / twin:.1f} |", flush=True)
+        with minigdino.use("reference"):  # also for the ops that the reference calls
+            reference = milliseconds(lambda: op(*arguments), min(rounds, 3))  # noqa: B023
+        print(f"| {name} | {twin:.2f} | {reference:.1f} | {reference / twin:.1f} |", flush=True)
     op, arguments = problems()["deform_attn, 17821 queries"]
     loop = plain(*arguments)
     np.testing.assert_allclose(loop(), op(*arguments), rtol=1e-4, atol=1e-4)
-    theirs, ours = [], []
-    for _ in range(rounds):  # in turn, so that a slow moment hits both
-        theirs.append(milliseconds(loop, 1))
-        ours.append(milliseconds(lambda: op(*arguments), 1))
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs))
-    print(f"\ndeform_attn, softmax and locations included: {statistics.median(ours):.1f} ms; a plain C loop for this "
-          f"processor, without them: {statistics.median(theirs):.1f} ms; ratio {ratio:.2f}")
+    plain_ms, twin_ms = [], []
+    for _ in range(rounds):  # in turn, so that a slow moment of the machine affects both
+        plain_ms.append(milliseconds(loop, 1))
+        twin_ms.append(milliseconds(lambda: op(*arguments), 1))
+    ratio = statistics.median(a / b for a, b in zip(twin_ms, plain_ms))
+    print("", "| | ms |", "|---|---|",
+          f"| deform_attn, including softmax and sampling locations | {statistics.median(twin_ms):.1f} |",
+          f"| plain C loop, without them | {statistics.median(plain_ms):.1f} |",
+          f"| median ratio | {ratio:.2f} |", sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""minigdino beside transformers, ONNX Runtime and OpenVINO: seconds, memory, import and load, on the same inputs.
+"""Measure minigdino beside transformers, ONNX Runtime and OpenVINO: time, memory, import and load, on the same inputs.
 
     python -m benchmarks.peers [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT] [--threads N]
                                [--rounds N] [--passes N] [--only PEER ...] [--folder FOLDER]
 
-Every program runs alone in a process, in turn, several times over. Ratios are taken within a round, in which the
-machine was equally busy with other things, and only then is their median taken: on a shared machine only ratios travel.
+Each program runs in its own process, one at a time. In each round every program runs once. Ratios are computed within a
+round, and the table shows their median: on a shared machine, only ratios are comparable between runs.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .processes import (
     steady,
 )
 
-YARDSTICK = 480e9  # FLOP: a round figure for the tiny geometry, 800 x 1066 and 9 tokens, in the cheaper orders
+YARDSTICK = 480e9  # FLOPs, a round number near those of the tiny geometry, 800 x 1066 and 9 tokens, with reorderings
 
 
 def run(case, peers, threads: int, rounds: int, passes: int) -> dict[str, list[dict]]:
-    """All measurements, round by round: {peer: [what worker.py said, ...]}"""
+    """Measure all programs. Returns {peer: results of worker.py, one per round}."""
     models = {peer: model_of(case, peer, threads) for peer in peers}
     found = {peer: [] for peer in peers}
     for peer in alternate(tuple(peers), rounds):
@@ -42,44 +42,60 @@ def run(case, peers, threads: int, rounds: int, passes: int) -> dict[str, list[d
     return found
 
 
-def median_ratio(ours, theirs) -> float:
-    """Median over the rounds of ours to theirs, each with the other of its round."""
-    return statistics.median(a / b for a, b in zip(ours, theirs))
+def median_ratio(numerators, denominators) -> float:
+    """Return the median over all rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators))
 
 
-def row(peer, found, ours, graph) -> str:
-    """One program's line of the table."""
+def row(peer, found, minigdino_seconds, graph) -> str:
+    """Make one row of the table.
+
+    Args:
+        peer: name of the program.
+        found: its results, one per round.
+        minigdino_seconds: seconds of minigdino, one per round; empty if it was not measured.
+        graph: suffix of the program's name.
+    """
     seconds = [steady(f["seconds"]) for f in found]
 
     def median(name):
         return statistics.median(f[name] for f in found)
 
     first = statistics.median(f["seconds"][0] for f in found)
-    ratio = f"{median_ratio(ours, seconds):.2f}" if ours else ""
+    ratio = f"{median_ratio(minigdino_seconds, seconds):.2f}" if minigdino_seconds else ""
     return (f"| {peer} {found[0]['version']}{graph} | {statistics.median(seconds):.3g} | "
             f"{min(seconds):.3g} to {max(seconds):.3g} | {ratio} | {first:.3g} | {median('peak') / 1e9:.2f} | "
             f"{median('import'):.2f} | {median('load'):.2f} |")
 
 
 def table(found, graphs) -> list[str]:
-    """Lines of Markdown, one a program. graphs {peer: the attention its graph was written with}"""
-    ours = [steady(f["seconds"]) for f in found.get("minigdino", [])]
-    lines = ["| | seconds | least to most | minigdino takes, of it | first pass | peak GB | import s | load s |",
-             "|---|---|---|---|---|---|---|---|"]
+    """Make the table of programs, as lines of Markdown.
+
+    Args:
+        found: {peer: results, one per round}.
+        graphs: {peer: attention implementation of its graph}.
+    """
+    minigdino_seconds = [steady(f["seconds"]) for f in found.get("minigdino", [])]
+    lines = ["| | seconds | minimum to maximum | minigdino's time ÷ this | first forward pass, s | peak GB | "
+             "import s | load s |", "|---|---|---|---|---|---|---|---|"]
     for peer, runs in found.items():
-        lines.append(row(peer, runs, ours, f", {graphs[peer]} graph" if peer in graphs else ""))
+        lines.append(row(peer, runs, minigdino_seconds, f", {graphs[peer]} graph" if peer in graphs else ""))
     return lines
 
 
 def against_products(runs, flop: dict[str, float]) -> list[str]:
-    """minigdino's seconds beside its arithmetic at the rate of one large product, measured in the same processes.
+    """Compare minigdino's time with the time of its FLOPs at the speed of one large matrix product.
 
-    flop {what it is the arithmetic of: FLOP}
+    Args:
+        runs: minigdino's results, one per round, with the speed measured in the same process.
+        flop: {name of a row: FLOPs}.
+    Returns:
+        lines of Markdown.
     """
     seconds, rates = [steady(r["seconds"]) for r in runs], [r["rate"] for r in runs]
-    lines = [f"One NumPy product [17821, 256] @ [256, 2048]: {statistics.median(rates) / 1e9:.0f} GFLOP/s, the best of "
-             "five in each of minigdino's processes.", "",
-             "| | GFLOP | seconds at that rate | minigdino takes, of it |", "|---|---|---|---|"]
+    lines = [f"NumPy matrix product [17821, 256] @ [256, 2048]: {statistics.median(rates) / 1e9:.0f} GFLOP/s, the best "
+             "of five in each of minigdino's processes.", "",
+             "| | GFLOP | seconds at that rate | minigdino's time ÷ this |", "|---|---|---|---|"]
     for name, amount in flop.items():
         ideal = [amount / rate for rate in rates]
         lines.append(f"| {name} | {amount / 1e9:.3g} | {statistics.median(ideal):.3g} | "
@@ -88,17 +104,17 @@ def against_products(runs, flop: dict[str, float]) -> list[str]:
 
 
 def amounts(config, height, width, tokens) -> dict[str, float]:
-    """FLOP of one pass, by the order in which it is computed."""
-    found = {name: flops.total(config, height, width, tokens, orders) for name, orders in (
-        ("as the papers write it", flops.PAPER), ("as minigdino orders it", flops.OURS),
-        ("every cheaper order", flops.EVERY))}
+    """Return the FLOPs of a forward pass, without and with reorderings: {name of a row: FLOPs}."""
+    found = {name: flops.total(config, height, width, tokens, reorderings) for name, reorderings in (
+        ("in the papers' order", flops.NONE), ("in minigdino's order", flops.IMPLEMENTED),
+        ("with all known reorderings", flops.ALL))}
     if config == type(config)() and (height, width, tokens) == (800, 1066, 9):
-        found["yardstick"] = YARDSTICK
+        found["round number"] = YARDSTICK
     return found
 
 
 def machine(threads: int) -> str:
-    """What all of it ran on."""
+    """Describe the machine in one line."""
     from minigdino import info
 
     found = info()
@@ -106,7 +122,7 @@ def machine(threads: int) -> str:
 
 
 def report(options) -> None:
-    """Measure and print."""
+    """Measure, and print the tables."""
     from minigdino.checkpoints.config import Config
 
     with prepared(options) as case:
@@ -115,15 +131,15 @@ def report(options) -> None:
         graphs = {peer: fastest(case, peer, options.threads) for peer in options.only if peer in GRAPHS}
         tokens = len(np.load(case.inputs)["ids"])
     print(f"{machine(options.threads)}; image {options.size[0]} x {options.size[1]}, {tokens} tokens; "
-          f"{options.rounds} rounds of {options.passes} passes, medians without the first pass", end="\n\n")
+          f"{options.rounds} rounds of {options.passes} forward passes; medians without the first one", end="\n\n")
     print(*table(found, graphs), sep="\n", end="\n\n")
     if "minigdino" in found:
         print(*against_products(found["minigdino"], amounts(config, *options.size, tokens)), sep="\n", end="\n\n")
 
 
 def add_passes(options: argparse.ArgumentParser) -> None:
-    """What this command asks."""
-    options.add_argument("--passes", type=int, default=3, help="in each process")
+    """Add the options of this command."""
+    options.add_argument("--passes", type=int, default=3, help="forward passes in each process")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-/* Deformable attention as anyone would write it down: the yardstick of benchmarks/loops.py. One row of channels is the
-   vector loop; a compiler told about the processor does the rest. Locations and weights are given. */
+/* A straightforward deformable attention, for comparison in benchmarks/loops.py. The compiler vectorises the loop over
+   channels. Sampling locations and attention weights are inputs. */
 #include <math.h>
 
 void plain(const float *restrict value, const long *restrict sizes, long L, const float *restrict locations,

@@ -1,7 +1,7 @@
-"""Processes for what is measured, one after the other; and the case they are all given.
+"""Start the measured programs, each in its own process, and prepare their input files.
 
-Linux counts what the parent held at the start of a process towards its ru_maxrss. So whoever starts a measurement must
-stay small: here is neither a model nor a library that has one, and checkpoints and graphs are written by processes too.
+On Linux, the ru_maxrss of a process includes the memory that its parent used at the start. So the process that starts a
+measurement must be small. It loads neither models nor large libraries; other processes write checkpoints and graphs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 
 from . import case as cases
 
-# runtimes that read an exported graph, each from whichever it runs faster
+# programs that run an exported graph; each uses the attention implementation that is faster there
 GRAPHS = ("onnxruntime", "openvino", "openvino-bf16")
 PEERS = ("minigdino", "transformers", *GRAPHS)
-ATTENTIONS = ("sdpa", "eager")  # the two ways in which transformers can write down its attention
+ATTENTIONS = ("sdpa", "eager")  # attention implementations of transformers
 
 
 def call(module: str, *arguments, threads: int | None = None) -> str:
-    """What `python -m benchmarks.MODULE ARGUMENTS` prints."""
+    """Run `python -m benchmarks.MODULE ARGUMENTS` and return its output."""
     limits = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     run = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)], cwd=cases.ROOT,
                          env={**os.environ, **limits}, capture_output=True, text=True, check=False)
@@ -36,24 +36,27 @@ def call(module: str, *arguments, threads: int | None = None) -> str:
 
 
 def measure(peer: str, model, inputs, threads: int, passes: int, *more) -> dict:
-    """A program in a process of its own -> what `worker.py` says of it."""
+    """Run a program in a new process. Returns the result of `worker.py`."""
     output = call("worker", peer, model, inputs, "--threads", threads, "--passes", passes, *more, threads=threads)
-    return json.loads(output.splitlines()[-1])  # libraries print, too
+    return json.loads(output.splitlines()[-1])  # libraries may print before it
 
 
 def alternate(things, rounds: int):
-    """Every thing once a round, in turn, every second round backwards: a slow minute of the machine hits all alike."""
+    """Yield all things once per round, in reverse order in every second round.
+
+    A slow period of the machine then affects all of them alike.
+    """
     for i in range(rounds):
         yield from (things if i % 2 == 0 else tuple(reversed(things)))
 
 
 def steady(seconds) -> float:
-    """Seconds of a pass, once the first is over; of the first if there is no other."""
+    """Return the median seconds of all forward passes but the first, or of the first if it is the only one."""
     return statistics.median(seconds[1:] or seconds)
 
 
 def graph(case: cases.Case, attention: str) -> Path:
-    """The case's graph, exported when first asked for."""
+    """Return the case's graph, and export it first if it does not exist."""
     path = case.folder / f"{attention}.onnx"
     if not path.exists():
         call("export", case.checkpoint, case.inputs, attention, path)
@@ -61,7 +64,7 @@ def graph(case: cases.Case, attention: str) -> Path:
 
 
 def fastest(case: cases.Case, peer: str, threads: int) -> str:
-    """Which of the two graphs a runtime runs faster; asked once for a folder."""
+    """Return the attention implementation of the graph that a program runs faster. Measured once per folder."""
     file = case.folder / "fastest.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     key = f"{peer}, {threads} threads"
@@ -74,20 +77,25 @@ def fastest(case: cases.Case, peer: str, threads: int) -> str:
 
 
 def model_of(case: cases.Case, peer: str, threads: int) -> Path:
-    """What a program reads: the checkpoint, or the graph that it runs fastest."""
+    """Return the model file of a program: the checkpoint, or the graph that it runs fastest."""
     return graph(case, fastest(case, peer, threads)) if peer in GRAPHS else case.checkpoint
 
 
 @contextlib.contextmanager
 def prepared(options: argparse.Namespace, **changes):
-    """The files of a case, in the folder asked for or in a temporary one. changes: other options for this case."""
-    asked = {**vars(options), **changes}
-    # processes run elsewhere, so no path may be relative
-    model = asked["model"] if asked["model"] in cases.MADE else str(Path(asked["model"]).resolve())
-    arguments = ["--model", model, "--size", *asked["size"], "--text", asked["text"]]
-    name = f"{Path(model).name}-{zlib.crc32(json.dumps(arguments).encode()):08x}"  # one case, one folder
+    """Yield a case whose files exist, in options.folder or in a temporary folder.
+
+    Args:
+        options: options of the command line.
+        changes: options that replace those of the command line.
+    """
+    values = {**vars(options), **changes}
+    # the path must be absolute, because processes run in another folder
+    model = values["model"] if values["model"] in cases.BUILT_IN else str(Path(values["model"]).resolve())
+    arguments = ["--model", model, "--size", *values["size"], "--text", values["text"]]
+    name = f"{Path(model).name}-{zlib.crc32(json.dumps(arguments).encode()):08x}"  # a folder for each case
     with contextlib.ExitStack() as stack:
-        folder = Path(asked["folder"] or stack.enter_context(tempfile.TemporaryDirectory())).resolve() / name
+        folder = Path(values["folder"] or stack.enter_context(tempfile.TemporaryDirectory())).resolve() / name
         case = cases.case(folder, model)
         if not case.inputs.exists():  # written last
             call("case", folder, *arguments)
@@ -95,18 +103,19 @@ def prepared(options: argparse.Namespace, **changes):
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
-    """What every command asks."""
+    """Add the options that all commands have."""
     cases.add_options(options)
-    options.add_argument("--folder", help="where checkpoints and graphs are kept and taken from; by default temporary")
+    options.add_argument("--folder", help="folder to store checkpoints and graphs for later runs (temporary)")
     options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
 
 
 def add_rounds(options: argparse.ArgumentParser) -> None:
-    """What a command asks that takes seconds."""
-    options.add_argument("--rounds", type=int, default=5, help="how often each measurement is taken")
+    """Add the options of commands that measure time."""
+    options.add_argument("--rounds", type=int, default=5, help="number of repetitions of each measurement")
 
 
 def add_peers(options: argparse.ArgumentParser) -> None:
-    """What a command asks that runs several programs."""
-    options.add_argument("--only", nargs="+", choices=(*PEERS, "formulas"), default=PEERS, metavar="PEER",
-                         help=f"of {', '.join(PEERS)}, and formulas: minigdino without its compiled twins")
+    """Add the options of commands that run several programs."""
+    options.add_argument("--only", nargs="+", choices=(*PEERS, "minigdino-reference"), default=PEERS, metavar="PEER",
+                         help=f"programs to run, from {', '.join(PEERS)} (the default) and minigdino-reference, which "
+                              "runs minigdino without compiled twins")

@@ -1,10 +1,11 @@
-"""One program, alone in its process: seconds of every pass, of import and load, and the largest resident memory.
+"""Measure one program in this process: time of each forward pass, of import and load, and peak resident memory.
 
     python -m benchmarks.worker PEER MODEL INPUTS [--passes N] [--threads N] [--save FILE] [--product]
 
-MODEL is a checkpoint's directory, or the graph that `export.py` made of it. Prints one line of JSON. Every pass is
-given the picture at another place, so nothing that a program may keep is of use to it. Nothing but the standard library
-is imported before the clock of a program's own import runs.
+MODEL is the directory of a checkpoint, or a graph that `export.py` made. Prints one line of JSON.
+
+The image is shifted by another distance for each forward pass, so a program cannot reuse cached features. Only the
+standard library is imported before the timed import of a program.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ class Program(NamedTuple):
 
     forward: Callable  # pixels [3, H, W], ids [T] -> logits [Q, T], boxes [Q, 4], vision [S, C], scores [S]
     version: str
-    begun: float
+    started: float  # times of `clock`: before the import, after the import, after loading the model
     imported: float
     loaded: float
 
 
 def minigdino(directory, threads):
-    """This package."""
-    begun = clock()
+    """Load minigdino."""
+    started = clock()
     import minigdino
     imported = clock()
     model = minigdino.load(directory)
@@ -44,18 +45,19 @@ def minigdino(directory, threads):
         return output.logits, output.boxes, output.vision, output.selection_scores
 
     info = minigdino.info()
-    return Program(forward, f"{info['minigdino']}, {info['kernels']}, NumPy {info['numpy']}", begun, imported, loaded)
+    return Program(forward, f"{info['minigdino']}, {info['kernels']}, NumPy {info['numpy']}", started, imported,
+                   loaded)
 
 
-def formulas(directory, threads):
-    """This package without its compiled twins."""
+def minigdino_reference(directory, threads):
+    """Load minigdino without compiled twins."""
     os.environ["MINIGDINO_KERNELS"] = "reference"
     return minigdino(directory, threads)
 
 
 def transformers(directory, threads):
-    """PyTorch, with the attention that transformers chooses by itself."""
-    begun = clock()
+    """Load transformers on PyTorch, with its default attention implementation."""
+    started = clock()
     import torch
 
     from .reference import Reference
@@ -69,12 +71,12 @@ def transformers(directory, threads):
         with torch.inference_mode():
             return [x[0].numpy() for x in model(torch.from_numpy(pixels)[None], torch.from_numpy(ids)[None])]
 
-    return Program(forward, f"{library.__version__}, torch {torch.__version__}", begun, imported, loaded)
+    return Program(forward, f"{library.__version__}, torch {torch.__version__}", started, imported, loaded)
 
 
 def onnxruntime(graph, threads):
-    """ONNX Runtime's provider for CPUs, every optimization on, as it is by default."""
-    begun = clock()
+    """Load ONNX Runtime for the CPU, with all optimizations, which is the default."""
+    started = clock()
     import onnxruntime
     imported = clock()
     options = onnxruntime.SessionOptions()
@@ -85,12 +87,12 @@ def onnxruntime(graph, threads):
     def forward(pixels, ids):
         return [x[0] for x in session.run(None, {"pixels": pixels[None], "ids": ids[None]})]
 
-    return Program(forward, onnxruntime.__version__, begun, imported, loaded)
+    return Program(forward, onnxruntime.__version__, started, imported, loaded)
 
 
 def openvino(graph, threads, precision="f32"):
-    """OpenVINO's plugin for CPUs, one request at a time."""
-    begun = clock()
+    """Load OpenVINO for the CPU, with one request at a time."""
+    started = clock()
     import openvino
     imported = clock()
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads,
@@ -102,22 +104,31 @@ def openvino(graph, threads, precision="f32"):
         output = model({"pixels": pixels[None], "ids": ids[None]})
         return [output[i][0] for i in range(len(output))]
 
-    # what it computes in, which is not what was asked for where the processor has no such numbers
+    # the precision in use, which differs from the requested one if the CPU does not support it
     computes = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    return Program(forward, f"{openvino.__version__.partition('-')[0]}, {computes}", begun, imported, loaded)
+    return Program(forward, f"{openvino.__version__.partition('-')[0]}, {computes}", started, imported, loaded)
 
 
 def openvino_bf16(graph, threads):
-    """OpenVINO in bfloat16, where the processor has it."""
+    """Load OpenVINO in bfloat16, if the CPU supports it."""
     return openvino(graph, threads, "bf16")
 
 
-PROGRAMS = {"minigdino": minigdino, "formulas": formulas, "transformers": transformers, "onnxruntime": onnxruntime,
-            "openvino": openvino, "openvino-bf16": openvino_bf16}
+PROGRAMS = {"minigdino": minigdino, "minigdino-reference": minigdino_reference, "transformers": transformers,
+            "onnxruntime": onnxruntime, "openvino": openvino, "openvino-bf16": openvino_bf16}
 
 
 def measure(program: Program, inputs, passes: int, save=None) -> dict:
-    """Run it and say what it took. save: a file for the results of the first pass."""
+    """Measure a program.
+
+    Args:
+        program: the loaded program.
+        inputs: file of pixels and ids.
+        passes: number of forward passes.
+        save: file for the results of the first forward pass.
+    Returns:
+        {"version", "import": seconds, "load": seconds, "seconds": [of each forward pass], "peak": bytes}.
+    """
     import numpy as np
 
     given = np.load(inputs)
@@ -129,21 +140,21 @@ def measure(program: Program, inputs, passes: int, save=None) -> dict:
         seconds.append(clock() - start)
         if save and i == 0:
             np.savez(save, **dict(zip(("logits", "boxes", "vision", "scores"), results)))
-    return {"version": program.version, "import": program.imported - program.begun,
+    return {"version": program.version, "import": program.imported - program.started,
             "load": program.loaded - program.imported, "seconds": seconds,
-            "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}  # Linux counts in KiB
+            "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}  # ru_maxrss is in KiB on Linux
 
 
 def main() -> None:
-    """Measure what the command line names."""
+    """Run the command line."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("peer", choices=PROGRAMS)
     options.add_argument("model")
     options.add_argument("inputs")
     options.add_argument("--passes", type=int, default=3)
     options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--save", help="a .npz file for the results of the first pass")
-    options.add_argument("--product", action="store_true", help="measure one large NumPy product, too")
+    options.add_argument("--save", help="a .npz file for the results of the first forward pass")
+    options.add_argument("--product", action="store_true", help="also measure one large NumPy matrix product")
     options = options.parse_args()
     found = measure(PROGRAMS[options.peer](options.model, options.threads), options.inputs, options.passes,
                     options.save)

@@ -1,7 +1,7 @@
-"""What the pages say about the code is taken from the code when they are built: nothing here or there is a copy.
+"""MkDocs hooks that include code in the pages of the guide.
 
-A page calls a function of MACROS, as in {{ source("swin.windows") }}; a name that does not exist fails the build.
-Formulas in ```math blocks become MathML, which a browser shows without a script, a font or a network.
+A page calls a function of MACROS, as in {{ source("swin.windows") }}. An unknown name fails the build.
+Formulas in ```math blocks become MathML, which a browser shows without scripts, fonts or network access.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ LANGUAGES = {".py": "python", ".pyx": "cython", ".pxd": "cython", ".cu": "cuda",
 
 MACRO = re.compile(r"\{\{ (\w+)\((.*?)\) \}\}")
 MATH = re.compile(r"^```math\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-LETTERS = re.compile(r"(?!A |a )[A-Za-z](, [A-Za-z])* \w")  # how the paragraph of a docstring starts that names them
+LETTERS = re.compile(r"(?!A |a )[A-Za-z](, [A-Za-z])* \w")  # start of the paragraph that defines the letters
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some lines of a file, counted from 1."""
+    """A range of lines in a file, from `first` to `last`, counted from 1."""
 
     path: Path
     first: int
@@ -39,24 +39,32 @@ class Piece:
 
     @property
     def text(self) -> str:
-        """The lines themselves."""
+        """The text of these lines."""
         return "\n".join(self.path.read_text(encoding="utf-8").splitlines()[self.first - 1 : self.last])
 
     @property
     def page(self) -> str:
-        """The page that shows the whole file."""
+        """Path of the page that shows the whole file."""
         return f"source/{self.path.name}.md"
 
     @property
     def line(self) -> str:
-        """The fragment of that page which leads to the first line."""
+        """URL fragment of the first line on that page."""
         return f"#__codelineno-0-{self.first}"
 
 
 def find(name: str) -> Piece:
-    """Where a name is defined: "swin.windows" (module.name, module.Class.name), "deformable.pyx:deform_attn".
+    """Find the definition of a name.
 
-    Raises KeyError if it is not.
+    Args:
+        name: "swin.windows" (module.name or module.Class.name), "swin" (a module), or "deformable.pyx:deform_attn"
+            (a function in a file of `_ext`).
+
+    Returns:
+        The lines of the definition, with its decorators.
+
+    Raises:
+        KeyError: if the name is not defined.
     """
     file, colon, inner = name.partition(":")
     if colon:
@@ -66,10 +74,14 @@ def find(name: str) -> Piece:
 
 
 def home(module: str) -> Path:
-    """The file of a module, wherever in the package it lies. Raises KeyError if there is none, or more than one."""
+    """Find the file of a module in any folder of the package.
+
+    Raises:
+        KeyError: if there is no such file, or more than one.
+    """
     found = list(PACKAGE.rglob(f"{module}.py"))
     if len(found) != 1:
-        raise KeyError(f"{module}: {len(found)} files of that name in minigdino/; expected one")
+        raise KeyError(f"{module}: expected one file of that name in minigdino/, found {len(found)}")
     return found[0]
 
 
@@ -80,7 +92,7 @@ def _defined(path, names, name):
     for part in names:
         node = next((child for child in getattr(node, "body", []) if part in _names(child)), None)
         if node is None:
-            raise KeyError(f"{name}: {path.name} defines no {part}")
+            raise KeyError(f"{name}: expected {path.name} to define {part}, found no definition")
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
     return Piece(path, first, node.end_lineno)
 
@@ -93,14 +105,14 @@ def _names(node):
 
 
 def _compiled(path, name):
-    """A function of a .pyx or .pxd file, or of a .cu or .cuh file with what stands right above it."""
+    """Find a function in a .pyx or .pxd file, or in a .cu or .cuh file with the comment above it."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     cuda = path.suffix in (".cu", ".cuh")
     margin, called = ("", r"(?!.*;$)") if cuda else ("[^ #]", "")
     head = re.compile(rf"{margin}[^#/*]*\b{re.escape(name)}\({called}")
     first = next((i for i, line in enumerate(lines) if head.match(line)), None)
     if first is None:
-        raise KeyError(f"{path.name} defines no {name}")
+        raise KeyError(f"expected {path.name} to define {name}, found no definition")
     if cuda:
         last = next(i for i in range(first, len(lines)) if lines[i].startswith("}"))
         while first and lines[first - 1].strip():
@@ -113,7 +125,7 @@ def _compiled(path, name):
 
 
 def exists(name: str) -> bool:
-    """Whether `find` finds it."""
+    """Return whether `find` finds the name."""
     try:
         return bool(find(name))
     except KeyError:
@@ -121,24 +133,27 @@ def exists(name: str) -> bool:
 
 
 def docstring(module: str) -> str:
-    """A module's docstring."""
+    """Return the docstring of a module."""
     return ast.get_docstring(ast.parse(home(module).read_text(encoding="utf-8")))
 
 
 @cache
 def letters(module: str) -> dict[str, str]:
-    """What the module's docstring says its letters mean: {"S": "image tokens over all levels", ...}
+    """Read the letters of shapes from a module's docstring.
 
-    It is the paragraph that starts with a letter: "H, W rows and columns of a map, C channels, M heads."
+    They are defined in the paragraph that starts with a letter: "H, W rows and columns of a map, C channels, M heads."
+
+    Returns:
+        {"S": "image tokens over all levels", ...}
     """
     paragraph = next((" ".join(p.split()) for p in docstring(module).split("\n\n")[1:] if LETTERS.match(p)), "")
     found: dict[str, str] = {}
     waiting = []
     for part in paragraph.partition(". ")[0].rstrip(".").split(", ") if paragraph else ():
         letter, _, meaning = part.partition(" ")
-        if len(letter) > 1:  # a comma within a meaning
+        if len(letter) > 1:  # the comma was part of the previous meaning
             found[list(found)[-1]] += f", {part}"
-        elif not meaning:  # "H, W rows": H shares the meaning of W
+        elif not meaning:  # in "H, W rows", H has the meaning of W
             waiting.append(letter)
         else:
             found |= dict.fromkeys([*waiting, letter], meaning)
@@ -148,30 +163,30 @@ def letters(module: str) -> dict[str, str]:
 
 @cache
 def differences(module: str) -> tuple[tuple[str, int, str], ...]:
-    """The `# != paper:` comments of a module: (function, line, text)."""
+    """Collect the `# != paper:` comments of a module, as (function, line, text)."""
     text = home(module).read_text(encoding="utf-8")
     lines = text.splitlines()
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
     found = []
     for i, line in enumerate(lines):
         if "# != paper:" in line:
-            said = [line.partition("# != paper:")[2].strip()]
+            comment = [line.partition("# != paper:")[2].strip()]
             for more in lines[i + 1 :]:
-                if not more.strip().startswith("# "):
+                if not more.strip().startswith("# ") or "# != paper:" in more:
                     break
-                said.append(more.strip()[2:])
+                comment.append(more.strip()[2:])
             function = next(f.name for f in functions if f.lineno <= i + 1 <= f.end_lineno)
-            found.append((function, i + 1, " ".join(said)))
+            found.append((function, i + 1, " ".join(comment)))
     return tuple(found)
 
 
 def rosetta() -> list[dict]:
-    """The rows of rosetta.toml."""
+    """Return the rows of rosetta.toml."""
     return _table()["row"]
 
 
 def without() -> dict[str, str]:
-    """Functions of the layers that are in no row, and why."""
+    """Return the functions of the network that have no row, with the reason: {"module.function": reason}."""
     return _table()["without"]
 
 
@@ -181,16 +196,16 @@ def _table():
 
 
 def slug(text: str) -> str:
-    """The anchor of a heading or a row, as Python-Markdown makes it."""
+    """Return the anchor of a heading or a row, as Python-Markdown computes it."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())
 
 
-# What a page may call. `link` turns "source/swin.py.md" and a fragment into an address as seen from the page.
+# The macros. `link` maps a page such as "source/swin.py.md" and a fragment to a URL relative to the calling page.
 
 
 def _source(link, *names):
-    """Functions, whole, each under a link to its first line in the file."""
+    """Include functions in full, each below a link to its first line in the file."""
     blocks = []
     for name in names:
         piece = find(name)
@@ -200,27 +215,27 @@ def _source(link, *names):
 
 
 def _code(link, name):
-    """A name that leads to its line."""
+    """Link a name to its line."""
     return _link(link, find(name), name)
 
 
 def _line(link, name, mark):
-    """The one line of a function that holds the mark, as code that leads to it."""
+    """Include the one line of a function that contains the mark, as a link."""
     piece = find(name)
-    held = [i for i, line in enumerate(piece.text.splitlines()) if mark in line]
-    if len(held) != 1:
-        raise KeyError(f"{name}: {len(held)} lines hold {mark!r}; expected one")
-    there = Piece(piece.path, piece.first + held[0], piece.first + held[0])
-    return _link(link, there, there.text.strip(), "line")
+    matches = [i for i, line in enumerate(piece.text.splitlines()) if mark in line]
+    if len(matches) != 1:
+        raise KeyError(f"{name}: expected one line with {mark!r}, found {len(matches)}")
+    target = Piece(piece.path, piece.first + matches[0], piece.first + matches[0])
+    return _link(link, target, target.text.strip(), "line")
 
 
 def _link(link, piece, text, kind="name"):
-    text = html.escape(text).replace("|", "&#124;")  # a bar would end the cell of a table
+    text = html.escape(text).replace("|", "&#124;")  # a bar ends a table cell
     return f'<a class="{kind}" href="{link(piece.page, piece.line)}"><code>{text}</code></a>'
 
 
 def _letters(link, module):
-    """The letters of a module's shapes, in one line: those of one meaning together."""
+    """List the letters of a module's shapes in one line, grouped by meaning."""
     meanings: dict[str, list[str]] = {}
     for letter, meaning in letters(module).items():
         meanings.setdefault(meaning, []).append(f"**{letter}**")
@@ -228,7 +243,7 @@ def _letters(link, module):
 
 
 def _all_letters(link):
-    """Every letter, its meaning at its fullest, and the modules that introduce it; those of one meaning together."""
+    """Table of all letters with their longest definition and their modules, grouped by meaning."""
     homes: dict[str, list[str]] = {}
     for module in LAYERS:
         for letter in letters(module):
@@ -242,23 +257,23 @@ def _all_letters(link):
 
 
 def _differences(link, *modules):
-    """Where the released weights, and so the code, disagree with the papers."""
+    """Table of the places where the released weights, and the code, differ from the papers."""
     rows = ["| where | what |", "|---|---|"]
     for module in modules or LAYERS:
         for function, line, text in differences(module):
-            there = Piece(home(module), line, line)
-            rows.append(f"| {_link(link, there, f'{module}.{function}')} | {text} |")
+            target = Piece(home(module), line, line)
+            rows.append(f"| {_link(link, target, f'{module}.{function}')} | {text} |")
     return "\n".join(rows)
 
 
 def _rosetta(link, page=None):
-    """The table of terms, or the rows of one page."""
+    """Table of all terms, or of the terms of one page."""
     rows = ["| paper's term | place | code | checkpoint tensors | picture |", "|---|---|---|---|---|"]
     pictured = set()
     for row in rosetta():
         if page in (None, row["page"]):
             anchor = slug(row["term"])
-            ids = [anchor, *({row.get("picture")} - pictured - {None, anchor})]  # a picture leads to its first row
+            ids = [anchor, *({row.get("picture")} - pictured - {None, anchor})]  # a figure links to its first row
             pictured.add(row.get("picture"))
             here = "".join(f'<span id="{name}"></span>' for name in ids) if page is None else ""
             other = link(f"reading/{row['page']}.md", "") if page is None else link("rosetta.md", f"#{anchor}")
@@ -271,7 +286,7 @@ def _rosetta(link, page=None):
 
 
 def _figure(link, figure):
-    """A picture's name that leads to it."""
+    """Link the name of a figure to the figure."""
     return f'<a href="{link(EXAMPLE, f"#{figure}")}"><code>{figure}</code></a>'
 
 
@@ -282,35 +297,40 @@ MACROS: dict[str, Callable] = {
 
 
 def expand(markdown: str, link: Callable[[str, str], str]) -> str:
-    """A page with its macros carried out, what they made indented as they were.
+    """Expand the macros of a page; their output keeps the indentation of the call.
 
-    Raises KeyError for an unknown one, and as the macros do.
+    Args:
+        markdown: text of the page.
+        link: maps a page and a fragment to a URL.
+
+    Raises:
+        KeyError: for an unknown macro, function, line or page.
     """
 
     def call(match):
         return MACROS[match[1]](link, *ast.literal_eval(f"({match[2]},)" if match[2] else "()"))
 
-    def carried_out(line):
+    def expanded(line):
         return MACRO.sub(call, line).replace("\n", "\n" + line[: len(line) - len(line.lstrip())])
 
-    return "\n".join(map(carried_out, markdown.split("\n")))
+    return "\n".join(map(expanded, markdown.split("\n")))
 
 
 def source_files() -> list[Path]:
-    """The files that get a page of their own."""
+    """List the source files that have their own page."""
     compiled = [path for path in sorted(COMPILED.iterdir()) if path.suffix in LANGUAGES and path.suffix != ".py"]
     package = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" and "explain" not in path.parts]
     return [*sorted(package), *compiled]
 
 
 def source_page(path: Path) -> str:
-    """A whole file, its lines numbered."""
+    """Write the page of a source file, with line numbers."""
     text = path.read_text(encoding="utf-8")
     return f"# {path.relative_to(ROOT)}\n\n~~~~{LANGUAGES[path.suffix]} linenums=\"1\"\n{text.rstrip()}\n~~~~\n"
 
 
 def example() -> str:
-    """What `minigdino explain` makes of the drawn scene: the pictures that rosetta leads to."""
+    """Render the page of `minigdino explain` for the drawn scene: the figures that rosetta links to."""
     import minigdino
     from minigdino.inspection.explain import page
 
@@ -318,14 +338,14 @@ def example() -> str:
                 guide="")
 
 
-# What mkdocs calls.
+# The functions that MkDocs calls.
 
 
 def on_files(files, config):
-    """Add the pages that show whole files, and the page of pictures."""
+    """Add the pages of the source files and the page of figures."""
     from mkdocs.structure.files import File
 
-    listing = ["# Source", "", "Every file as it is; other pages lead to single lines of these.", ""]
+    listing = ["# Source", "", "Every source file in full; other pages link to its lines.", ""]
     for path in source_files():
         files.append(File.generated(config, f"source/{path.name}.md", content=source_page(path)))
         listing.append(f"- [{path.relative_to(ROOT)}]({path.name}.md)")
@@ -335,12 +355,12 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Carry out the macros and set the formulas."""
+    """Expand the macros and convert the formulas."""
 
     def link(target, fragment):
         file = files.get_file_from_path(target)
         if file is None:
-            raise KeyError(f"{page.file.src_uri}: no page {target}")
+            raise KeyError(f"{page.file.src_uri}: expected a page {target}, found none")
         return file.url_relative_to(page.file) + fragment
 
     if page.file.src_uri.startswith("source/"):
@@ -349,7 +369,7 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def mathml(tex: str) -> str:
-    """A formula in TeX -> MathML, in a block of its own."""
+    """Convert a formula from TeX to MathML, in a block element."""
     from latex2mathml.converter import convert
 
     return f'<div class="formula">{convert(tex.strip(), display="block")}</div>'

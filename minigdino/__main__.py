@@ -1,4 +1,4 @@
-"""`python -m minigdino` is the command `minigdino`."""
+"""Run the command line: `python -m minigdino` is the same as `minigdino`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A few newest results of an expensive step, found again by the content they were computed from."""
+"""A bounded cache for backbone features, keyed by the content of the backbone's input."""
 
 from __future__ import annotations
 
@@ -11,34 +11,45 @@ import numpy as np
 
 
 class Cache:
-    """At most `most` results; the one that was not asked for longest makes room. Threads may share it."""
+    """Least-recently-used cache. Several threads may share one.
 
-    def __init__(self, most: int):
-        self.most = most
+    Args:
+        capacity: maximum number of entries. A new entry beyond it evicts the least recently used one.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
         self._results: OrderedDict[Hashable, object] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> object | None:
-        """The result kept under a key, or None."""
+        """Return the result stored under a key, or None, and mark the entry as used."""
         with self._lock:
             if key in self._results:
                 self._results.move_to_end(key)
             return self._results.get(key)
 
     def put(self, key: Hashable, result: object) -> None:
-        """Keep a result."""
+        """Store a result under a key, and evict the least recently used entry if the cache is full."""
         with self._lock:
             self._results[key] = result
             self._results.move_to_end(key)
-            while len(self._results) > self.most:
+            while len(self._results) > self.capacity:
                 self._results.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Remove all entries."""
         with self._lock:
             self._results.clear()
 
 
 def content_key(array: np.ndarray) -> Hashable:
-    """A key that equal arrays share and others do not: its shape and a digest of its bytes."""
+    """Return a key that is the same for two arrays exactly if shape, dtype and all elements are the same.
+
+    Args:
+        array: a host array of any shape.
+
+    Returns:
+        The shape, the dtype, and a BLAKE2b digest of the elements.
+    """
     return array.shape, array.dtype.str, hashlib.blake2b(np.ascontiguousarray(array)).digest()

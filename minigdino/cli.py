@@ -1,4 +1,4 @@
-"""The command line: arguments in, calls of the surface, text out."""
+"""The command line. It parses arguments, calls the library, and prints text."""
 
 from __future__ import annotations
 
@@ -12,106 +12,125 @@ from . import ArgumentError, Error, __version__, files, info, load, set_threads,
 from .checkpoints import hub
 from .runtime.kernels import mode
 
-INTERRUPTED = 130  # what shells expect after Ctrl-C
+INTERRUPTED = 130  # exit status after Ctrl-C, by the convention of shells
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit status: 0; 1 after an error that was printed; 2 for wrong arguments."""
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; None for `sys.argv`.
+
+    Returns:
+        The exit status: 0 for success, 1 after an error message, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: with status 2 for wrong arguments, and 0 after --help or --version.
+    """
     arguments = parser().parse_args(argv)
     try:
-        return arguments.verb(arguments)
+        return arguments.command(arguments)
     except Error as error:
         print(f"minigdino: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nminigdino: stopped", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as head, has gone
+    except BrokenPipeError:  # the program that reads the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def parser() -> argparse.ArgumentParser:
-    """All verbs and their options."""
-    top = argparse.ArgumentParser(prog="minigdino", description="Find what a text names in an image. No PyTorch.")
+    """Return the parser of all commands and their options."""
+    top = argparse.ArgumentParser(prog="minigdino", description="Detect objects in images from a text prompt. No "
+                                                                "PyTorch.")
     top.add_argument("--version", action="version", version=f"minigdino {__version__}")
-    verbs = top.add_subparsers(required=True, metavar="VERB")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    detect = verbs.add_parser(
-        "detect", help="find what a text names in images", formatter_class=argparse.RawDescriptionHelpFormatter,
+    detect = commands.add_parser(
+        "detect", help="detect objects in images", formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="minigdino detect SOURCE [SOURCE ...] TEXT [options]\n"
-              "       minigdino detect SOURCE [SOURCE ...] --phrase A [--phrase B ...] [options]",
+              "       minigdino detect SOURCE [SOURCE ...] --phrase P [--phrase P ...] [options]",
         epilog='examples:\n  minigdino detect cat.jpg "a cat. a remote control." --out found.png\n'
                "  minigdino detect photos/ --phrase 'st. bernard' --jsonl found.jsonl --resume")
     detect.add_argument("source", nargs="+", metavar="SOURCE",
-                        help="an image, a folder, a glob in quotes, or - for an image on standard input; then "
-                             'TEXT, what to look for, phrases ended by dots: "a cat. a dog."')
+                        help="an image, a folder, a glob pattern in quotes, or - for an image on standard input. "
+                             "Without --phrase, the last argument is TEXT, the prompt: phrases that end in dots, such "
+                             'as "a cat. a dog."')
     detect.add_argument("--phrase", action="append", metavar="P",
-                        help="one phrase to look for, instead of TEXT; repeatable")
+                        help="one phrase of the prompt, instead of TEXT; repeatable")
     detect.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes" '
                                                      "(default: $MINIGDINO_MODEL, else grounding-dino-tiny)")
-    detect.add_argument("--threshold", type=float, default=0.25, metavar="X", help="boxes must score above it (0.25)")
+    detect.add_argument("--threshold", type=float, default=0.25, metavar="X",
+                        help="score that a detection must exceed (default: 0.25)")
     detect.add_argument("--text-threshold", type=float, default=0.25, metavar="X",
-                        help="tokens above it make up the phrase (0.25)")
-    detect.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"), help="edges to resize to, in pixels")
-    detect.add_argument("--device", default="cpu", help='where to compute: "cpu" (the default), "cuda" or "cuda:N"')
-    detect.add_argument("--threads", type=int, metavar="N", help="threads to compute with (all processors)")
+                        help='probability that a token must exceed to become part of "phrase" (default: 0.25)')
+    detect.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"),
+                        help="shortest and longest edge of the resized image, in pixels (default: the checkpoint's)")
+    detect.add_argument("--device", default="cpu", help='"cpu" (default), "cuda" or "cuda:N"')
+    detect.add_argument("--threads", type=int, metavar="N", help="number of threads (default: all available CPUs)")
     detect.add_argument("--out", metavar="PATH", type=Path,
-                        help="write the picture with its boxes drawn: a file for one image, a folder for several")
-    detect.add_argument("--json", action="store_true", help="print JSON instead of a table: an object, for several "
-                                                            "images a list")
-    detect.add_argument("--jsonl", metavar="FILE", help="append one JSON line an image, as it is done")
-    detect.add_argument("--resume", action="store_true", help="with --jsonl: skip images the file already has")
-    detect.add_argument("--coco", metavar="FILE", help="write a COCO file of all boxes")
-    detect.add_argument("--categories", metavar="FILE", help="with --coco: ids of the labels, as JSON")
-    detect.set_defaults(verb=_detect, error=detect.error)
+                        help="draw the detections: a file for one image, a folder for several")
+    detect.add_argument("--json", action="store_true",
+                        help="print JSON instead of a table: an object for one image, a list for several")
+    detect.add_argument("--jsonl", metavar="FILE", help="append one line of JSON per image, as soon as it is done")
+    detect.add_argument("--resume", action="store_true", help="with --jsonl: skip images that the file already has")
+    detect.add_argument("--coco", metavar="FILE", help="write all detections as a COCO data set")
+    detect.add_argument("--categories", metavar="FILE", help="with --coco: JSON file with the id of each label")
+    detect.set_defaults(command=_detect, error=detect.error)
 
-    download = verbs.add_parser("download", help="fetch a published checkpoint into the local hub cache",
-                                epilog="example: minigdino download iSEE-Laboratory/llmdet_tiny")
+    download = commands.add_parser("download", help="download a published checkpoint into the local hub cache",
+                                   epilog="example: minigdino download iSEE-Laboratory/llmdet_tiny")
     download.add_argument("id", metavar="ID", help="owner/name on the hub")
-    download.add_argument("--revision", metavar="R", help="branch, tag or commit (main)")
-    download.set_defaults(verb=_download)
+    download.add_argument("--revision", metavar="R", help="branch, tag or commit (default: main)")
+    download.set_defaults(command=_download)
 
-    verify = verbs.add_parser("verify", help="compare a published checkpoint with its published numbers",
-                              epilog="example: minigdino verify IDEA-Research/grounding-dino-tiny")
-    verify.add_argument("id", metavar="ID", nargs="?", help="whose numbers (grounding-dino-tiny)")
-    verify.add_argument("--model", metavar="M", help="run this directory instead of the checkpoint from the hub")
-    verify.add_argument("--image", metavar="PATH", help="the COCO image 000000039769, instead of fetching it")
-    verify.set_defaults(verb=_verify)
+    verify = commands.add_parser("verify", help="compare a published checkpoint with its published results",
+                                 epilog="example: minigdino verify IDEA-Research/grounding-dino-tiny")
+    verify.add_argument("id", metavar="ID", nargs="?",
+                        help="the checkpoint whose published results are expected (default: grounding-dino-tiny)")
+    verify.add_argument("--model", metavar="M", help="run this model instead of the checkpoint from the hub")
+    verify.add_argument("--image", metavar="PATH", help="COCO image 000000039769 (default: download it once)")
+    verify.set_defaults(command=_verify)
 
-    trace = verbs.add_parser("trace", help="print a pass as a tree: steps, shapes, milliseconds, places in the papers",
-                             epilog='example: minigdino trace cat.jpg "a cat." --model shapes --depth 3')
-    trace.add_argument("image", metavar="IMAGE", help="a picture")
-    trace.add_argument("text", metavar="TEXT", help='what to look for: "a cat. a dog."')
+    trace = commands.add_parser("trace", help="print a forward pass as a tree of steps, with shapes, times, and places "
+                                              "in the papers",
+                                epilog='example: minigdino trace cat.jpg "a cat." --model shapes --depth 3')
+    trace.add_argument("image", metavar="IMAGE", help="an image file")
+    trace.add_argument("text", metavar="TEXT", help='the prompt, such as "a cat. a dog."')
     trace.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes"')
-    trace.add_argument("--depth", type=int, default=4, metavar="N", help="calls within calls to show (4)")
-    trace.add_argument("--no-steps", action="store_true", help="functions only, not the arrays they name")
-    trace.add_argument("--reference", action="store_true", help="run the NumPy formulas, to see inside compiled twins")
-    trace.set_defaults(verb=_trace)
+    trace.add_argument("--depth", type=int, default=4, metavar="N", help="levels of nested calls to show (default: 4)")
+    trace.add_argument("--no-steps", action="store_true", help="show functions only, not their named arrays")
+    trace.add_argument("--reference", action="store_true",
+                       help="run the NumPy reference, so that the steps inside compiled twins are shown too")
+    trace.set_defaults(command=_trace)
 
-    explain = verbs.add_parser("explain", help="write a pass as one HTML page with pictures of every stage",
-                               epilog='example: minigdino explain cat.jpg "a cat." --out page.html')
-    explain.add_argument("image", metavar="IMAGE", help="a picture")
-    explain.add_argument("text", metavar="TEXT", help='what to look for: "a cat. a dog."')
+    explain = commands.add_parser("explain", help="write a forward pass as one HTML page, with figures of every stage",
+                                  epilog='example: minigdino explain cat.jpg "a cat." --out page.html')
+    explain.add_argument("image", metavar="IMAGE", help="an image file")
+    explain.add_argument("text", metavar="TEXT", help='the prompt, such as "a cat. a dog."')
     explain.add_argument("--out", metavar="PAGE", type=Path, required=True, help="the HTML file to write")
     explain.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes"')
     explain.add_argument("--guide", metavar="URL",
-                         help="the guide that `make docs` builds, as the page sees it: captions then lead there")
-    explain.set_defaults(verb=_explain)
+                         help="URL of the guide that `make docs` builds, relative to the page; captions link to it")
+    explain.set_defaults(command=_explain)
 
-    bench = verbs.add_parser("bench", help="where the seconds of a pass go, stage by stage",
-                             epilog="example: minigdino bench --size 480 640 --passes 3")
-    bench.add_argument("--model", metavar="M", help='directory, model id or "shapes" (the tiny geometry, random)')
+    bench = commands.add_parser("bench", help="measure the time of each stage of a forward pass",
+                                epilog="example: minigdino bench --size 480 640 --passes 3")
+    bench.add_argument("--model", metavar="M", help='directory, model id or "shapes" (default: the geometry of '
+                                                    "grounding-dino-tiny with random weights)")
     bench.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(800, 1066),
-                       help="pixels of the image (800 1066)")
-    bench.add_argument("--tokens", type=int, default=9, metavar="T", help="length of the prompt (9)")
-    bench.add_argument("--passes", type=int, default=5, metavar="N", help="measured passes, after one that is not (5)")
-    bench.add_argument("--threads", type=int, metavar="N", help="threads to compute with (all processors)")
-    bench.set_defaults(verb=_bench)
+                       help="size of the image in pixels (default: 800 1066)")
+    bench.add_argument("--tokens", type=int, default=9, metavar="T", help="length of the prompt in tokens (default: 9)")
+    bench.add_argument("--passes", type=int, default=5, metavar="N",
+                       help="number of measured forward passes, after one for warm-up (default: 5)")
+    bench.add_argument("--threads", type=int, metavar="N", help="number of threads (default: all available CPUs)")
+    bench.set_defaults(command=_bench)
 
-    about = verbs.add_parser("info", help="versions, processor, BLAS, threads, live kernels, models found",
-                             epilog="example: minigdino info")
-    about.set_defaults(verb=_info)
+    about = commands.add_parser("info", help="print versions, CPU, BLAS, threads, compiled kernels, and models found",
+                                epilog="example: minigdino info")
+    about.set_defaults(command=_info)
     return top
 
 
@@ -121,9 +140,9 @@ def _detect(arguments):
         arguments.error('give an image and a text: minigdino detect cat.jpg "a cat."')
     if arguments.threads is not None:
         set_threads(arguments.threads)
-    # whatever can be wrong for all images is said once, before the first
+    # check everything that concerns all images before the first forward pass
     images = files.find_images(sources)
-    many = images != sources or len(sources) > 1  # else: one image, named as such
+    many = images != sources or len(sources) > 1  # a folder or a pattern counts as many, even with one image
     model = load(arguments.model, device=arguments.device)
     categories = _categories(arguments.categories, model.tokenize(text).phrases)
     pictures = _pictures(arguments.out, images, many) if arguments.out else {}
@@ -131,7 +150,7 @@ def _detect(arguments):
     images = [image for image in images if not lines or image not in lines.done]
     found = []
 
-    def seen(image, result):
+    def on_result(image, result):
         found.append((image, result))
         if isinstance(result, Error):
             print(f"minigdino: {result}", file=sys.stderr)
@@ -143,52 +162,53 @@ def _detect(arguments):
             picture = result.plot()
             _write(pictures[image], lambda path: picture.save(path))
 
-    failed = files.detect_each(model, images, text, seen=seen, threshold=arguments.threshold,
+    failed = files.detect_each(model, images, text, on_result=on_result, threshold=arguments.threshold,
                                text_threshold=arguments.text_threshold, size=arguments.size,
                                progress=sys.stderr if many and sys.stderr.isatty() else None)
     if arguments.json:
         records = [files.record(*pair) for pair in found]
-        print(json.dumps(records if many else records[0], indent=2))
+        print(json.dumps(records if many or not records else records[0], indent=2))  # none left after --resume: []
     if arguments.coco:
-        good = [pair for pair in found if not isinstance(pair[1], Error)]
-        text = json.dumps(files.coco(good, categories)) + "\n"
+        detected = [pair for pair in found if not isinstance(pair[1], Error)]
+        text = json.dumps(files.coco(detected, categories)) + "\n"
         _write(Path(arguments.coco), lambda path: path.write_text(text, encoding="utf-8"))
     return 1 if failed else 0
 
 
 def _categories(path, phrases):
-    """Label -> id: from the file, which must know every phrase, else from 1 in the prompt's order."""
+    """{label: id}, read from the file, which must have every phrase; without a file from 1, in the prompt's order."""
     if not path:
         return {phrase: i for i, phrase in enumerate(dict.fromkeys(phrases), start=1)}
-    known = files.read_categories(path)
-    if strange := [phrase for phrase in phrases if phrase not in known]:
-        raise ArgumentError(f"{path} has no id for {strange[0]!r}; it knows {', '.join(map(repr, known))}")
-    return known
+    categories = files.read_categories(path)
+    if missing := [phrase for phrase in phrases if phrase not in categories]:
+        raise ArgumentError(f"{path} must have an id for each phrase; it has no id for {missing[0]!r}, only for "
+                            f"{', '.join(map(repr, categories))}. Add it")
+    return categories
 
 
 def _pictures(out, images, many):
-    """Where each image's picture goes: the file itself, or below the folder as the images lie below theirs."""
+    """{image: output file}. `out` is the file for one image, or a folder that reproduces the folders of the images."""
     if not many and not out.is_dir():
         return {images[0]: out}
     if out.is_file() or (out.suffix and not out.exists()):
-        raise ArgumentError(f"{out}: several images need a folder to write to")
+        raise ArgumentError(f"{out}: several images need a folder to write to. Give --out the name of a folder")
     paths = {image: Path("stdin" if image == files.STDIN else image).absolute() for image in images}
     top = os.path.commonpath([path.parent for path in paths.values()])
-    places = {image: out / path.relative_to(top).with_suffix(".png") for image, path in paths.items()}
+    outputs = {image: out / path.relative_to(top).with_suffix(".png") for image, path in paths.items()}
     taken = {}
-    for image, place in places.items():
-        if (other := taken.setdefault(place, image)) != image:
-            raise ArgumentError(f"{other} and {image} would both be drawn to {place}; draw them in two runs")
-    return places
+    for image, output in outputs.items():
+        if (other := taken.setdefault(output, image)) != image:
+            raise ArgumentError(f"{other} and {image} would both be drawn to {output}. Draw them in two runs")
+    return outputs
 
 
 def _write(path, write):
-    """Write a file, or say why not: a missing folder is made, a full disk is named."""
+    """Call `write(path)`, after creating the folder. An error becomes an ArgumentError with its reason."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{path}: cannot write there ({error})") from None
+        raise ArgumentError(f"{path}: cannot write there ({error}). Choose another path") from None
     print(f"wrote {path}", file=sys.stderr)
 
 
@@ -219,9 +239,9 @@ def _trace(arguments):
     from .inspection.tree import tree
 
     model = load(arguments.model)
-    with use("reference" if arguments.reference else mode()), trace() as seen:
+    with use("reference" if arguments.reference else mode()), trace() as steps:
         model.detect(arguments.image, arguments.text)
-    print(tree(seen, arguments.depth, not arguments.no_steps))
+    print(tree(steps, arguments.depth, not arguments.no_steps))
     return 0
 
 
@@ -240,7 +260,8 @@ def _bench(arguments):
     if arguments.passes < 1:
         raise ArgumentError(f"--passes must be 1 or more; got {arguments.passes}")
     if min(arguments.size) < 1:
-        raise ArgumentError(f"--size is pixels, height before width; got {' '.join(map(str, arguments.size))}")
+        raise ArgumentError("--size must be HEIGHT and WIDTH in pixels, each 1 or more; got "
+                            f"{' '.join(map(str, arguments.size))}")
     if arguments.threads is not None:
         set_threads(arguments.threads)
     print(bench(arguments.model, tuple(arguments.size), arguments.tokens, arguments.passes))

@@ -1,4 +1,9 @@
-"""Image and text in, detections out. The one place that checks what a caller hands over."""
+"""Detect objects in images from a text prompt: `Model`, `load` and `detect`.
+
+All arguments of the public functions are validated here. The network behind `Model.forward` assumes valid input.
+
+H, W rows and columns of an image, T text tokens, Q queries, N detections.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +33,8 @@ from .runtime.device import find_device
 from .runtime.kernels import mode
 
 EMBEDDED = Path(__file__).parent / "models"
-EMBEDDED_MODELS = ("shapes",)  # these names win over a folder of the same name
+EMBEDDED_MODELS = ("shapes",)  # as a str, these names take precedence over a folder of the same name
+IMAGE_CACHE, TEXT_CACHE = 2, 16  # images and prompts whose features a model caches
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image | np.ndarray"
 Images: TypeAlias = "ImageLike | Sequence[ImageLike]"
@@ -36,24 +42,44 @@ Text: TypeAlias = "str | Sequence[str] | Sequence[Sequence[str]]"
 
 
 class Model:
-    """A loaded checkpoint, which threads may share.
+    """A loaded checkpoint that detects objects. Several threads may share one model.
 
-    `detect` keeps the features of the last two images and sixteen prompts: another prompt on the same image skips the
-    image backbone, the same prompt on another image skips BERT. `clear` forgets them; `forward` neither keeps nor uses
-    them.
+    Create a model with `load` (a checkpoint) or `Model.random` (random weights). `Model(...)` takes the tensors
+    themselves.
+
+    `detect` caches backbone features, of the 2 images and the 16 prompts used last. A new prompt for a cached image
+    skips the image backbone. A new image with a cached prompt skips BERT. Results do not depend on the caches.
+    `clear` empties them. `forward` does not use them.
+
+    Args:
+        tensors: {published name: array} on the host, all float32.
+        config: geometry of the model.
+        tokenizer: tokenizer of the checkpoint. Without one, `forward` works, `tokenize` and `detect` do not.
+        settings: image settings of the checkpoint; None for those of the published checkpoints.
+        source: origin of the tensors, used in error messages.
+        device: "cpu", "cuda" (the first GPU) or "cuda:N".
+
+    Attributes:
+        tensors: the tensors under their published names, on the host.
+        weights: the tensors as a tree of layers, on the device.
+        config: geometry of the model.
+        tokenizer: the tokenizer, or None.
+        settings: the image settings.
+        source: origin of the tensors.
+        device: "cpu" or "cuda:N".
+
+    Raises:
+        CheckpointError: if a tensor is missing, unknown, or does not fit `config`.
+        ArgumentError: if the device is not available.
     """
 
     def __init__(self, tensors: dict[str, np.ndarray], config: Config, *, tokenizer: Tokenizer | None = None,
                  settings: ImageSettings | None = None, source: str | Path = "tensors", device: str = "cpu"):
-        """tensors under their published names; `load` and `Model.random` are the usual ways in.
-
-        Raises CheckpointError naming the tensor that does not fit the config, ArgumentError for a device not there.
-        """
         self._device = find_device(device)
         self.weights = on_device(build(tensors, config, source), self._device.send)
         self.tensors, self.config, self.source, self.device = tensors, config, source, self._device.name
         self.tokenizer, self.settings = tokenizer, settings or ImageSettings()
-        self._images, self._texts = Cache(2), Cache(16)
+        self._image_cache, self._text_cache = Cache(IMAGE_CACHE), Cache(TEXT_CACHE)
 
     def __repr__(self) -> str:
         return f"Model({self.config.model_type}, {str(self.source)!r})"
@@ -61,20 +87,45 @@ class Model:
     @classmethod
     def random(cls, config: Config | None = None, seed: int = 0, *, tokenizer: Tokenizer | None = None,
                settings: ImageSettings | None = None, device: str = "cpu") -> Model:
-        """A model of any geometry whose every parameter is random and alive: for tests and for teaching."""
+        """Create a model with random weights, for tests and for teaching.
+
+        Every parameter is drawn at a scale at which it influences the output. The detections have no meaning.
+
+        Args:
+            config: geometry of the model; None for grounding-dino-tiny.
+            seed: seed of the random weights.
+            tokenizer: as in `Model`; without one, only `forward` works.
+            settings: as in `Model`.
+            device: as in `Model`.
+
+        Returns:
+            The model.
+
+        Raises:
+            ArgumentError: if the device is not available.
+        """
         config = config or Config()
         return cls(random_tensors(config, seed), config, tokenizer=tokenizer, settings=settings, source="random",
                    device=device)
 
     def save(self, directory: str | Path) -> None:
-        """Write a directory that `load` and transformers read. Raises CheckpointError if it cannot be written."""
+        """Write the model as a directory that `load` and transformers can read.
+
+        An existing checkpoint in the directory is replaced. Processes that have mapped its old weights keep them.
+
+        Args:
+            directory: folder to write to; created if it does not exist.
+
+        Raises:
+            CheckpointError: if the directory cannot be written.
+        """
         from safetensors import SafetensorError
 
         try:
             self._save(Path(directory))
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{directory}: the model cannot be written there ({brief(error)}); give a folder of "
-                                  "yours on a disk with room for it") from None
+            raise CheckpointError(f"{directory}: the model cannot be written there ({brief(error)}). Choose a folder "
+                                  "with write permission and enough disk space") from None
 
     def _save(self, directory):
         from safetensors.numpy import save_file
@@ -86,40 +137,71 @@ class Model:
         for name, values in (("config.json", config), ("preprocessor_config.json", self.settings.to_dict())):
             (directory / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         tensors = {name: np.asarray(array, order="C") for name, array in self.tensors.items()}
-        fresh = directory / "model.safetensors.new"
-        save_file(tensors, fresh, {"format": "pt"})
-        os.replace(fresh, directory / "model.safetensors")  # whoever has mapped the old file keeps the old weights
-        (directory / INDEX).unlink(missing_ok=True)  # of shards that this file replaces
+        new = directory / "model.safetensors.new"
+        save_file(tensors, new, {"format": "pt"})
+        os.replace(new, directory / "model.safetensors")  # a mapping of the old file stays valid
+        (directory / INDEX).unlink(missing_ok=True)  # the index of old shards, which `load` would prefer
         if self.tokenizer:
             self.tokenizer.save(directory)
 
     def preprocess(self, image: ImageLike, *, size: Sequence[int] | None = None) -> np.ndarray:
-        """Image -> pixels [3, H, W] float32, resized and normalised as the checkpoint asks.
+        """Open, resize and normalise an image, with the settings of the checkpoint.
 
-        size (shortest, longest) edge in pixels replaces the checkpoint's. Raises ImageError, ArgumentError.
+        Args:
+            image: a path, a PIL image, or a uint8 array [H, W, 3] in RGB order.
+            size: (shortest, longest) edge in pixels, instead of the checkpoint's. The shorter edge becomes `shortest`,
+                or less if the longer edge would exceed `longest`.
+
+        Returns:
+            pixels [3, H, W] float32, the input of `forward`.
+
+        Raises:
+            ImageError: if the image cannot be read, or its size after resizing is not usable.
+            ArgumentError: if `size` is invalid.
         """
         return images.preprocess(images.open_image(image), self.settings, _checked_size(size))
 
     def tokenize(self, text: str | Sequence[str]) -> Prompt:
-        """Text, or a list of phrases -> Prompt. Raises PromptError if there is nothing, or too much, to look for, and
-        CheckpointError if the model has no tokenizer."""
+        """Tokenize a prompt.
+
+        Args:
+            text: a str with phrases that end in dots, such as "a cat. a remote control.", or a list of phrases.
+
+        Returns:
+            A `Prompt`: token ids [T] from [CLS] to [SEP], the phrases, and the span of tokens of each phrase.
+
+        Raises:
+            PromptError: if the prompt has no phrase, is too long, or is ambiguous (see `Tokenizer.encode`).
+            CheckpointError: if the model has no tokenizer, or a corrupted one.
+        """
         if self.tokenizer is None:
-            raise CheckpointError(f"{self.source}: holds neither tokenizer.json nor vocab.txt, needed to read text; "
-                                  "copy one of them there from the published checkpoint. forward() works without")
+            raise CheckpointError(f"{self.source}: tokenizing text needs tokenizer.json or vocab.txt; the model has "
+                                  "neither. Copy one of them from the published checkpoint to the model's directory. "
+                                  "forward() works without")
         prompt = self.tokenizer.encode(text)
         if len(prompt.ids) > self.config.max_text_len:
-            raise PromptError(f"the prompt has {len(prompt.ids)} tokens; {self.config.max_text_len} is the most this "
-                              "model reads. Ask for fewer phrases at a time")
+            raise PromptError(f"a prompt must have at most {self.config.max_text_len} tokens for this model; got "
+                              f"{len(prompt.ids)}. Split its phrases over several calls")
         return prompt
 
     def forward(self, pixels: np.ndarray, token_ids: Sequence[int], *, selected: Sequence[int] | None = None,
                 details: bool = False) -> Output:
-        """The pure network.
+        """Run the network: one forward pass, without preprocessing, thresholds or caches.
 
-        pixels [3, H, W] float32 normalised; token_ids [T] ints, [CLS] and [SEP] included; selected [Q] image tokens,
-        best first, to use instead of the model's own choice; details: keep the large intermediates too.
-        A model on a GPU takes the same host arrays; what it returns are CuPy arrays, which `.get()` fetches.
-        Raises ArgumentError for arrays that do not fit the model, ImageError for too small an image.
+        Args:
+            pixels: [3, H, W] float32, normalised, on the host, as `preprocess` returns them.
+            token_ids: [T] ints from [CLS] to [SEP], as in `tokenize(text).ids`.
+            selected: [Q] indices of image tokens, best first, to use instead of the model's own query selection.
+            details: whether to compute the optional fields of `Output` too: the logits and boxes of every decoder
+                layer and of every image token.
+
+        Returns:
+            An `Output`, with logits [Q, T], boxes [Q, 4] as (cx, cy, w, h) in fractions of the image, and intermediate
+            results. For a model on a GPU these are CuPy arrays; `.get()` copies one to the host.
+
+        Raises:
+            ArgumentError: if an array has a wrong dtype, shape or range.
+            ImageError: if the image gives fewer image tokens than the model has queries.
         """
         pixels, ids = self._checked_inputs(pixels, token_ids)
         if selected is not None:
@@ -132,93 +214,118 @@ class Model:
             return forward(pixels, ids, delimiters, self.weights, self.config, **more)
 
     def clear(self) -> None:
-        """Forget the features that `detect` keeps, and free their memory."""
-        self._images.clear()
-        self._texts.clear()
+        """Empty the caches of backbone features, and free their memory."""
+        self._image_cache.clear()
+        self._text_cache.clear()
 
     def detect(self, image: Images, text: Text, *, threshold: float = 0.25, text_threshold: float = 0.25,
                size: Sequence[int] | None = None) -> Detections | list[Detections]:
-        """Find what the text names.
+        """Detect the objects that a prompt names.
 
-        image: a path, a PIL image, a uint8 array [H, W, 3] in RGB, or a list of these (then a list comes back).
-        text: "a cat. a remote control." or ["a cat", "a remote control"], for every image; a list of such lists is
-        one prompt per image.
-        threshold: boxes that score above it are kept; text_threshold: tokens above it make up `phrases`; size:
-        (shortest, longest) edge in pixels to resize to instead of the checkpoint's.
-        Raises ImageError, PromptError, ArgumentError, and CheckpointError if the model has no tokenizer.
+        Images of a list are processed one after the other, so each result is the same as for the image alone.
+
+        Args:
+            image: a path, a PIL image, or a uint8 array [H, W, 3] in RGB order; or a list of these. For a path, the
+                EXIF orientation of the file is applied.
+            text: the prompt, one of
+
+                - a str with phrases that end in dots: "a cat. a remote control.";
+                - a list of phrases: ["a cat", "a remote control"];
+                - one list of phrases per image: [["a cat"], ["a dog", "a hat"]].
+
+            threshold: score that a detection must exceed, 0 to 1.
+            text_threshold: probability that a token must exceed to become part of `Detections.phrases`, 0 to 1. It does
+                not affect labels.
+            size: (shortest, longest) edge in pixels to which images are resized, instead of the checkpoint's.
+
+        Returns:
+            The detections, with boxes [N, 4] in pixels of the original image, by descending score. For a list of
+            images, a list of `Detections`.
+
+        Raises:
+            ImageError: if an image cannot be read, or is too small or too elongated for the model.
+            PromptError: if a prompt has no phrase, is too long or ambiguous, or there is not one prompt per image.
+            ArgumentError: if a threshold or `size` is invalid.
+            CheckpointError: if the model has no tokenizer, or its weights give a non-finite output.
         """
         for name, value in (("threshold", threshold), ("text_threshold", text_threshold)):
             if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
-                raise ArgumentError(f"{name} is a probability from 0 to 1; got {value!r}")
+                raise ArgumentError(f"{name} must be a number from 0 to 1; got {value!r}")
         if not isinstance(image, (list, tuple)):
-            prompt, = self._prompts(text, 1)
+            prompt, = self._tokenize_all(text, 1)
             return self._detect(image, prompt, float(threshold), float(text_threshold), size)
-        prompts = self._prompts(text, len(image))
+        prompts = self._tokenize_all(text, len(image))
         return [self._detect(one, prompt, float(threshold), float(text_threshold), size)
                 for one, prompt in zip(image, prompts)]
 
     def _detect(self, image, prompt, threshold, text_threshold, size):
         picture = images.open_image(image)
         pixels = images.preprocess(picture, self.settings, _checked_size(size))
-        logits, boxes = self._answer(*self._checked_inputs(pixels, prompt.ids))
+        logits, boxes = self._predict(*self._checked_inputs(pixels, prompt.ids))
         if not np.isfinite(logits).all():
-            raise CheckpointError(self._broken())
+            raise CheckpointError(self._explain_non_finite())
         return post_process(logits, boxes, prompt, self.tokenizer.decode, picture.size,
                             threshold, text_threshold, image)
 
-    def _answer(self, pixels, ids):
-        """`forward`, less the backbones that have seen this image or this prompt before -> logits, boxes on the host"""
-        image, text = (*content_key(pixels), mode()), (*content_key(ids), mode())
-        output = self._forward(pixels, ids, image_features=self._images.get(image), text_features=self._texts.get(text))
-        self._images.put(image, output.image_features)
-        self._texts.put(text, output.text_features)
+    def _predict(self, pixels, ids):
+        """Forward pass with cached backbone features. Returns logits [Q, T] and boxes [Q, 4] on the host."""
+        image_key, text_key = (*content_key(pixels), mode()), (*content_key(ids), mode())
+        output = self._forward(pixels, ids, image_features=self._image_cache.get(image_key),
+                               text_features=self._text_cache.get(text_key))
+        self._image_cache.put(image_key, output.image_features)
+        self._text_cache.put(text_key, output.text_features)
         with self._device.computing():
-            answer = np.concatenate([output.logits, output.boxes], axis=1)  # to leave the device in one piece
-        return np.split(self._device.fetch(answer), [len(ids)], axis=1)
+            both = np.concatenate([output.logits, output.boxes], axis=1)  # one copy from the device instead of two
+        return np.split(self._device.fetch(both), [len(ids)], axis=1)
 
-    def _broken(self):
-        """Why the network's answer is no number."""
+    def _explain_non_finite(self):
+        """Error message for an output with NaN or infinity."""
         bad = next((name for name, array in self.tensors.items() if not np.isfinite(array).all()), None)
-        return (f"{self.source}: tensor {bad} holds NaN or infinity; download it again" if bad else
-                f"{self.source}: numbers outgrew 32-bit floats inside the network; some weights must be damaged: "
-                "download it again")
+        reason = (f"weights must be finite; tensor {bad} holds NaN or infinity" if bad else
+                  "the network's output must be finite; it overflowed float32, so some weights are probably corrupted")
+        return f"{self.source}: {reason}. Download the checkpoint again"
 
-    def _prompts(self, text, n_images):
+    def _tokenize_all(self, text, n_images):
+        """One prompt per image."""
         if isinstance(text, (list, tuple)) and any(isinstance(t, (list, tuple)) for t in text):
             if len(text) != n_images:
-                raise PromptError(f"got {len(text)} prompts for {n_images} image{'s' * (n_images != 1)}; "
-                                  "give one list of phrases for all, or one list per image")
+                raise PromptError("expected one list of phrases for all images, or one list per image; got "
+                                  f"{len(text)} prompt{'s' * (len(text) != 1)} for {n_images} "
+                                  f"image{'s' * (n_images != 1)}")
             return [self.tokenize(phrases) for phrases in text]
         return [self.tokenize(text)] * n_images
 
     def _checked_inputs(self, pixels, token_ids):
         pixels, ids = _array(pixels, "pixels"), _array(token_ids, "token_ids")
         if pixels.dtype != np.float32 or pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
-            raise ArgumentError(f"pixels must be float32 [3, H, W], as preprocess() makes them; got {pixels.dtype} "
+            raise ArgumentError(f"pixels must be float32 [3, H, W], as preprocess() returns them; got {pixels.dtype} "
                                 f"{list(pixels.shape)}")
         config, bert = self.config, self.config.text_config
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 1 <= len(ids) <= config.max_text_len:
-            raise ArgumentError(f"token_ids must be 1 to {config.max_text_len} ints, as tokenize().ids; got "
-                                f"{ids.dtype} {list(ids.shape)}")
+            raise ArgumentError(f"token_ids must be a 1-D array of 1 to {config.max_text_len} ints, as in "
+                                f"tokenize(text).ids; got {ids.dtype} {list(ids.shape)}")
         if ids.min() < 0 or ids.max() >= bert.vocab_size:
-            raise ArgumentError(f"token_ids must lie in 0..{bert.vocab_size - 1}; got {ids.min()}..{ids.max()}")
+            raise ArgumentError(f"token_ids must be in 0..{bert.vocab_size - 1}; got {ids.min()}..{ids.max()}")
         if len(ids) > bert.max_position_embeddings:
-            raise ArgumentError(f"this model has {bert.max_position_embeddings} text positions; got {len(ids)} tokens")
+            raise ArgumentError(f"token_ids must have at most {bert.max_position_embeddings} elements, the text "
+                                f"positions of this model; got {len(ids)}. Use a shorter prompt")
         if (n := self._n_image_tokens(pixels)) < config.num_queries:
-            raise ImageError(f"an image of {pixels.shape[2]} x {pixels.shape[1]} pixels after resizing gives {n} "
-                             f"tokens, and this model chooses {config.num_queries} of them; use a larger `size`, or an "
-                             "image that is less elongated")
+            raise ImageError(f"an image must give at least {config.num_queries} image tokens, one per query; at "
+                             f"{pixels.shape[2]} x {pixels.shape[1]} pixels after resizing it gives {n}. Use a larger "
+                             "`size`, or an image that is less elongated")
         return np.ascontiguousarray(pixels), ids.astype(np.int64)
 
     def _checked_selection(self, selected, pixels):
-        chosen, n, Q = _array(selected, "selected"), self._n_image_tokens(pixels), self.config.num_queries
-        if chosen.shape != (Q,) or chosen.dtype.kind not in "iu" or not 0 <= chosen.min() <= chosen.max() < n:
-            raise ArgumentError(f"selected must be {Q} image tokens in 0..{n - 1}; got {chosen.dtype} "
-                                f"{list(chosen.shape)}")
-        return chosen
+        selected, n, Q = _array(selected, "selected"), self._n_image_tokens(pixels), self.config.num_queries
+        expected = f"selected must be {Q} indices of image tokens, in 0..{n - 1}"
+        if selected.shape != (Q,) or selected.dtype.kind not in "iu":
+            raise ArgumentError(f"{expected}; got {selected.dtype} {list(selected.shape)}")
+        if not 0 <= selected.min() <= selected.max() < n:
+            raise ArgumentError(f"{expected}; got {selected.min()}..{selected.max()}")
+        return selected
 
     def _n_image_tokens(self, pixels):
-        """S: pixels of all levels together."""
+        """Number of image tokens over all levels (S), from the size of the pixels."""
         stages = self.config.backbone_config.out_indices
         n = 0
         for level in range(self.config.num_feature_levels):
@@ -229,26 +336,42 @@ class Model:
 
 
 def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
-    """Read a checkpoint: a directory, a .safetensors file with its config.json beside it, a model id such as
-    "IDEA-Research/grounding-dino-tiny" (from the local hub cache, else downloaded once), or "shapes", the small
-    checkpoint inside the package.
+    """Load a checkpoint. Weights in float32 are memory-mapped, so processes on one machine share them.
 
-    Without a source, $MINIGDINO_MODEL names it, else it is grounding-dino-tiny.
-    device: "cpu", "cuda" (the first GPU) or "cuda:N"; the weights are sent there once, now.
-    Raises CheckpointError, ConfigError, ArgumentError.
+    Args:
+        source: one of
+
+            - a directory with `config.json`, the weights (one or several safetensors files) and `tokenizer.json` or
+              `vocab.txt`;
+            - a .safetensors file, with the other files in the same directory;
+            - a model id such as "IDEA-Research/grounding-dino-tiny", read from the local hub cache, or downloaded
+              once;
+            - "shapes", the small checkpoint inside the package;
+            - None, for $MINIGDINO_MODEL if it is set, else "IDEA-Research/grounding-dino-tiny".
+
+        device: "cpu", "cuda" (the first GPU) or "cuda:N". The weights are copied to a GPU once, by this call.
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: if the checkpoint is missing or corrupted, cannot be downloaded, or does not match its
+            `config.json`.
+        ConfigError: if `config.json` has unsupported or inconsistent values.
+        ArgumentError: if `source` is not a str or a path, or the device is not available.
     """
-    find_device(device)  # before anything is downloaded or read
+    find_device(device)  # fail before anything is downloaded or read
     source = source or default_source()
     if not isinstance(source, (str, os.PathLike)):
-        raise ArgumentError(f"a model is named by a str or a path; got {type(source).__name__}")
+        raise ArgumentError(f"a model must be a str or a path; got {type(source).__name__}")
     if source in EMBEDDED_MODELS:
         path = EMBEDDED / source
     else:
         path = hub.find(source) if hub.is_model_id(source) else Path(source)
-    if not os.path.exists(path):  # unlike Path's own, it says no where it may not look
-        raise CheckpointError(f"{source}: no such file or directory. A model is a directory with config.json, "
-                              "model.safetensors and tokenizer.json, a .safetensors file in one, a model id "
-                              '(owner/name), or "shapes"')
+    if not os.path.exists(path):  # Path.exists raises PermissionError in an unreadable directory
+        raise CheckpointError(f"{source}: no such file or directory. A model must be a directory with config.json, "
+                              "model.safetensors and tokenizer.json, a .safetensors file in such a directory, a model "
+                              'id (owner/name), or "shapes"')
     directory = path if path.is_dir() else path.parent
     config = Config.from_file(directory / "config.json")
     return Model(read_checkpoint(path), config, tokenizer=Tokenizer.from_directory(directory),
@@ -256,7 +379,7 @@ def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
 
 
 def default_source() -> str:
-    """What `load` and `detect` read when nobody says: $MINIGDINO_MODEL, else grounding-dino-tiny."""
+    """Return the default source of `load` and `detect`: $MINIGDINO_MODEL if it is set, else grounding-dino-tiny."""
     return os.environ.get("MINIGDINO_MODEL") or hub.DEFAULT
 
 
@@ -267,14 +390,27 @@ _loading = threading.Lock()
 def detect(image: Images, text: Text, *, model: str | Path | Model | None = None, threshold: float = 0.25,
            text_threshold: float = 0.25, size: Sequence[int] | None = None,
            device: str = "cpu") -> Detections | list[Detections]:
-    """Find what the text names, in one call: `Model.detect` on a model that is loaded once and kept.
+    """Detect the objects that a prompt names, in one call. Each source is loaded once per process and device.
 
-    model: a Model, or what `load` takes. The other arguments and errors are those of `load` and `Model.detect`.
+    Args:
+        image: as in `Model.detect`.
+        text: as in `Model.detect`.
+        model: a `Model`, or a source as in `load`.
+        threshold: as in `Model.detect`.
+        text_threshold: as in `Model.detect`.
+        size: as in `Model.detect`.
+        device: as in `load`. Ignored if `model` is a `Model`.
+
+    Returns:
+        The detections; for a list of images, a list of `Detections`.
+
+    Raises:
+        Error: as `load` and `Model.detect` do.
     """
     if not isinstance(model, Model):
         key = model or default_source(), find_device(device).name
         if key not in _models:
-            with _loading:  # one thread loads, the others wait for it; models that are there wait for nobody
+            with _loading:  # one thread loads at a time; loaded models are used without the lock
                 if key not in _models:
                     _models[key] = load(model, device=device)
         model = _models[key]
@@ -285,14 +421,14 @@ def _array(values, name):
     try:
         return np.asarray(values)
     except ValueError:
-        raise ArgumentError(f"{name} must be an array; got rows of different lengths") from None
+        raise ArgumentError(f"{name} must be a rectangular array; got rows of different lengths") from None
 
 
 def _checked_size(size):
     if size is None:
         return None
     edges = list(size) if isinstance(size, (list, tuple)) else [size]
-    whole = all(isinstance(edge, (int, np.integer)) and not isinstance(edge, bool) for edge in edges)
-    if len(edges) != 2 or not whole or min(edges) < 1:
-        raise ArgumentError(f"size is (shortest, longest) edge in pixels, for example (800, 1333); got {size!r}")
+    all_ints = all(isinstance(edge, (int, np.integer)) and not isinstance(edge, bool) for edge in edges)
+    if len(edges) != 2 or not all_ints or min(edges) < 1:
+        raise ArgumentError(f"size must be (shortest, longest) edge in pixels, such as (800, 1333); got {size!r}")
     return tuple(map(int, edges))

@@ -1,4 +1,4 @@
-"""Boxes and names on a picture, legible on any image: size follows the image, colour follows the label."""
+"""Draw boxes, labels and scores on an image. Line width and font size follow the image's size."""
 
 from __future__ import annotations
 
@@ -7,32 +7,49 @@ import colorsys
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-GOLDEN = 0.618034  # steps of the golden ratio round the colour wheel keep any number of hues apart
-PLACES = 12  # steps down a box's side that are tried for its tag
+HUE_STEP = 0.618034  # 1 / golden ratio: the hues of consecutive label ids stay far apart, however many there are
+TAG_STEPS = 12  # positions per side of a box where its name tag may be placed
 
 
 def colour(label_id: int) -> tuple[int, int, int]:
-    """The same label, the same colour: RGB, dark enough for white letters."""
-    return tuple(round(255 * v) for v in colorsys.hls_to_rgb((0.02 + label_id * GOLDEN) % 1, 0.38, 0.85))
+    """Return the colour of a label, dark enough for white text on it.
+
+    Args:
+        label_id: index of the label's phrase in the prompt.
+
+    Returns:
+        Red, green and blue, 0 to 255.
+    """
+    return tuple(round(255 * v) for v in colorsys.hls_to_rgb((0.02 + label_id * HUE_STEP) % 1, 0.38, 0.85))
 
 
 def annotate(image: Image.Image, boxes, labels, scores, label_ids) -> Image.Image:
-    """A copy of an RGB image with boxes [N, 4] xyxy, best first, named with their scores.
+    """Draw boxes with name tags (label and score) on a copy of an image.
 
-    Names never cover each other: where there is no room left, a box has its colour alone.
+    Tags never overlap. A box without free space beside it gets no tag, only its colour.
+
+    Args:
+        image: RGB image.
+        boxes: [N, 4] (left, top, right, bottom) in pixels, best first. They are clipped to the image.
+        labels: N strings.
+        scores: [N] scores, 0 to 1.
+        label_ids: [N] ints that select the colours.
+
+    Returns:
+        The annotated copy.
     """
     picture = image.copy()
     draw = ImageDraw.Draw(picture)
     side = min(picture.size)
     stroke = max(1, round(side / 220))
     font = ImageFont.load_default(size=min(max(9, side / 28), 64))
-    frames = [_inside(box, picture.size) for box in boxes]
+    frames = [_clip(box, picture.size) for box in boxes]
     colours = [colour(int(label_id)) for label_id in label_ids]
-    for frame, rgb in reversed(list(zip(frames, colours))):
+    for frame, rgb in reversed(list(zip(frames, colours))):  # the best box on top
         draw.rectangle(frame, outline=rgb, width=stroke)
     tags = np.zeros((0, 4))
     for frame, rgb, label, score in zip(frames, colours, labels, scores):
-        text = _fitted(draw, font, label, score, picture.width - 2 * (stroke + 1))
+        text = _fit(draw, font, label, score, picture.width - 2 * (stroke + 1))
         tag = _place(draw.textbbox((0, 0), text, font=font, anchor="lt"), frame, picture.size, tags, pad=stroke + 1)
         if tag is not None:
             tags = np.vstack([tags, tag])
@@ -41,15 +58,15 @@ def annotate(image: Image.Image, boxes, labels, scores, label_ids) -> Image.Imag
     return picture
 
 
-def _inside(box, size):
-    """A box clipped to the picture, so that its edges are seen, and never turned inside out."""
+def _clip(box, size):
+    """Clip a box to the image and sort its edges, so that Pillow can draw it."""
     x0, x1 = sorted(min(max(float(v), 0), size[0] - 1) for v in (box[0], box[2]))
     y0, y1 = sorted(min(max(float(v), 0), size[1] - 1) for v in (box[1], box[3]))
     return x0, y0, x1, y1
 
 
-def _fitted(draw, font, label, score, width):
-    """The tag's text, its label shortened until it is no wider than the picture."""
+def _fit(draw, font, label, score, width):
+    """Text of a tag. The label is shortened until the text is at most `width` pixels wide."""
     shown = label.replace("\n", " ")
     text = f"{shown} {score:.2f}"
     while shown and draw.textlength(text, font=font) > width:
@@ -59,11 +76,13 @@ def _fitted(draw, font, label, score, width):
 
 
 def _place(text, frame, size, taken, pad):
-    """Where a tag goes: above its box if that is free of earlier tags, else the first free place down along the box's
-    left or right edge, always in the picture; None if there is none. taken [N, 4] -> [4]"""
+    """Find a position [4] for a tag, inside the image and free of the tags in `taken` [N, 4]. None if there is none.
+
+    Candidates, in order: above the box, down along its left edge, below it, and the same at its right edge.
+    """
     width, height = text[2] - text[0] + 2 * pad, text[3] - text[1] + 2 * pad
     right, bottom = max(size[0] - 1 - width, 0), max(size[1] - 1 - height, 0)
-    steps = np.array([-height, *(height * np.arange(PLACES)), frame[3] - frame[1]])
+    steps = np.array([-height, *(height * np.arange(TAG_STEPS)), frame[3] - frame[1]])
     y = np.clip(frame[1] + np.concatenate([steps, steps]), 0, bottom)
     x = np.clip(np.repeat([frame[0], frame[2] - width], len(steps)), 0, right)
     places = np.stack([x, y, x + width, y + height], axis=1)

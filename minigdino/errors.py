@@ -1,30 +1,30 @@
-"""Everything minigdino raises on purpose. Each message says what was expected, what came, and the next step."""
+"""The exceptions that minigdino raises. A message states what was expected, what was given, and the next step."""
 
 import reprlib
 
 
 class Error(Exception):
-    """Base of all errors raised by minigdino."""
+    """Base class of all exceptions of minigdino."""
 
 
 class CheckpointError(Error, OSError):
-    """A model file or directory is missing, damaged, or not what its config says."""
+    """A model file or directory is missing, corrupted, or does not match its `config.json`."""
 
 
 class ConfigError(Error, ValueError):
-    """A configuration asks for something this model family does not have."""
+    """A configuration value is unsupported, or inconsistent with the others."""
 
 
 class ImageError(Error, ValueError):
-    """An image cannot be read, or is not an image this model can take."""
+    """An image cannot be read, or has a format or size that the model cannot use."""
 
 
 class PromptError(Error, ValueError):
-    """A text prompt holds nothing to look for, too much, or something ambiguous."""
+    """A text prompt is empty, too long, or ambiguous."""
 
 
 class ArgumentError(Error, ValueError):
-    """An argument has the wrong type, shape, or range."""
+    """An argument has the wrong type, shape, or range, or its file or device cannot be used."""
 
 
 _short = reprlib.Repr()
@@ -32,7 +32,14 @@ _short.maxstring = _short.maxother = 100
 
 
 def brief(value) -> str:
-    """A value from a file, or a library's complaint about one, as a message may quote it: short and printable."""
+    """Shorten a value for an error message.
+
+    Args:
+        value: a value read from a file, or an exception raised by another library.
+
+    Returns:
+        An abbreviated `repr` of a value, or the printable text of an exception, at most 300 characters.
+    """
     if not isinstance(value, BaseException):
         return _short.repr(value)
     text = "".join(c if c.isprintable() else " " for c in str(value) or type(value).__name__)

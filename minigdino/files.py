@@ -1,4 +1,4 @@
-"""Many images, one prompt: what `minigdino detect` does with files, folders, and images that cannot be read."""
+"""Detection in many image files, for `minigdino detect`: find images, write JSON Lines and COCO files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,29 @@ from PIL import Image
 
 from .checkpoints.json_file import read_json
 from .detector import Model
-from .errors import ArgumentError, CheckpointError, Error, ImageError
+from .errors import ArgumentError, CheckpointError, Error, ImageError, brief
 from .results import Detections
 
 STDIN = "-"
-STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows their names and cannot read them
+STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow registers but cannot decode by itself
 
 
 def find_images(sources: Sequence[str]) -> list[str]:
-    """Files as given, a folder's images in order of name, what a glob matches, "-" for standard input.
+    """List the images of some sources.
 
-    Raises ImageError for a folder without images and a pattern that matches nothing.
+    Args:
+        sources: each one of
+
+            - a file, listed as given, whether it exists or not;
+            - a folder: the images in it, sorted by name; subfolders are not searched;
+            - a glob pattern: the matching files, sorted; "**" matches any number of folders;
+            - "-", for an image on standard input.
+
+    Returns:
+        Paths, and "-" for standard input, in the order of the sources.
+
+    Raises:
+        ImageError: if a folder contains no images, or a pattern matches no file.
     """
     found: list[str] = []
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - STUBS}
@@ -33,22 +45,34 @@ def find_images(sources: Sequence[str]) -> list[str]:
         if source != STDIN and Path(source).is_dir():
             images = sorted(str(p) for p in Path(source).iterdir() if p.suffix.lower() in endings and p.is_file())
             if not images:
-                raise ImageError(f"{source}: a folder without images; expected files such as .jpg or .png")
+                raise ImageError(f"{source}: expected a folder with images, such as .jpg or .png files; found none")
             found += images
         elif any(c in source for c in "*?[") and not Path(source).exists():
             if not (matches := sorted(glob.glob(source, recursive=True))):
-                raise ImageError(f"{source}: matches no file")
+                raise ImageError(f"{source}: the pattern matches no file")
             found += matches
         else:
             found.append(source)
     return found
 
 
-def detect_each(model: Model, images: Sequence[str], text, *, seen: Callable[[str, Detections | Error], None],
+def detect_each(model: Model, images: Sequence[str], text, *, on_result: Callable[[str, Detections | Error], None],
                 progress: TextIO | None = None, **options) -> int:
-    """Detect in one image after the other and hand each result, or the error it met, to `seen`. -> number of errors
+    """Detect in one image after the other. An image that cannot be read does not stop the others.
 
-    An image that cannot be read does not stop the rest. With a terminal as `progress`, a line there says how far it is.
+    Args:
+        model: the model.
+        images: paths, or "-" for standard input, as from `find_images`.
+        text: the prompt for all images, as in `Model.detect`.
+        on_result: called after each image with its name and its `Detections`, or the `ImageError`.
+        progress: a terminal for a line that shows the progress; None for no such line.
+        options: keyword arguments of `Model.detect`.
+
+    Returns:
+        The number of images that failed.
+
+    Raises:
+        Error: as `Model.detect` does, except `ImageError`.
     """
     failed, start = 0, time.monotonic()
     for i, image in enumerate(images):
@@ -57,7 +81,7 @@ def detect_each(model: Model, images: Sequence[str], text, *, seen: Callable[[st
         except ImageError as error:
             failed += 1
             result = error
-        seen(image, result)
+        on_result(image, result)
         if progress:
             each = (time.monotonic() - start) / (i + 1)
             left = each * (len(images) - i - 1)
@@ -73,35 +97,66 @@ def _opened(image):
 
 
 def record(image: str, result: Detections | Error) -> dict:
-    """One line of JSONL: {"image", "width", "height", "detections"}, or {"image", "error"}."""
+    """Return the JSON object of one image.
+
+    Args:
+        image: name of the image.
+        result: its detections, or the error that they failed with.
+
+    Returns:
+        {"image", "width", "height", "detections"} (see `Detections.to_dict`), or {"image", "error"}.
+    """
     return {"image": image, "error": str(result)} if isinstance(result, Error) else {"image": image, **result.to_dict()}
 
 
 class JsonLines:
-    """A file that gains one line an image, on the disk as soon as it is written, and can be gone on with."""
+    """An append-only, resumable JSON Lines file, with one line per image.
+
+    Each line is written and the file closed as soon as the image is done. An interrupted run loses at most the line
+    that was being written.
+
+    Args:
+        path: the file.
+        resume: whether to continue an existing file.
+
+    Attributes:
+        path: the file.
+        done: names of the images that the file already has.
+
+    Raises:
+        ArgumentError: if the file exists and `resume` is False, if it has a line of another format, or if it cannot
+            be written.
+    """
 
     def __init__(self, path: str | Path, resume: bool = False):
-        """Raises ArgumentError if the file exists and is not to be resumed, or cannot be written."""
         self.path = Path(path)
         if self.path.exists() and not resume:
-            raise ArgumentError(f"{path} exists; give --resume to go on with it, or another name")
+            raise ArgumentError(f"{path} exists already. Give --resume to continue it, or choose another name")
         self._append("")
         self.done = set(self._finished())
 
     def _finished(self) -> Iterator[str]:
-        """Images of the complete lines; a last line that a kill cut short is taken off the file."""
+        """Names of the images in complete lines. An incomplete last line is removed from the file."""
         data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            self.path.write_bytes(whole)
-        for number, line in enumerate(whole.splitlines(), start=1):
+        complete = data[: data.rfind(b"\n") + 1]
+        if len(complete) < len(data):
+            self.path.write_bytes(complete)
+        for number, line in enumerate(complete.splitlines(), start=1):
             try:
                 yield json.loads(line)["image"]
             except (ValueError, KeyError, TypeError):
-                raise ArgumentError(f"{self.path}: line {number} is none of ours; give --jsonl another name") from None
+                raise ArgumentError(f'{self.path}: each line must be a JSON object with "image"; line {number} is not. '
+                                    "Choose another name for --jsonl") from None
 
     def write(self, line: dict) -> None:
-        """Append one line. Raises ArgumentError if the file cannot be written, as when the disk is full."""
+        """Append one line.
+
+        Args:
+            line: the JSON object, as from `record`.
+
+        Raises:
+            ArgumentError: if the file cannot be written, for example because the disk is full.
+        """
         self._append(json.dumps(line) + "\n")
 
     def _append(self, text):
@@ -109,13 +164,18 @@ class JsonLines:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise ArgumentError(f"{self.path}: cannot be written ({error.strerror})") from None
+            raise ArgumentError(f"{self.path}: the file cannot be written ({error.strerror})") from None
 
 
 def coco(results: Sequence[tuple[str, Detections]], categories: dict[str, int]) -> dict:
-    """A COCO data set of what was found: {"images", "categories", "annotations"}, ids of images and boxes from 1.
+    """Convert the detections of several images to a COCO data set.
 
-    categories: label -> id, of every phrase of the prompt.
+    Args:
+        results: (name of the image, its detections) of each image.
+        categories: {label: category id} with every phrase of the prompt.
+
+    Returns:
+        {"images", "categories", "annotations"}. Ids of images and annotations start at 1.
     """
     images, annotations = [], []
     for image_id, (name, found) in enumerate(results, start=1):
@@ -128,18 +188,26 @@ def coco(results: Sequence[tuple[str, Detections]], categories: dict[str, int]) 
 
 
 def read_categories(path: str | Path) -> dict[str, int]:
-    """Label -> id from a JSON file: such an object itself, a list of {"id", "name"}, or a COCO file with that list.
+    """Read category ids from a JSON file.
 
-    Raises ArgumentError if it is none of these.
+    Args:
+        path: a file that contains {label: id}, a list of {"id", "name"}, or a COCO data set with such a list.
+
+    Returns:
+        {label: id}
+
+    Raises:
+        ArgumentError: if the file cannot be read, or has another format.
     """
     try:
         values = read_json(path)
     except CheckpointError:
-        raise ArgumentError(f'{path}: not a readable JSON file of categories, such as {{"a cat": 17}}') from None
+        raise ArgumentError(f'{path}: not a readable JSON file of categories; expected {{"label": id}}') from None
     if isinstance(values, dict) and "categories" in values:
         values = values["categories"]
     try:
         pairs = values.items() if isinstance(values, dict) else ((entry["name"], entry["id"]) for entry in values)
         return {str(name): int(number) for name, number in pairs}
     except (TypeError, KeyError, ValueError, AttributeError):
-        raise ArgumentError(f'{path}: expected {{"label": id}} or [{{"id": 1, "name": "label"}}]') from None
+        raise ArgumentError(f'{path}: expected {{"label": id}} or [{{"id": 1, "name": "label"}}]; got '
+                            f"{brief(values)}") from None

@@ -1,4 +1,4 @@
-"""Images in: anything with pixels becomes RGB, is resized as the original processor does, and normalised."""
+"""Image preprocessing: open an image as RGB, resize it as the original processor does, and normalise it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,27 @@ from .checkpoints.json_file import read_json
 from .errors import ArgumentError, CheckpointError, ImageError, brief
 
 SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
-LONGEST = 100_000  # pixels along an edge that settings or a caller may ask for
-LARGEST = 2**26  # pixels of a resized image, 63 times the published size: beyond, a mistake, and no memory would do
+MAX_EDGE = 100_000  # pixels; limit for edges in settings and in the `size` argument
+MAX_PIXELS = 2**26  # of a resized image: 63 times the published size. A larger one would not fit in memory
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """What `preprocessor_config.json` says. Defaults: every published checkpoint's."""
+    """Preprocessing settings of a checkpoint, under the names in `preprocessor_config.json`.
+
+    The defaults are those of all published checkpoints.
+
+    Attributes:
+        size: pairs (name, pixels) that define the resized image. The names are shortest_edge and optionally
+            longest_edge, or height and width, or max_height and max_width.
+        resample: resampling filter, as Pillow numbers them.
+        rescale_factor: factor for the 8-bit pixel values.
+        image_mean: mean of each RGB channel, after rescaling.
+        image_std: standard deviation of each RGB channel, after rescaling.
+        do_resize: whether images are resized. An explicit size in a call always applies.
+        do_rescale: whether `rescale_factor` applies.
+        do_normalize: whether `image_mean` and `image_std` apply.
+    """
 
     size: tuple[tuple[str, int], ...] = (("shortest_edge", 800), ("longest_edge", 1333))
     resample: int = Image.Resampling.BILINEAR
@@ -34,41 +48,64 @@ class ImageSettings:
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> ImageSettings:
-        """Read `preprocessor_config.json`, or the part of `processor_config.json` that stands for it, else defaults.
+        """Read the settings of a checkpoint.
 
-        Raises CheckpointError if a setting makes no sense.
+        Args:
+            directory: the checkpoint. `preprocessor_config.json` is read if present, else "image_processor" in
+                `processor_config.json`.
+
+        Returns:
+            The settings in the file, or the defaults if the directory has neither file.
+
+        Raises:
+            CheckpointError: if the file is not JSON, or a setting is invalid.
         """
         path = next((p for name in SETTINGS_FILES if (p := Path(directory) / name).exists()), None)
         if path is None:
             return cls()
         values = read_json(path)
-        values = values.get("image_processor", values) if isinstance(values, dict) else None
+        if isinstance(values, dict):
+            values = values.get("image_processor", values)
         if not isinstance(values, dict):
-            raise CheckpointError(f"{path}: expected a JSON object of image settings")
+            raise CheckpointError(f"{path}: expected a JSON object of image settings; got {brief(values)}. Download "
+                                  "the file again")
         known = {name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None}
         for name, value in known.items():
-            good, wanted = SANE[name]
-            if not good(value):
-                raise CheckpointError(f"{path}: the image settings make no sense: {name} must be {wanted}; "
-                                      f"got {brief(value)}")
+            is_valid, expected = VALID[name]
+            if not is_valid(value):
+                raise CheckpointError(f"{path}: invalid image settings: {name} must be {expected}; "
+                                      f"got {brief(value)}. Correct the file, or download it again")
         if "size" in known:
             known["size"] = tuple(sorted((k, int(v)) for k, v in known["size"].items() if v is not None))
         settings = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
         try:
             settings.target(64, 48)
         except ArgumentError as error:
-            raise CheckpointError(f"{path}: the image settings make no sense: {error}") from None
+            raise CheckpointError(f"{path}: invalid image settings: {error}. Correct the file, or download it "
+                                  "again") from None
         return settings
 
     def target(self, height: int, width: int, size: Sequence[int] | None = None) -> tuple[int, int]:
-        """(height, width) an image is resized to; `size` is the caller's (shortest, longest) edge, if any."""
+        """Compute the size of a resized image.
+
+        Args:
+            height: rows of the original image.
+            width: columns of the original image.
+            size: (shortest, longest) edge in pixels; None for the size in these settings.
+
+        Returns:
+            (height, width) in pixels.
+
+        Raises:
+            ArgumentError: if an edge is out of range, or these settings name no supported kind of size.
+        """
         wanted = dict(self.size)
         if size is not None:
             wanted = {"shortest_edge": size[0], "longest_edge": size[1]}
         elif not self.do_resize:
             return height, width
-        if not all(0 < edge <= LONGEST for edge in wanted.values()):
-            raise ArgumentError(f"image size must be 1 to {LONGEST} pixels; got {brief(wanted)}")
+        if not all(0 < edge <= MAX_EDGE for edge in wanted.values()):
+            raise ArgumentError(f"each edge of `size` must be 1 to {MAX_EDGE} pixels; got {brief(wanted)}")
         if wanted.keys() >= {"shortest_edge"}:
             return resized(height, width, wanted["shortest_edge"], wanted.get("longest_edge"))
         if wanted.keys() == {"height", "width"}:
@@ -76,39 +113,52 @@ class ImageSettings:
         if wanted.keys() == {"max_height", "max_width"}:
             scale = min(wanted["max_height"] / height, wanted["max_width"] / width)
             return int(height * scale), int(width * scale)
-        raise ArgumentError("image size must name shortest_edge and longest_edge, height and width, or max_height and "
+        raise ArgumentError("`size` must name shortest_edge and longest_edge, height and width, or max_height and "
                             f"max_width; got {brief(sorted(wanted))}")
 
     def to_dict(self) -> dict:
-        """What `preprocessor_config.json` holds."""
+        """Return the contents of a `preprocessor_config.json`, which transformers can read too."""
         return {**self.__dict__, "size": dict(self.size), "image_processor_type": "GroundingDinoImageProcessor"}
 
 
-def _number(value, least=1e-9, most=1e9):
-    return type(value) in (int, float) and least <= value <= most
+def _is_number(value, low=1e-9, high=1e9):
+    return type(value) in (int, float) and low <= value <= high
 
 
-def _three(value, least):
-    return isinstance(value, list) and len(value) == 3 and all(_number(v, least) for v in value)
+def _is_triple(value, low):
+    return isinstance(value, list) and len(value) == 3 and all(_is_number(v, low) for v in value)
 
 
-SWITCH = (lambda v: isinstance(v, bool), "true or false")
+FLAG = (lambda v: isinstance(v, bool), "true or false")
 
-# What a file may say of each setting, and that in words. The bounds keep every pixel finite in float32.
-SANE = {
-    "size": (lambda v: isinstance(v, dict) and all(e is None or _number(e, 1, LONGEST) for e in v.values()),
-             f"an object of edges, 1 to {LONGEST} pixels"),
-    "resample": (lambda v: type(v) is int and 0 <= v <= 5, "one of Pillow's filters, 0 to 5"),
-    "rescale_factor": (_number, "a positive number"),
-    "image_mean": (lambda v: _three(v, -1e9), "three numbers"),
-    "image_std": (lambda v: _three(v, 1e-9), "three positive numbers"),
-    "do_resize": SWITCH, "do_rescale": SWITCH, "do_normalize": SWITCH,
+# For each setting in a file: whether a value is valid, and the valid values in words. The bounds keep every
+# preprocessed pixel finite in float32.
+VALID = {
+    "size": (lambda v: isinstance(v, dict) and all(e is None or _is_number(e, 1, MAX_EDGE) for e in v.values()),
+             f"an object of edges, each 1 to {MAX_EDGE} pixels"),
+    "resample": (lambda v: type(v) is int and 0 <= v <= 5, "the number of a Pillow filter, 0 to 5"),
+    "rescale_factor": (_is_number, "a positive number"),
+    "image_mean": (lambda v: _is_triple(v, -1e9), "a list of three numbers"),
+    "image_std": (lambda v: _is_triple(v, 1e-9), "a list of three positive numbers"),
+    "do_resize": FLAG, "do_rescale": FLAG, "do_normalize": FLAG,
 }
 
 
 def resized(height: int, width: int, shortest: int, longest: int | None = None) -> tuple[int, int]:
-    """The original processor's rule, roundings included: the shorter edge becomes `shortest`, or less if the longer
-    one would pass `longest`. Edges in pixels -> (height, width)"""
+    """Compute the size of a resized image by the rule of the original processor, including its rounding.
+
+    The shorter edge becomes `shortest`. If the longer edge would then exceed `longest`, both edges become smaller, so
+    that the longer one fits. The aspect ratio is preserved up to rounding.
+
+    Args:
+        height: rows of the original image.
+        width: columns of the original image.
+        shortest: target of the shorter edge, in pixels.
+        longest: limit of the longer edge, in pixels; None for no limit.
+
+    Returns:
+        (height, width) in pixels.
+    """
     small, large = float(min(height, width)), float(max(height, width))
     raw, edge = None, shortest
     if longest is not None and large / small * shortest > longest:
@@ -122,30 +172,43 @@ def resized(height: int, width: int, shortest: int, longest: int | None = None) 
 
 
 def open_image(image) -> Image.Image:
-    """A path (turned as its EXIF says), a PIL image of any mode, or a uint8 array [H, W, 3] -> a PIL image in RGB.
+    """Convert any supported input to a PIL image in RGB.
 
-    Raises ImageError, naming what came, for anything else or a file that is no image.
+    Args:
+        image: one of
+
+            - a path: the image is rotated by its EXIF orientation;
+            - an `io.BytesIO` with the contents of an image file, rotated in the same way;
+            - a PIL image of any mode, converted by `to_rgb`; its EXIF orientation is ignored;
+            - a uint8 array [H, W, 3] in RGB order.
+
+    Returns:
+        The image, in mode RGB.
+
+    Raises:
+        ImageError: if the file is missing or cannot be decoded, or the input is of another kind.
     """
     if isinstance(image, (str, os.PathLike)):
         return _read(_open, image, f"{image}: ")
-    if isinstance(image, io.BytesIO):  # a file's bytes, as from standard input
+    if isinstance(image, io.BytesIO):
         return _read(_open, image, "")
-    if isinstance(image, Image.Image):  # opened, but perhaps not read yet
+    if isinstance(image, Image.Image):  # Pillow opens files lazily, so decoding may fail here
         return _read(to_rgb, image, "")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ImageError(f"an image array must be uint8 [H, W, 3] in RGB order; got {image.dtype} "
                              f"{list(image.shape)}.\n---> hint: {_array_hint(image)}")
         return Image.fromarray(np.ascontiguousarray(image))
-    raise ImageError(f"an image is a path, a PIL image or a uint8 array [H, W, 3]; got {type(image).__name__}")
+    raise ImageError(f"an image must be a path, a PIL image or a uint8 array [H, W, 3]; got {type(image).__name__}")
 
 
 def _open(path):
     with Image.open(path) as opened:
-        return to_rgb(_turned(opened))
+        return to_rgb(_rotated(opened))
 
 
 def _read(read, image, where):
+    """Call `read`, and turn whatever it raises into an ImageError that starts with `where`."""
     try:
         return read(image)
     except FileNotFoundError:
@@ -153,38 +216,51 @@ def _read(read, image, where):
     except ImageError as error:
         raise ImageError(f"{where}{error}") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{where}{brief(error)} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS") from None
-    except Exception as error:  # Pillow's readers let out whatever goes wrong inside them
-        raise ImageError(f"{where}not a readable image ({brief(error)}); expected a whole PNG, JPEG or other file that "
-                         "Pillow reads") from None
+        raise ImageError(f"{where}{brief(error)} If you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS") from None
+    except Exception as error:  # Pillow's decoders raise exceptions of any type on corrupted files
+        raise ImageError(f"{where}not a readable image ({brief(error)}); expected a complete PNG, JPEG or other file "
+                         "that Pillow can decode") from None
 
 
-TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-         8: Image.Transpose.ROTATE_90}  # by the value of EXIF's orientation
+ROTATIONS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+             5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+             8: Image.Transpose.ROTATE_90}  # EXIF orientation -> operation that undoes it
 
 
-def _turned(image):
-    """An image as it was held, says its EXIF block; a damaged block says nothing, and loses no image."""
+def _rotated(image):
+    """The image in upright orientation, by its EXIF block. A corrupted block is ignored."""
     try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # as in _read
-        turn = None
-    return image if turn is None else image.transpose(turn)
+        rotation = ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # any type, as in _read
+        rotation = None
+    return image if rotation is None else image.transpose(rotation)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode to RGB: alpha is dropped, palettes are expanded, 16-bit grey is scaled by 1/257."""
+    """Convert a PIL image of any mode to RGB.
+
+    Alpha is dropped, not blended. Palettes are expanded. 16-bit greyscale is scaled by 1/257, to 8 bits.
+
+    Args:
+        image: a PIL image.
+
+    Returns:
+        The image in mode RGB.
+
+    Raises:
+        ImageError: if the image is empty, has float pixels, or has integer pixels outside 0 to 65535.
+    """
     mode = image.mode
     if 0 in image.size:
-        raise ImageError(f"the image has no pixels; its size is {image.size[0]} x {image.size[1]}")
+        raise ImageError(f"an image must have pixels; got a size of {image.size[0]} x {image.size[1]}")
     if mode == "F":
-        raise ImageError("a float image has no agreed range; convert it to 8 bits first")
+        raise ImageError("an image must have integer pixels; got float pixels (mode F), whose range is not defined. "
+                         "Convert it to 8 bits first")
     if mode.startswith("I"):
         grey = np.asarray(image, np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise ImageError("an integer image is read as 16-bit grey, 0..65535; this one holds "
-                             f"{grey.min()}..{grey.max()}")
+            raise ImageError("an image with integer pixels must have values in 0..65535 (16-bit greyscale); got "
+                             f"{grey.min()}..{grey.max()}. Scale it first")
         return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
     if mode == "LAB":
         from PIL import ImageCms
@@ -197,15 +273,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def preprocess(image: Image.Image, settings: ImageSettings, size: Sequence[int] | None = None) -> np.ndarray:
-    """RGB image -> pixels [3, H, W] float32, resized and normalised. Resampling is Pillow's, 8-bit, antialiased."""
+    """Resize and normalise an image. Resampling is Pillow's, on 8-bit values, with antialiasing.
+
+    Args:
+        image: RGB image.
+        settings: preprocessing settings of the checkpoint.
+        size: (shortest, longest) edge in pixels; None for the size in the settings.
+
+    Returns:
+        pixels [3, H, W] float32.
+
+    Raises:
+        ImageError: if the resized image would have too many pixels, or none.
+        ArgumentError: if `size` is out of range.
+    """
     height, width = settings.target(image.height, image.width, size)
-    if height * width > LARGEST:
-        raise ImageError(f"an image of {image.width} x {image.height} pixels would be resized to {width} x {height}, "
-                         f"over {LARGEST} pixels; use a smaller `size`")
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"a resized image must have at most {MAX_PIXELS} pixels; {image.width} x {image.height} would "
+                         f"be resized to {width} x {height}. Use a smaller `size`")
     if (height, width) != (image.height, image.width):
         if min(height, width) < 1:
-            raise ImageError(f"an image of {image.width} x {image.height} pixels is too thin: it would be resized to "
-                             f"{width} x {height}")
+            raise ImageError(f"a resized image must have at least one row and one column; {image.width} x "
+                             f"{image.height} would be resized to {width} x {height}. Crop the image first")
         image = image.resize((width, height), resample=settings.resample)
     pixels = np.asarray(image, np.float32)  # [H, W, 3]
     if settings.do_rescale:

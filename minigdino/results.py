@@ -1,4 +1,4 @@
-"""What was found: boxes in the original image's pixels, scores, and the caller's own words."""
+"""Detections: boxes in pixels of the original image, scores, and labels in the caller's wording."""
 
 from __future__ import annotations
 
@@ -25,30 +25,52 @@ COLUMNS = ("left", "top", "right", "bottom", "score", "label", "label_id", "phra
 
 @dataclass(frozen=True)
 class Detection:
-    """One box."""
+    """One detected object.
 
-    box: tuple[float, float, float, float]  # left, top, right, bottom in pixels of the original image, not clipped
+    Attributes:
+        box: (left, top, right, bottom) in pixels of the original image, not clipped to it.
+        score: highest probability of the box over all tokens of the prompt, 0 to 1.
+        label: one of the caller's phrases.
+        label_id: index of that phrase in the prompt, from 0.
+        phrase: text of the tokens above the text threshold, with the spelling of transformers. It may be empty.
+    """
+
+    box: tuple[float, float, float, float]
     score: float
-    label: str  # one of the caller's phrases
-    label_id: int  # its place in the prompt
-    phrase: str  # the tokens above the text threshold, as transformers spells them
+    label: str
+    label_id: int
+    phrase: str
 
     def to_dict(self) -> dict:
-        """{"box": [left, top, right, bottom], "score", "label", "label_id", "phrase"}"""
+        """Return the fields as a dict of plain Python values; "box" is a list [left, top, right, bottom]."""
         return {**self.__dict__, "box": list(self.box)}
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Boxes of one image, best first. An int picks one Detection; a slice, a mask or an array of ints picks several."""
+    """The N detections of one image, by descending score.
 
-    boxes: np.ndarray  # [N, 4] float32: left, top, right, bottom in pixels of the original image, not clipped
-    scores: np.ndarray  # [N] float32
-    labels: list[str]  # always one of the caller's phrases
-    label_ids: np.ndarray  # [N] int64: the phrase's place in the prompt
-    phrases: list[str]  # tokens above the text threshold, as transformers spells them; may be empty or merged
-    image_size: tuple[int, int]  # (width, height) of the original image
-    image: Any = field(default=None, repr=False)  # what the caller gave, not a copy; for pictures
+    It supports `len`, iteration and indexing. An int index gives one `Detection`. A slice, a boolean mask, or an array
+    of ints gives `Detections`.
+
+    Attributes:
+        boxes: [N, 4] float32 (left, top, right, bottom) in pixels of the original image, not clipped to it.
+        scores: [N] float32, highest probability of each box over all tokens of the prompt.
+        labels: N strings, each one of the caller's phrases.
+        label_ids: [N] int64, index of each label's phrase in the prompt, from 0.
+        phrases: N strings, the tokens above the text threshold, with the spelling of transformers. A string may be
+            empty, or mix words of several phrases.
+        image_size: (width, height) of the original image, in pixels.
+        image: the image as passed to `detect`, not a copy; None if unknown. `plot` draws on it.
+    """
+
+    boxes: np.ndarray  # [N, 4]
+    scores: np.ndarray  # [N]
+    labels: list[str]
+    label_ids: np.ndarray  # [N]
+    phrases: list[str]
+    image_size: tuple[int, int]
+    image: Any = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -75,22 +97,41 @@ class Detections:
         return f"Detections({len(self)}: {shown}{', ...' if len(self) > 5 else ''})"
 
     def to_dict(self) -> dict:
-        """{"width", "height", "detections": [Detection.to_dict(), ...]}, plain Python throughout."""
+        """Return all detections as plain Python values.
+
+        Returns:
+            {"width", "height", "detections": [{"box", "score", "label", "label_id", "phrase"}, ...]}
+        """
         width, height = self.image_size
         return {"width": width, "height": height, "detections": [d.to_dict() for d in self]}
 
-    def to_json(self, **options) -> str:
-        """`to_dict` as JSON; options are those of `json.dumps`."""
+    def to_json(self, **options: Any) -> str:
+        """Return `to_dict` as a JSON string.
+
+        Args:
+            options: keyword arguments of `json.dumps`, such as indent.
+
+        Returns:
+            The JSON text.
+        """
         return json.dumps(self.to_dict(), **options)
 
     def to_coco(self, image_id: int = 0, categories: Mapping[str, int] | None = None) -> list[dict]:
-        """COCO results: [{"image_id", "category_id", "bbox": [left, top, width, height], "score"}, ...]
+        """Return the detections in the COCO results format.
 
-        categories maps labels to ids; without it an id is the phrase's place in the prompt.
-        Raises ArgumentError naming a label that categories lacks.
+        Args:
+            image_id: id of the image.
+            categories: {label: category id}. Without it, the category id is the index of the phrase in the prompt.
+
+        Returns:
+            [{"image_id", "category_id", "bbox": [left, top, width, height], "score"}, ...], boxes in pixels.
+
+        Raises:
+            ArgumentError: if `categories` lacks a label.
         """
-        if categories is not None and (strange := [label for label in self.labels if label not in categories]):
-            raise ArgumentError(f"categories has no id for {strange[0]!r}; it knows {', '.join(map(repr, categories))}")
+        if categories is not None and (missing := [label for label in self.labels if label not in categories]):
+            raise ArgumentError(f"categories must have an id for each label; it has no id for {missing[0]!r}, only for "
+                                f"{', '.join(map(repr, categories))}. Add it")
         rows = []
         for d in self:
             left, top, right, bottom = d.box
@@ -100,7 +141,11 @@ class Detections:
         return rows
 
     def to_csv(self) -> str:
-        """A header line and one line a box: left, top, right, bottom, score, label, label_id, phrase"""
+        """Return the detections as CSV text.
+
+        Returns:
+            A header line, then one line per box: left, top, right, bottom, score, label, label_id, phrase.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -108,29 +153,45 @@ class Detections:
         return text.getvalue()
 
     def to_supervision(self):
-        """A `supervision.Detections`: xyxy, confidence, class_id, and data["class_name"]. Needs that package."""
+        """Convert to a `supervision.Detections`, with xyxy, confidence, class_id and data["class_name"].
+
+        Raises:
+            ArgumentError: if the package supervision is not installed.
+        """
         try:
             import supervision
         except ImportError:
-            raise ArgumentError("to_supervision() needs the package supervision: pip install supervision") from None
+            raise ArgumentError("to_supervision() needs the package supervision, which is not installed. Run: pip "
+                                "install supervision") from None
         return supervision.Detections(xyxy=self.boxes.reshape(-1, 4), confidence=self.scores, class_id=self.label_ids,
                                       data={"class_name": np.array(self.labels, dtype=str)})
 
-    def plot(self, image=None) -> Image.Image:
-        """A copy of the image (path, PIL or array; by default the one searched) with boxes, labels and scores on it."""
+    def plot(self, image: Any = None) -> Image.Image:
+        """Draw the boxes with labels and scores on a copy of the image.
+
+        Args:
+            image: a path, a PIL image or a uint8 array [H, W, 3]; None for the image that was passed to `detect`.
+
+        Returns:
+            An RGB image.
+
+        Raises:
+            ArgumentError: if no image is given and none is stored.
+            ImageError: if the image cannot be read, for example because its file was deleted.
+        """
         image = self.image if image is None else image
         if image is None:
-            raise ArgumentError("these detections do not know their image; call plot(image)")
+            raise ArgumentError("plot() needs an image, and these detections store none. Call plot(image)")
         return annotate(open_image(image), self.boxes, self.labels, self.scores, self.label_ids)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the picture, if the image is still there, and a table."""
+        """Notebook display: the annotated image, if it is still available, and a table."""
         rows = "".join(f"<tr><td>{html.escape(d.label)}</td><td>{d.score:.3f}</td>"
                        f"<td>{', '.join(f'{v:.0f}' for v in d.box)}</td></tr>" for d in self)
         table = f"<table><tr><th>label</th><th>score</th><th>left, top, right, bottom</th></tr>{rows}</table>"
         try:
             picture, data = self.plot(), io.BytesIO()
-        except (ArgumentError, ImageError):  # no image, or its file has gone
+        except (ArgumentError, ImageError):  # no image is stored, or its file was deleted
             return table
         picture.thumbnail((800, 800))
         picture.save(data, "JPEG", quality=88)
@@ -139,11 +200,25 @@ class Detections:
 
 def post_process(logits, boxes, prompt: Prompt, decode, image_size: tuple[int, int], threshold: float,
                  text_threshold: float, image=None) -> Detections:
-    """Keep the boxes whose best token passes the threshold, and say what they are.
+    """Select and label the detections among the network's Q boxes.
 
-    A box's score is its best probability over all tokens. Its label is the phrase whose own tokens hold the highest
-    probability, the earlier one of two equals.
-    logits [Q, T], boxes [Q, 4] as fractions; decode turns token ids into text; image_size (width, height)
+    - The score of a box is its highest probability over all tokens. A box is a detection if its score is above
+      `threshold`.
+    - Its label is the phrase whose tokens have the highest probability, the earlier one in a tie. Delimiters count for
+      the score, but not for the label.
+
+    Args:
+        logits: [Q, T], before the sigmoid.
+        boxes: [Q, 4] (cx, cy, w, h) as fractions of the image.
+        prompt: the tokenized prompt.
+        decode: function that converts token ids to text.
+        image_size: (width, height) of the original image, in pixels.
+        threshold: score that a detection must exceed.
+        text_threshold: probability that a token must exceed to become part of `Detections.phrases`.
+        image: stored in the result, for `Detections.plot`.
+
+    Returns:
+        The detections, by descending score, then by query index.
     """
     probabilities = sigmoid(logits)  # [Q, T]
     scores = probabilities.max(axis=1)  # [Q]
@@ -156,12 +231,15 @@ def post_process(logits, boxes, prompt: Prompt, decode, image_size: tuple[int, i
         scores=scores[kept],
         labels=[prompt.phrases[i] for i in label_ids],
         label_ids=label_ids,
-        phrases=[decode(prompt.ids[tokens]) for tokens in _said(probabilities[kept], text_threshold)],
+        phrases=[decode(prompt.ids[tokens]) for tokens in _phrase_tokens(probabilities[kept], text_threshold)],
         image_size=image_size,
         image=image)
 
 
-def _said(probabilities, text_threshold):
-    """Tokens that pass, for each box; transformers drops the first of a prompt and the last of 256 columns."""
+def _phrase_tokens(probabilities, text_threshold):
+    """Indices of the tokens above the threshold, for each box.
+
+    As in transformers, the first token of the prompt and the last of 256 columns never count.
+    """
     columns = probabilities[:, 1:255] > text_threshold
     return [np.flatnonzero(row) + 1 for row in columns]

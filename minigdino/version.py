@@ -1,3 +1,3 @@
-"""The one place of the version number."""
+"""The version of the package. It is defined here only."""
 
 __version__ = "0.1.0.dev0"

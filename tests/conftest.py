@@ -1,4 +1,4 @@
-"""Hypothesis: the same examples on every run in CI, and no deadline, since machines differ. Parity needs PyTorch."""
+"""Hypothesis: no deadline, since machines differ, and the same examples on every run in CI. Parity needs PyTorch."""
 
 import importlib.util
 import os
@@ -15,14 +15,15 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` run where there is one."""
-    if wanting := [item for item in items if item.get_closest_marker("gpu")]:
-        lack = _lack_of_gpu()
-        for item in wanting if lack else ():
-            item.add_marker(pytest.mark.skip(reason=lack))
+    """Skip tests marked `gpu` on machines without a GPU."""
+    if gpu_tests := [item for item in items if item.get_closest_marker("gpu")]:
+        reason = _why_no_gpu()
+        for item in gpu_tests if reason else ():
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def _lack_of_gpu():
+def _why_no_gpu():
+    """The first line of the error of device "cuda"; None if there is a GPU."""
     from minigdino import ArgumentError
     from minigdino.runtime.device import find_device
 
@@ -31,3 +32,12 @@ def _lack_of_gpu():
     except ArgumentError as error:
         return str(error).partition("\n")[0]
     return None
+
+
+@pytest.fixture(scope="module", params=["fast", "reference"])
+def both_kernels(request):
+    """Run every test of a module twice: with the compiled twins, and with the NumPy references."""
+    import minigdino
+
+    with minigdino.use(request.param):
+        yield request.param

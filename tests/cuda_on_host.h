@@ -1,10 +1,11 @@
-// What .cu files take from CUDA, for a C++ compiler: blocks one after the other, the threads of a block as fibers.
+// Emulation of CUDA for a C++ compiler: blocks run one after another, the threads of a block as fibers.
 //
-// A fiber runs until it ends, or waits at a shuffle for its warp, or at __syncthreads for its block; then the next one
-// has its turn, and a warp goes as far ahead of the others as it can. So a run is the same every time, and
-// AddressSanitizer sees every access. A barrier that some threads of a block, or some lanes of a warp, never reach ends
-// the program. `backwards` turns the order of lanes and warps round: threads that depend on the order, for want of a
-// barrier, then give another result.
+// A fiber runs until it ends, waits at a shuffle for its warp, or waits at __syncthreads for its block. Then the next
+// fiber of the warp runs. Each warp runs as far as possible before the next one starts. So every run is the same, and
+// AddressSanitizer sees every access.
+//
+// The program aborts at a barrier that only some threads of a block, or some lanes of a warp, reach. `backwards`
+// reverses the order of lanes and warps: a kernel that lacks a barrier then gives a different result.
 #pragma once
 #include <cmath>
 #include <cstdio>
@@ -42,26 +43,26 @@ static Dim3 blockIdx, blockDim, threadIdx;
 namespace host {
 
 enum State { READY, AT_BLOCK, AT_WARP, DONE };
-constexpr int WARP_SIZE = 32, MOST_THREADS = 1024;
+constexpr int WARP_SIZE = 32, MAX_THREADS = 1024;
 constexpr size_t STACK = 1 << 17;
 
 struct Fiber {
-    ucontext_t context;  // its beginning
-    jmp_buf place;       // where it waits
+    ucontext_t context;  // starts the fiber
+    jmp_buf position;    // resumes the fiber where it waits
     char *stack;
-    void *fake;  // AddressSanitizer's
+    void *fake_stack;  // of AddressSanitizer
     State state;
-    bool begun;
-    int shuffles;  // so far
+    bool started;
+    int shuffles;  // number so far
 };
 
-static Fiber fibers[MOST_THREADS];
+static Fiber fibers[MAX_THREADS];
 static jmp_buf scheduler;
 static const void *scheduler_stack;
 static size_t scheduler_size;
 static void (*body)(void *);
 static void *body_arguments;
-static double slots[2][MOST_THREADS];
+static double slots[2][MAX_THREADS];
 
 [[noreturn]] static void fail(const char *what) {
     std::fprintf(stderr, "cuda_on_host: block %u: %s\n", blockIdx.x, what);
@@ -71,9 +72,9 @@ static double slots[2][MOST_THREADS];
 static void wait(State state) {
     Fiber &self = fibers[threadIdx.x];
     self.state = state;
-    __sanitizer_start_switch_fiber(state == DONE ? nullptr : &self.fake, scheduler_stack, scheduler_size);
-    if (!_setjmp(self.place)) _longjmp(scheduler, 1);  // swapcontext would ask the system for its signal mask
-    __sanitizer_finish_switch_fiber(fibers[threadIdx.x].fake, &scheduler_stack, &scheduler_size);
+    __sanitizer_start_switch_fiber(state == DONE ? nullptr : &self.fake_stack, scheduler_stack, scheduler_size);
+    if (!_setjmp(self.position)) _longjmp(scheduler, 1);  // swapcontext is slower: a system call for the signal mask
+    __sanitizer_finish_switch_fiber(fibers[threadIdx.x].fake_stack, &scheduler_stack, &scheduler_size);
 }
 
 static void start() {
@@ -82,18 +83,18 @@ static void start() {
     wait(DONE);
 }
 
-static void *scheduler_fake;
+static void *scheduler_fake_stack;
 
 static void resume(int thread) {
     Fiber &fiber = fibers[thread];
     threadIdx.x = thread;
-    __sanitizer_start_switch_fiber(&scheduler_fake, fiber.stack, STACK);
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack, STACK);
     if (!_setjmp(scheduler)) {
-        if (fiber.begun) _longjmp(fiber.place, 1);
-        fiber.begun = true;
+        if (fiber.started) _longjmp(fiber.position, 1);
+        fiber.started = true;
         setcontext(&fiber.context);
     }
-    __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
+    __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
 }
 
 static int count(int first, int threads, State state) {
@@ -106,7 +107,7 @@ static void make_ready(int first, int threads) {
     for (int i = first; i < first + threads; i++) fibers[i].state = READY;
 }
 
-// A warp runs as far as it can without the others.
+// Run a warp until each of its lanes waits at __syncthreads or has ended.
 static void run_warp(int first, bool backwards) {
     for (;;) {
         for (int n = 0; n < WARP_SIZE; n++) {
@@ -130,7 +131,7 @@ static void run_block(int threads, bool backwards) {
         fiber.context.uc_stack.ss_size = STACK;
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, start, 0);
-        fiber.begun = false;
+        fiber.started = false;
         fiber.shuffles = 0;
     }
     do {
@@ -151,10 +152,10 @@ struct Call {
     }
 };
 
-// A kernel with its arguments as cuLaunchKernel takes them: the address of each.
+// Launch a kernel. As in cuLaunchKernel, `addresses` holds the address of each argument.
 template <typename... A>
 void run(void (*kernel)(A...), int blocks, int threads, bool backwards, void **addresses) {
-    if (threads < 1 || threads > MOST_THREADS || threads % WARP_SIZE) fail("a block is 1 to 32 whole warps here");
+    if (threads < 1 || threads > MAX_THREADS || threads % WARP_SIZE) fail("a block must be 1 to 32 whole warps");
     Call<A...> call{kernel, addresses};
     body = [](void *p) { static_cast<Call<A...> *>(p)->make(std::index_sequence_for<A...>()); };
     body_arguments = &call;
@@ -172,9 +173,9 @@ static void __syncthreads() { host::wait(host::AT_BLOCK); }
 template <typename T>
 T __shfl_xor_sync(unsigned lanes, T value, int step) {
     static_assert(sizeof(T) <= sizeof(double), "");
-    if (lanes != 0xffffffffu) host::fail("a shuffle among some lanes only");
+    if (lanes != 0xffffffffu) host::fail("a shuffle must include all lanes of the warp");
     const int thread = threadIdx.x;
-    // in turns, since a lane may be at the next shuffle before the others have read this one's
+    // two slots per thread: a lane may reach the next shuffle before the others have read the value of this one
     double *slots = host::slots[host::fibers[thread].shuffles++ % 2];
     std::memcpy(&slots[thread], &value, sizeof value);
     host::wait(host::AT_WARP);

@@ -1,9 +1,12 @@
-"""CuPy for machines without a GPU: arrays that compute as NumPy does and travel as CuPy's do.
+"""Emulation of CuPy for machines without a GPU: NumPy computes, but arrays move and dispatch as CuPy's do.
 
-They dispatch as `cupy.ndarray` does (NEP 13 and 18, by a function's name), know no function, method or argument but
-those below, which `test_fake_gpu.py` compares with the real CuPy where it is installed, and raise where CuPy would
-raise, or would wait for the GPU: host arrays as operands, conversion to NumPy, truth values, masks as indices. Fresh
-memory holds NaN. Nothing is computed unless their device is the current one. Every transfer and launch is noted.
+- Arrays dispatch as `cupy.ndarray` does (NEP 13 and 18, by the name of a function).
+- Only the functions, methods and arguments listed below exist. `test_fake_gpu.py` compares the list with CuPy, where it
+  is installed.
+- `Refused` is raised where CuPy would raise an error or wait for the GPU: host arrays as operands, conversion to NumPy,
+  truth values, boolean masks as indices, and any computation while the array's device is not the current one.
+- Uninitialised memory holds NaN.
+- A `Gpu` records every transfer and every kernel launch.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections import Counter
 
 import numpy as np
 
-# As CuPy 14 has them; what follows "*" or is left out here is not to be used.
+# Signatures of CuPy 14. Arguments that are left out here must not be used.
 FUNCTIONS = {
     "arange": "start, stop=None, step=1, dtype=None",
     "argsort": "a, axis=-1, kind=None",
@@ -50,8 +53,8 @@ UFUNCS = {
 }  # fmt: skip
 UFUNC_KEYWORDS = {"out"}
 ATTRIBUTES = ("shape", "dtype", "ndim", "size", "strides", "itemsize", "nbytes")
-VIEWS = {"broadcast_to", "moveaxis", "split", "swapaxes", "transpose"}  # no kernel runs for these
-CREATORS = {"arange", "asarray", "empty", "full", "zeros"}  # these make arrays from none
+VIEWS = {"broadcast_to", "moveaxis", "split", "swapaxes", "transpose"}  # these launch no kernel
+CREATORS = {"arange", "asarray", "empty", "full", "zeros"}  # these take no array
 
 SIGNATURES = {
     name: inspect.signature(eval(f"lambda {text}: 0")) for name, text in {**FUNCTIONS, **METHODS}.items()
@@ -59,18 +62,19 @@ SIGNATURES = {
 
 
 class Gpu:
-    """What `minigdino.runtime.device.Gpu` is, for arrays of this file."""
+    """Counterpart of `minigdino.runtime.device.Gpu` that records transfers and launches."""
 
     current: Gpu | None = None
 
     def __init__(self, index=0):
         self.id, self.name = index, f"cuda:{index}"
-        self.launched: Counter[str] = Counter()  # kernels by name, ours and CuPy's
-        self.sent: list[tuple[int, ...]] = []  # shapes of what went to the device
-        self.fetched: list[tuple[int, ...]] = []
+        self.launched: Counter[str] = Counter()  # number of launches by kernel: of minigdino and of CuPy
+        self.sent: list[tuple[int, ...]] = []  # shapes of arrays copied to the device
+        self.fetched: list[tuple[int, ...]] = []  # shapes of arrays copied to the host
 
     @contextlib.contextmanager
     def computing(self):
+        """Make this the current device."""
         before, Gpu.current = Gpu.current, self
         try:
             yield
@@ -78,31 +82,34 @@ class Gpu:
             Gpu.current = before
 
     def send(self, array):
+        """Copy a host array to this device."""
         with self.computing():
             return np.asarray(array, like=Array(np.zeros(0)))
 
     def fetch(self, array):
+        """Copy an array of this device to the host."""
         self.fetched.append(array.shape)
         return array.get()
 
     def clear(self):
+        """Reset the records."""
         self.launched.clear()
         self.sent.clear()
         self.fetched.clear()
 
 
 class Refused(TypeError):
-    """CuPy would not do this, or would wait for the GPU."""
+    """CuPy would raise an error here, or wait for the GPU."""
 
 
 class Array(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array of the fake GPU. Its numbers lie in `_host`, which nobody but this file and `on_host.py` reads."""
+    """An array of the emulated GPU. Only this file and `on_host.py` read its elements, in `_host`."""
 
     def __init__(self, host):
         self._host, self.device = host, Gpu.current
 
     def get(self):
-        """A copy on the host."""
+        """Return a copy as a NumPy array."""
         return self._host.copy()
 
     def __array__(self, *_, **__):
@@ -112,28 +119,28 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         name = ufunc.__name__
         name = {"divide": "true_divide"}.get(name, name)
         if name not in UFUNCS or method != "__call__" or not keywords.keys() <= UFUNC_KEYWORDS:
-            raise Refused(f"numpy.{ufunc.__name__}, {method}, {sorted(keywords)}: not on the list of fake_gpu.py")
+            raise Refused(f"numpy.{ufunc.__name__}, {method}, {sorted(keywords)}: not listed in fake_gpu.py")
         for x in (*inputs, *keywords.get("out", ())):
             if not isinstance(x, (Array, bool, int, float, np.generic)):
-                raise Refused(f"numpy.{name} of {type(x)}: CuPy takes its own arrays and scalars")
+                raise Refused(f"numpy.{name} of {type(x)}: CuPy accepts only its own arrays and scalars")
         launch(name)
         out = tuple(_unwrapped(keywords.get("out", ())))
         return _wrapped(ufunc(*map(_unwrapped, inputs), **({"out": out} if out else {})))
 
     def __array_function__(self, function, types, args, keywords):
         name = function.__name__
-        if name not in FUNCTIONS or function.__module__ != "numpy":  # CuPy looks under the same path
-            raise Refused(f"numpy.{name}: not on the list of fake_gpu.py")
-        return called(name, function, args, keywords)
+        if name not in FUNCTIONS or function.__module__ != "numpy":  # CuPy looks up the same path
+            raise Refused(f"numpy.{name}: not listed in fake_gpu.py")
+        return checked_call(name, function, args, keywords)
 
     def __getitem__(self, key):
         for part in key if isinstance(key, tuple) else (key,):
             if isinstance(part, Array):
                 if part.dtype.kind not in "iu":
-                    raise Refused(f"an index of {part.dtype}: the GPU must say how much it selects")
+                    raise Refused(f"an index of dtype {part.dtype}: the size of the result must come from the GPU")
                 launch("take")
             elif not (part is None or part is Ellipsis or type(part) in (int, slice)):
-                raise Refused(f"an index of {type(part)} would travel")
+                raise Refused(f"an index of {type(part)} would be copied to the GPU")
         return _wrapped(self._host[_unwrapped(key)])
 
     def __iter__(self):
@@ -150,21 +157,21 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
     def flags(self):
         return self._host.flags
 
-    def _waits(self, *_, **__):
+    def _refused(self, *_, **__):
         raise Refused("the program would wait for the GPU here")
 
-    __bool__ = __int__ = __float__ = __index__ = item = tolist = __setitem__ = _waits
+    __bool__ = __int__ = __float__ = __index__ = item = tolist = __setitem__ = _refused
 
     def __repr__(self):
         return f"fake {self._host!r}"
 
 
-Array.__module__ = "cupy"  # the name by which minigdino/runtime/kernels.py knows CuPy's arrays
+Array.__module__ = "cupy"  # by this name minigdino/runtime/kernels.py recognises CuPy's arrays
 
 
 def _method(name):
     def method(self, *args, **keywords):
-        return called(name, getattr(type(self._host), name), (self, *args), keywords, of_self=True)
+        return checked_call(name, getattr(type(self._host), name), (self, *args), keywords, is_method=True)
 
     return method
 
@@ -175,41 +182,41 @@ for _name in ATTRIBUTES:
     setattr(Array, _name, property(lambda self, name=_name: getattr(self._host, name)))
 
 
-def called(name, function, args, keywords, of_self=False):
-    """A function or method that is on the list, with arguments that CuPy takes."""
+def checked_call(name, function, args, keywords, is_method=False):
+    """Call a listed function or method, after checking its arguments against CuPy's signature."""
     try:
-        SIGNATURES[name].bind(*args[of_self:], **keywords)
+        SIGNATURES[name].bind(*args[is_method:], **keywords)
     except TypeError as error:
-        raise Refused(f"{name}: {error}; CuPy has ({SIGNATURES[name]})") from None
+        raise Refused(f"{name}: {error}; CuPy's signature is {SIGNATURES[name]}") from None
     if name == "argsort" and keywords.get("kind") not in (None, "stable"):
-        raise Refused(f"argsort of kind {keywords['kind']}")
+        raise Refused(f'argsort: kind must be None or "stable"; got {keywords["kind"]!r}')
     if name == "asarray" and not isinstance(args[0], Array):
         Gpu.current.sent.append(np.shape(args[0]))
     elif name not in CREATORS:
         _no_host_arrays(name, (args, keywords))
     result = function(*_unwrapped(args), **_unwrapped(keywords))
     if name == "asarray" and not isinstance(args[0], Array):
-        result = result.copy(order="K")  # it lies elsewhere now
+        result = result.copy(order="K")  # the device has its own memory
     if name == "empty":
         result.fill(np.nan if result.dtype.kind == "f" else 77)
     copies = name == "reshape" and not np.shares_memory(result, args[0]._host) and result.size
     if copies or not (name in VIEWS or name in ("asarray", "empty", "reshape")):
         launch(name)
     elif Gpu.current is None:
-        launch(name)  # refuses
+        launch(name)  # raises Refused
     return _wrapped(result)
 
 
 def launch(name):
-    """Note a kernel; it needs a current device."""
+    """Record a kernel launch. Raises Refused without a current device."""
     if Gpu.current is None:
-        raise Refused(f"{name}: outside `with device.computing()`, CuPy would take whichever GPU is current")
+        raise Refused(f"{name}: outside `with device.computing()`, CuPy would use whatever GPU is current")
     Gpu.current.launched[name] += 1
 
 
 def _no_host_arrays(name, value):
     if isinstance(value, np.ndarray):
-        raise Refused(f"{name}: Unsupported type {type(value)}: a host array on the device")
+        raise Refused(f"{name}: Unsupported type {type(value)}: a host array as an operand on the device")
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ():
         _no_host_arrays(name, part)
 

@@ -1,12 +1,16 @@
-"""Damaged model files and pictures, by the thousand: only `minigdino.Error` may come out of them.
+"""Fuzz the loading of model files and images. Damaged files may raise only `minigdino.Error`.
 
-    python tests/fuzz.py --seconds 600 --seed 0                  every target in turn; a table; status 1 if one failed
-    python tests/fuzz.py --seed 0 --target image --only 1234     that one input again, with its traceback
+    python tests/fuzz.py --seconds 600 --seed 0                  all targets; prints a table; status 1 after a failure
+    python tests/fuzz.py --seed 0 --target image --only 1234     one input again, with its traceback
     python tests/fuzz.py --target image --atheris [OPTION ...]   guided by coverage; needs `pip install atheris`
 
-An input is made from (seed, target, number) alone. It is tried in a worker process whose address space may grow by
-MEMORY at most; a worker that dies, or stays silent for HANG, is replaced, and its input is a failure. So is one that
-takes SLOW processor seconds, raises anything else, or is refused in a message that nobody could read.
+(seed, target, number) determine an input. It is tried in a worker process whose address space can grow by MEMORY bytes.
+An input fails if
+
+- the worker dies, or does not answer within HANG seconds (the worker is then replaced);
+- it takes more than SLOW seconds of processor time;
+- it raises any other exception;
+- its error message is too long or not printable.
 """
 
 from __future__ import annotations
@@ -43,21 +47,21 @@ from PIL import Image
 import minigdino
 from minigdino.image import ImageSettings, open_image, preprocess
 
-SLOW = 1.0  # processor seconds for one input
-HANG = 60.0  # seconds without an answer
-MEMORY = 2**30  # bytes that a warm worker may map in addition
-PIXELS = 2**20  # largest picture: Pillow's own bound, lowered as a server would, so that a bomb is small
-LARGEST = 2**20  # bytes of the largest JSON file: beyond, reading is slow because it is much
-MESSAGE = 2000  # characters of the longest message
+SLOW = 1.0  # limit of processor time for one input, in seconds
+HANG = 60.0  # limit of time for one input, in seconds
+MEMORY = 2**30  # bytes that a warmed-up worker can allocate
+PIXELS = 2**20  # Pillow's limit for images, lowered as on a server, so that a decompression bomb is small
+MAX_JSON = 2**20  # bytes of the largest JSON file, since reading a larger one is slow anyway
+MESSAGE = 2000  # characters of the longest allowed error message
 INDEX = "model.safetensors.index.json"
 SETTINGS = ImageSettings(size=(("longest_edge", 64), ("shortest_edge", 48)))
 
 
-# ---- what is damaged: small, complete files
+# ---- undamaged files: small and complete
 
 
 def config():
-    """Every kind of layer once."""
+    """Return a small geometry with at least one layer of each kind."""
     backbone = dict(embed_dim=8, depths=(1, 2), num_heads=(1, 2), window_size=3, out_indices=(1, 2))
     text = dict(vocab_size=1100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
                 max_position_embeddings=64)
@@ -67,34 +71,34 @@ def config():
 
 @functools.cache
 def model_files() -> dict[str, bytes]:
-    """A model directory that loads."""
+    """Return the files of a complete model directory: {name: contents}."""
     model = minigdino.Model.random(config(), tokenizer=tiny.tokenizer(), settings=SETTINGS)
-    with tempfile.TemporaryDirectory() as room:
-        model.save(room)
-        return {path.name: path.read_bytes() for path in Path(room).iterdir()}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def shards(files):
-    """The same directory, its weights in two files."""
+    """Return the same directory with the weights in two shards."""
     header, body = split(files["model.safetensors"])
     names = [name for name in header if name != "__metadata__"]
     parts = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
     tensors = {n: (header[n]["dtype"], header[n]["shape"], body[slice(*header[n]["data_offsets"])]) for n in names}
-    places = {name: shard for shard, some in parts.items() for name in some}
+    places = {name: shard for shard, part in parts.items() for name in part}
     rest = {name: data for name, data in files.items() if name != "model.safetensors"}
     index = json.dumps({"metadata": {"total_size": len(body)}, "weight_map": places}).encode()
-    return rest | {shard: join({n: tensors[n] for n in some}) for shard, some in parts.items()} | {INDEX: index}
+    return rest | {shard: join({n: tensors[n] for n in part}) for shard, part in parts.items()} | {INDEX: index}
 
 
 def vocabulary(files):
-    """The lines of vocab.txt."""
+    """Return the contents of vocab.txt."""
     ids = json.loads(files["tokenizer.json"])["model"]["vocab"]
     return "\n".join(sorted(ids, key=ids.get)).encode() + b"\n"
 
 
 @functools.cache
 def pictures() -> list[bytes]:
-    """One small file of every format and mode that Pillow writes here, some with EXIF blocks."""
+    """Return one small image file per format and mode that this Pillow can write. Some have EXIF blocks."""
     photo = Image.fromarray(tiny.photo(7, 9))
     exif = Image.Exif()
     exif[274], exif[271], exif[0x8769] = 6, "minigdino", {36867: "2024:01:01 00:00:00"}
@@ -119,13 +123,13 @@ def pictures() -> list[bytes]:
         data = io.BytesIO()
         try:
             image.save(data, kind, **options)
-        except (OSError, KeyError, ValueError):  # not built into this Pillow
+        except (OSError, KeyError, ValueError):  # not supported by this build of Pillow
             continue
         made.append(data.getvalue())
     return made
 
 
-# ---- how it is damaged
+# ---- damage
 
 ODD = (None, True, False, 0, 1, -1, 2, 3, 100, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308,
        math.inf, math.nan, "", "x", "\0", "..", "stage9", "\ud800", "x" * 3000, "y/" * 200, [], {}, [[]], [1, "x"],
@@ -136,7 +140,7 @@ NUMBER = re.compile(rb"-?\d[\d.eE+-]*")
 
 
 def spot(rng, value):
-    """A random place in a JSON value, as its container and its key there."""
+    """Choose a random position in a JSON value. Returns (container, key)."""
     while True:
         key = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
         if not isinstance(value[key], (dict, list)) or not value[key] or rng.random() < 0.25:
@@ -145,33 +149,34 @@ def spot(rng, value):
 
 
 def change_values(rng, value):
-    """A JSON value with up to four places replaced, removed, moved or multiplied."""
+    """Replace, remove, copy or repeat up to four values inside a JSON value."""
     for _ in range(rng.randint(1, 4)):
         if not value or not isinstance(value, (dict, list)):
             break
-        where, key = spot(rng, value)
-        old, kind = where[key], rng.randrange(8)
+        container, key = spot(rng, value)
+        old, kind = container[key], rng.randrange(8)
         if kind < 3:
-            where[key] = copy.deepcopy(rng.choice(ODD))
+            container[key] = copy.deepcopy(rng.choice(ODD))
         elif kind == 3:
-            del where[key]
+            del container[key]
         elif kind == 4 and type(old) in (int, float):
-            where[key] = rng.choice((old + 1, old - 1, -old, old * 2, old * 10**6, float(min(old, 2**99)) / 3, [old]))
+            changed = (old + 1, old - 1, -old, old * 2, old * 10**6, float(min(old, 2**99)) / 3, [old])
+            container[key] = rng.choice(changed)
         elif kind == 5:
-            other, its = spot(rng, value)
-            where[key] = copy.deepcopy(other[its])
+            other, other_key = spot(rng, value)
+            container[key] = copy.deepcopy(other[other_key])
         elif kind == 6:
             small = len(json.dumps(old)) < 100 and len(json.dumps(value)) < 50_000
-            where[key] = [old] * (rng.choice((0, 1, 2, 7, 70, 3000)) if small else 1)
-        elif isinstance(where, dict):
-            where[rng.choice(("x", "", "\ud800", "stage1", str(key) + "s"))] = where.pop(key)
+            container[key] = [old] * (rng.choice((0, 1, 2, 7, 70, 3000)) if small else 1)
+        elif isinstance(container, dict):
+            container[rng.choice(("x", "", "\ud800", "stage1", str(key) + "s"))] = container.pop(key)
     return value
 
 
 def change_json(rng, data):
-    """A JSON file with other values, or with text that JSON's own rules forbid."""
+    """Change values of a JSON file, or make it invalid JSON."""
     value = json.loads(data)
-    text = json.dumps(change_values(rng, value) if rng.random() < 0.85 else value).encode()[:LARGEST]
+    text = json.dumps(change_values(rng, value) if rng.random() < 0.85 else value).encode()[:MAX_JSON]
     if rng.random() < 0.15 and (numbers := list(NUMBER.finditer(text))):
         start, stop = rng.choice(numbers).span()
         text = text[:start] + rng.choice(ODD_TEXT) + text[stop:]
@@ -182,7 +187,7 @@ def change_json(rng, data):
 
 
 def change_bytes(rng, data, other=b""):
-    """Bits flipped, numbers overwritten, pieces cut out, doubled, swapped for another file's, or the end cut off."""
+    """Flip bits, overwrite numbers, remove, repeat or replace parts, or truncate. `other` provides foreign parts."""
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4, 8))):
         at, n = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 8, 50, 500))
@@ -205,13 +210,13 @@ def change_bytes(rng, data, other=b""):
 
 
 def split(data):
-    """Header and body of a safetensors file."""
+    """Split a safetensors file into its header and its tensor data."""
     n = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + n]), data[8 + n :]
 
 
 def join(tensors, metadata=None):
-    """{name: (dtype, shape, bytes)} -> a safetensors file whose offsets are right, whatever the rest is"""
+    """Make a safetensors file from {name: (dtype, shape, bytes)}. Only the offsets are sure to be valid."""
     header, at = {"__metadata__": metadata} if metadata else {}, 0
     for name, (dtype, shape, data) in tensors.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
@@ -221,7 +226,7 @@ def join(tensors, metadata=None):
 
 
 def change_safetensors(rng, data):
-    """Lies about the header's length, a damaged header, odd tensors in a good header, or numbers that are none."""
+    """Change the header length, the header, single tensors with a valid header, or values (NaN, infinity)."""
     header, body = split(data)
     kind = rng.randrange(10)
     if kind == 0:
@@ -233,23 +238,23 @@ def change_safetensors(rng, data):
         text = change_json(rng, json.dumps(header).encode())
         return len(text).to_bytes(8, "little") + text + body
     if kind == 5:
-        numbers = np.frombuffer(body, "<u4").copy()
-        nan, infinity, lowest, tiniest = 0x7FC00000, 0x7F800000, 0xFF7FFFFF, 1
+        values = np.frombuffer(body, "<u4").copy()
+        nan, infinity, lowest, smallest = 0x7FC00000, 0x7F800000, 0xFF7FFFFF, 1
         for _ in range(rng.choice((1, 1, 1, 9, 1000))):
-            number = rng.choice((nan, infinity, lowest, tiniest, rng.getrandbits(32)))
-            numbers[rng.randrange(len(numbers))] = number
-        return data[: len(data) - len(body)] + numbers.tobytes()
+            value = rng.choice((nan, infinity, lowest, smallest, rng.getrandbits(32)))
+            values[rng.randrange(len(values))] = value
+        return data[: len(data) - len(body)] + values.tobytes()
     tensors = {name: (entry["dtype"], entry["shape"], body[slice(*entry["data_offsets"])])
                for name, entry in header.items() if name != "__metadata__"}
     for _ in range(rng.randint(1, 3)):
         name = rng.choice(list(tensors))
-        dtype, shape, some = tensors[name]
+        dtype, shape, raw = tensors[name]
         tensors[name] = rng.choice((
-            (dtype, shape[::-1], some), (dtype, [*shape, 1], some), (dtype, [1] * 70 + shape, some),
-            (dtype, [0], b""), (dtype, [2**62, 0], b""), (dtype, [0, 2**40, 2**40], b""), (dtype, shape, some[:-4]),
-            ("F16", [2, *shape], some), ("BF16", [2, *shape], some), ("F16", shape, some[: len(some) // 2]),
-            ("BF16", shape, some[: len(some) // 2]), ("I32", shape, some), ("F8_E4M3", [4, *shape], some),
-            ("BOOL", [4, *shape], some), ("U64", [len(some) // 8], some[: len(some) // 8 * 8])))
+            (dtype, shape[::-1], raw), (dtype, [*shape, 1], raw), (dtype, [1] * 70 + shape, raw),
+            (dtype, [0], b""), (dtype, [2**62, 0], b""), (dtype, [0, 2**40, 2**40], b""), (dtype, shape, raw[:-4]),
+            ("F16", [2, *shape], raw), ("BF16", [2, *shape], raw), ("F16", shape, raw[: len(raw) // 2]),
+            ("BF16", shape, raw[: len(raw) // 2]), ("I32", shape, raw), ("F8_E4M3", [4, *shape], raw),
+            ("BOOL", [4, *shape], raw), ("U64", [len(raw) // 8], raw[: len(raw) // 8 * 8])))
         if rng.random() < 0.4:
             new = rng.choice((f"{name}.0", name.upper(), "", ".", "\0", name.replace(".0.", ".7."), "special_tokens",
                               "bbox_embed.1.layers.0.weight", f"model.decoder.{name}", "x" * 3000))
@@ -258,7 +263,7 @@ def change_safetensors(rng, data):
 
 
 def change_lines(rng, data):
-    """vocab.txt with lines lost, doubled, moved or damaged."""
+    """Remove, repeat, move or damage lines of vocab.txt."""
     lines = data.split(b"\n")
     for _ in range(rng.choice((1, 2, 50))):
         at, line = rng.randrange(len(lines)), rng.choice((b"", b"[CLS]", b"##", b".", b"\xff", b"x" * 3000, b"a b"))
@@ -267,15 +272,15 @@ def change_lines(rng, data):
 
 
 def change_tokenizer(rng, data):
-    """A JSON file or a vocabulary."""
+    """Damage a tokenizer file, either JSON or vocab.txt."""
     return change_json(rng, data) if data.startswith(b"{") else change_lines(rng, data)
 
 
 def change_picture(rng, data):
-    """A damaged picture; a PNG's checksums are mostly put right again, or nothing would be read behind them."""
+    """Damage an image. The checksums of a PNG are usually corrected, or the decoder would stop at the first one."""
     other = rng.choice(pictures())
     changed = change_bytes(rng, data, other)
-    if rng.random() < 0.2:  # pages and blocks are found through their tags: damage those, not the pixels
+    if rng.random() < 0.2:  # damage headers and tags, not pixels
         for tag in (b"Exif\0\0", b"II*\0", b"MM\0*", b"IHDR", b"\xff\xc0", b"GIF89a", b"BM", b"VP8"):
             if (at := data.find(tag)) >= 0:
                 changed = data[:at] + change_bytes(rng, data[at : at + 60], other[:60]) + data[at + 60 :]
@@ -283,7 +288,7 @@ def change_picture(rng, data):
 
 
 def with_checksums(png):
-    """A PNG whose checksums are right; anything else as it is."""
+    """Correct the checksums of a PNG. Other data is returned unchanged."""
     if not png.startswith(b"\x89PNG\r\n\x1a\n"):
         return png
     out, at = png[:8], 8
@@ -295,7 +300,7 @@ def with_checksums(png):
     return out + png[at:]
 
 
-# ---- the targets: what an input is, and what is done with it
+# ---- targets: the files of an input, and their use
 
 CHANGES = {"safetensors": change_safetensors, "index": change_json, "config": change_json, "preprocessor": change_json,
            "tokenizer": change_tokenizer, "image": change_picture}
@@ -303,8 +308,8 @@ TARGETS = tuple(CHANGES)
 TEXTS = (["a cat", "remote control"], "A cat. the ünïcode 猫 \U0001f431 [SEP] x?", ["xyz", "st. bernard"], "z" * 300)
 
 
-def whole(target: str, choice: int) -> tuple[dict[str, bytes], str]:
-    """Files that are right, and the name of the one to damage; the choice picks among several."""
+def undamaged(target: str, choice: int) -> tuple[dict[str, bytes], str]:
+    """Return undamaged files, and the name of the file to damage. `choice` selects one of several variants."""
     if target == "image":
         return {"picture": pictures()[choice % len(pictures())]}, "picture"
     files = dict(model_files())
@@ -331,20 +336,20 @@ def whole(target: str, choice: int) -> tuple[dict[str, bytes], str]:
 
 
 def damage(target: str, rng: random.Random) -> dict[str, bytes]:
-    """The files of one input."""
-    if target in MISHAPS:
+    """Return the files of one damaged input."""
+    if target in FAULTS:
         return {}
-    files, name = whole(target, rng.randrange(1000))
+    files, name = undamaged(target, rng.randrange(1000))
     return files | {name: CHANGES[target](rng, files[name])}
 
 
-def use(room: Path, text) -> None:
-    """Do with an input what a user would. Raises minigdino.Error if it is refused."""
-    if (room / "picture").exists():
-        return see(room / "picture")
-    model = minigdino.load(room)
+def use(folder: Path, text) -> None:
+    """Load an input and run a detection. Raises minigdino.Error if the input is refused."""
+    if (folder / "picture").exists():
+        return use_image(folder / "picture")
+    model = minigdino.load(folder)
     height, width = model.settings.target(30, 40)
-    size = (48, 64) if height * width > 2**16 else None  # it may have asked for more, but not here
+    size = (48, 64) if height * width > 2**16 else None  # a damaged file can ask for a large size, which is slow
     found = model.detect(tiny.photo(30, 40), text, threshold=0, size=size)
     assert found.boxes.shape == (len(found), 4) and found.boxes.dtype == found.scores.dtype == np.float32
     assert len(found.labels) == len(found.phrases) == len(found) <= model.config.num_queries
@@ -352,11 +357,11 @@ def use(room: Path, text) -> None:
     json.loads(found.to_json())
 
 
-def see(path):
-    """A picture by its path, and one that the caller has opened."""
+def use_image(path):
+    """Read an image from its path, and from a PIL image that the caller opened."""
     try:
         opened = Image.open(path)
-    except Exception:  # the caller's own trouble
+    except Exception:  # raised in the caller's code, not by minigdino
         opened = None
     if opened:
         with opened, contextlib.suppress(minigdino.Error):
@@ -373,29 +378,29 @@ def _spin(*_):
         pass
 
 
-def _mutter(*_):
+def _babble(*_):
     raise minigdino.Error("x" * 2 * MESSAGE)
 
 
-MISHAPS = {  # what a worker must be able to report of itself
+FAULTS = {  # failures that a worker must report, to test the fuzzer itself
     "die": lambda *_: os.abort(), "sleep": lambda *_: time.sleep(1000),
-    "grow": lambda *_: np.empty(2 * MEMORY, np.uint8), "raise": lambda *_: [][1], "spin": _spin, "mutter": _mutter,
+    "grow": lambda *_: np.empty(2 * MEMORY, np.uint8), "raise": lambda *_: [][1], "spin": _spin, "babble": _babble,
 }
 
 
-# ---- the worker: one input after another, in a process of its own
+# ---- worker: a process that tries one input after another
 
 
-def attempt(target: str, seed: int, number: int, room: Path) -> dict:
-    """Make and use one input -> {"outcome", "failed", "detail", "seconds", "warnings", "peak"}"""
+def attempt(target: str, seed: int, number: int, folder: Path) -> dict:
+    """Make and use one input. Returns {"outcome", "failed", "detail", "seconds", "warnings", "peak"}."""
     rng = random.Random(f"{seed} {target} {number}")
     for name, data in damage(target, rng).items():
-        (room / name).write_bytes(data)
+        (folder / name).write_bytes(data)
     outcome, failed, detail, start = "accepted", False, "", time.process_time()
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            MISHAPS.get(target, use)(room, rng.choice(TEXTS))
+            FAULTS.get(target, use)(folder, rng.choice(TEXTS))
         except minigdino.Error as error:
             outcome, detail = type(error).__name__, str(error)
             if len(detail) > MESSAGE or not detail.replace("\n", "").isprintable():
@@ -406,18 +411,18 @@ def attempt(target: str, seed: int, number: int, room: Path) -> dict:
     if seconds > SLOW:
         outcome, failed, detail = "slow", True, f"{seconds:.1f} s; {outcome} {detail}"
     return {"outcome": outcome, "failed": failed, "detail": detail, "seconds": seconds, "peak": peak(),
-            "warnings": [f"{w.category.__name__}: {w.message}"[:200] for w in heard]}
+            "warnings": [f"{w.category.__name__}: {w.message}"[:200] for w in caught]}
 
 
 def peak() -> int:
-    """Bytes that this process has held at most."""
+    """Return the peak resident memory of this process, in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def bound_memory():
-    """From here on this process may map MEMORY bytes more than it has."""
+def limit_memory():
+    """Limit this process to MEMORY bytes more than it uses now."""
     import resource
 
     if (pages := Path("/proc/self/statm")).exists():
@@ -426,34 +431,34 @@ def bound_memory():
 
 
 def work() -> None:
-    """Answer lines "target seed number" on standard input with the attempt's record, one line of JSON each."""
+    """Read lines "target seed number" from standard input, and write the result of each as a line of JSON."""
     faulthandler.enable()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is not an answer
+    os.dup2(2, 1)  # output of libraries must not mix with answers
     Image.MAX_IMAGE_PIXELS = PIXELS
     with tempfile.TemporaryDirectory() as home:
-        for target in ("config", "image"):  # load what is loaded at first use
+        for target in ("config", "image"):  # import modules that are imported at first use
             attempt(target, 0, 0, Path(home))
-        bound_memory()
+        limit_memory()
         for i, line in enumerate(sys.stdin):
             target, seed, number = line.split()
-            (room := Path(home, str(i))).mkdir()  # never twice the same: a mapped file must not change
-            record = attempt(target, int(seed), int(number), room)
+            (folder := Path(home, str(i))).mkdir()  # a new one each time, because mapped files must not change
+            record = attempt(target, int(seed), int(number), folder)
             print(json.dumps(record), file=answers, flush=True)
-            shutil.rmtree(room)
+            shutil.rmtree(folder)
 
 
 class Worker:
-    """A worker process, started again after every death."""
+    """A worker process that is restarted whenever it dies."""
 
     def __init__(self):
         self.process = self.log = None
 
     def ask(self, target: str, seed: int, number: int, patience: float = HANG) -> dict:
-        """Try one input."""
+        """Try one input, and return the result of `attempt`."""
         if self.process is None:
             one = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
-            self.log = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
+            self.log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
             self.process = subprocess.Popen([sys.executable, __file__, "--worker"], stdin=subprocess.PIPE, text=True,
                                             stdout=subprocess.PIPE, stderr=self.log, env=os.environ | one)
         print(target, seed, number, file=self.process.stdin, flush=True)
@@ -465,13 +470,13 @@ class Worker:
 
     def _died(self, outcome, detail):
         self.log.seek(0)
-        said = self.log.read().decode(errors="replace")[-3000:]
+        output = self.log.read().decode(errors="replace")[-3000:]
         self.close()
-        return {"outcome": outcome, "failed": True, "detail": f"{detail}\n{said}", "seconds": 0.0, "peak": 0,
+        return {"outcome": outcome, "failed": True, "detail": f"{detail}\n{output}", "seconds": 0.0, "peak": 0,
                 "warnings": []}
 
     def close(self):
-        """End the process, if there is one."""
+        """End the process if it runs."""
         if self.process:
             self.process.kill()
             self.process.communicate()
@@ -481,7 +486,7 @@ class Worker:
 
 @dataclass
 class Tally:
-    """What became of a target's inputs."""
+    """Counts of the results of one target."""
 
     target: str
     outcomes: collections.Counter = field(default_factory=collections.Counter)
@@ -491,7 +496,7 @@ class Tally:
     peak: int = 0
 
     def add(self, record, seed, number):
-        """Count one record."""
+        """Count the result of one input."""
         self.outcomes[record["outcome"]] += 1
         self.warnings.update(record["warnings"])
         self.slowest = max(self.slowest, (record["seconds"], number))
@@ -501,7 +506,7 @@ class Tally:
             self.failures.append(f"{record['outcome']}: {again}\n{record['detail']}")
 
     def row(self):
-        """A line of the table."""
+        """Return the row of the table."""
         tried = self.outcomes.total()
         refused = ", ".join(f"{n} {kind}" for kind, n in self.outcomes.most_common() if kind != "accepted")
         return (f"| {self.target} | {tried} | {self.outcomes['accepted']} | {refused} | {self.slowest[0]:.2f} s "
@@ -509,47 +514,47 @@ class Tally:
 
 
 def fuzz(target: str, seed: int, count: int | None = None, seconds: float = math.inf, worker=None) -> Tally:
-    """Try inputs 0, 1, ... of a target, `count` of them or for `seconds`."""
+    """Try inputs 0, 1, ... of a target, until `count` inputs or `seconds` seconds."""
     tally, start, number = Tally(target), time.monotonic(), 0
-    crew = worker or Worker()
+    own = worker or Worker()
     while number != count and time.monotonic() - start < seconds:
-        tally.add(crew.ask(target, seed, number), seed, number)
+        tally.add(own.ask(target, seed, number), seed, number)
         number += 1
     if not worker:
-        crew.close()
+        own.close()
     return tally
 
 
 def guided(target: str, options: list[str]) -> None:
-    """Let libFuzzer choose the bytes of the damaged file, led by the coverage of minigdino and Pillow in Python."""
+    """Fuzz one file with libFuzzer, guided by the coverage of the Python code of minigdino and Pillow."""
     import atheris
 
     Image.MAX_IMAGE_PIXELS = PIXELS
     warnings.simplefilter("ignore")
     corpus = Path(tempfile.mkdtemp(prefix=f"corpus-{target}-"))
     for i in range(100):
-        files, name = whole(target, i)
+        files, name = undamaged(target, i)
         (corpus / str(i)).write_bytes(files[name])
     atheris.instrument_all()
 
     def one(data):
-        files, name = whole(target, 0)
-        with tempfile.TemporaryDirectory() as room, contextlib.suppress(minigdino.Error):
+        files, name = undamaged(target, 0)
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(minigdino.Error):
             for file, content in {**files, name: data}.items():
-                Path(room, file).write_bytes(content)
-            use(Path(room), TEXTS[0])
+                Path(folder, file).write_bytes(content)
+            use(Path(folder), TEXTS[0])
 
     atheris.Setup([sys.argv[0], "-timeout=10", "-rss_limit_mb=4096", *options, str(corpus)], one)
     atheris.Fuzz()
 
 
 def main() -> int:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, help="for all targets together (60)")
+    parser.add_argument("--seconds", type=float, default=60, help="time for all targets together (60)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--target", choices=TARGETS, help="one target instead of all")
-    parser.add_argument("--only", type=int, metavar="N", help="one input, in this process")
+    parser.add_argument("--target", choices=TARGETS, help="try one target instead of all")
+    parser.add_argument("--only", type=int, metavar="N", help="try one input, in this process")
     parser.add_argument("--atheris", nargs=argparse.REMAINDER, help="options for libFuzzer, such as -max_total_time=60")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -559,10 +564,11 @@ def main() -> int:
     if arguments.atheris is not None:
         return guided(arguments.target or "image", arguments.atheris)
     if arguments.only is not None:
-        room = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
         Image.MAX_IMAGE_PIXELS = PIXELS
-        record = attempt(arguments.target, arguments.seed, arguments.only, room)
-        print(f"{record['outcome']} {record['seconds']:.3f} s\n{record['detail']}\n{record['warnings']}\nfiles: {room}")
+        record = attempt(arguments.target, arguments.seed, arguments.only, folder)
+        print(f"{record['outcome']} {record['seconds']:.3f} s\n{record['detail']}\n{record['warnings']}")
+        print(f"files: {folder}")
         return 0
     targets = [arguments.target] if arguments.target else TARGETS
     tallies = []

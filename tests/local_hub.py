@@ -1,4 +1,4 @@
-"""A model hub on 127.0.0.1: what `huggingface_hub` asks of one, a record of what it asked, and faults on demand."""
+"""A model hub on 127.0.0.1 for tests: it answers `huggingface_hub`, records all requests, and can simulate faults."""
 
 from __future__ import annotations
 
@@ -18,30 +18,38 @@ import pytest
 
 
 class LocalHub:
-    """models {id: {revision: commit}}, files {(id, commit): {name: bytes}}; `with LocalHub() as hub` serves them."""
+    """A hub that serves requests inside a `with LocalHub() as hub` block."""
 
     def __init__(self):
-        self.models: dict[str, dict[str, str]] = {}
-        self.files: dict[tuple[str, str], dict[str, bytes]] = {}
-        self.pages: dict[str, bytes] = {}  # other paths, such as a picture's
+        self.models: dict[str, dict[str, str]] = {}  # {model: {revision: commit}}
+        self.files: dict[tuple[str, str], dict[str, bytes]] = {}  # {(model, commit): {file name: contents}}
+        self.pages: dict[str, bytes] = {}  # {other path, such as an image's: contents}
         self.requests: list[tuple[str, str]] = []  # (method, path)
-        self.gated: dict[str, str] = {}  # model -> the token that opens it
-        self.down: set[str] = set()  # models whose every request is answered 503
-        self.silent: set[str] = set()  # models whose every request is left without an answer
-        self.stalled: dict[str, int] = {}  # file name -> bytes sent before the connection hangs
-        self.hanging: queue.Queue[str] = queue.Queue()  # names of files that hang, as they begin to
+        self.gated: dict[str, str] = {}  # {model: token that grants access}
+        self.down: set[str] = set()  # models whose requests are answered with status 503
+        self.silent: set[str] = set()  # models whose requests get no answer
+        self.stalled: dict[str, int] = {}  # {file name: bytes sent before the connection hangs}
+        self.hanging: queue.Queue[str] = queue.Queue()  # names of files whose connections have begun to hang
         self.closing = threading.Event()
 
     def add(self, model_id: str, files: dict[str, bytes], *revisions: str) -> str:
-        """Commit files under a name. Returns the commit, which `revisions` (the main branch) then mean."""
-        whole = [model_id.encode()] + [part for name, data in sorted(files.items()) for part in (name.encode(), data)]
-        commit = hashlib.sha1(b"\0".join(whole)).hexdigest()
+        """Commit the files of a model.
+
+        Args:
+            model_id: owner/name.
+            files: {file name: contents}.
+            revisions: branches and tags that refer to the new commit; by default the main branch.
+        Returns:
+            the commit.
+        """
+        parts = [model_id.encode()] + [part for name, data in sorted(files.items()) for part in (name.encode(), data)]
+        commit = hashlib.sha1(b"\0".join(parts)).hexdigest()
         self.files[model_id, commit] = files
         self.models.setdefault(model_id, {}).update(dict.fromkeys(revisions or ("main",), commit))
         return commit
 
     def fetched(self, model_id: str) -> list[str]:
-        """Names of a model's files whose contents were asked for, in order."""
+        """Return the names of the files that were downloaded from a model, in order."""
         start = re.compile(rf"/{re.escape(model_id)}/resolve/[^/]+/")
         return [start.sub("", path) for method, path in self.requests if method == "GET" and start.match(path)]
 
@@ -94,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         files = self.hub.files[model_id, commit]
         if about:
             body = {"id": model_id, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
-            body |= {"private": False, "downloads": 0, "likes": 0, "tags": []}  # older clients ask for these
+            body |= {"private": False, "downloads": 0, "likes": 0, "tags": []}  # required by older clients
             return self.answer(200, json.dumps(body).encode())
         token = self.hub.gated.get(model_id)
         if token and self.headers["Authorization"] != f"Bearer {token}":
@@ -126,19 +134,19 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.hanging.put(self.path.rpartition("/")[2])
                 self.hub.closing.wait(60)
                 self.close_connection = True
-        except ConnectionError:  # the client went away
+        except ConnectionError:  # the client disconnected
             self.close_connection = True
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
-    """A directory's files as `LocalHub.add` takes them."""
+    """Read the files of a directory, as `LocalHub.add` expects them."""
     return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without any setting of ours, the hub's or a proxy's, and with those given."""
-    ours = re.compile(r"(MINIGDINO|HF_|HUGGING|TRANSFORMERS_|XDG_|.*_PROXY$)", re.IGNORECASE)
-    kept = {key: value for key, value in os.environ.items() if not ours.match(key)}
+    """Return this process's environment without settings of minigdino, the hub client and proxies, plus `changes`."""
+    removed = re.compile(r"(MINIGDINO|HF_|HUGGING|TRANSFORMERS_|XDG_|.*_PROXY$)", re.IGNORECASE)
+    kept = {key: value for key, value in os.environ.items() if not removed.match(key)}
     return {**kept, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **changes}
 
 
@@ -158,7 +166,7 @@ for line in sys.stdin:
 
 
 class Client:
-    """minigdino.checkpoints.hub in a process of its own, since the client reads its environment when imported."""
+    """minigdino.checkpoints.hub in its own process, because the hub client reads its environment at import."""
 
     def __init__(self, code: str = LOOP, **env: str):
         self.process = subprocess.Popen(
@@ -171,30 +179,30 @@ class Client:
         )
 
     def start(self, name: str, *arguments) -> None:
-        """Call a function of hub, and do not wait for it."""
+        """Call a function of the module without waiting for its result."""
         self.process.stdin.write(json.dumps([name, arguments]) + "\n")
         self.process.stdin.flush()
 
     def answer(self) -> dict:
-        """What the call begun before this gave: {"value"} or {"error", "kind"}."""
+        """Wait for the result of the last call: {"value"} or {"error", "kind"}."""
         for line in self.process.stdout:
             if line.startswith("=>"):
                 return json.loads(line[2:])
         pytest.fail(f"the client ended: {self.process.stderr.read()}")
 
     def call(self, name: str, *arguments) -> dict:
-        """Call a function of hub."""
+        """Call a function of the module and return its result as `answer` does."""
         self.start(name, *arguments)
         return self.answer()
 
     def path(self, name: str, *arguments) -> Path:
-        """The directory a call gives, which must not fail."""
+        """Call a function that must succeed, and return its result as a path."""
         answer = self.call(name, *arguments)
         assert "value" in answer, answer
         return Path(answer["value"])
 
     def error(self, name: str, *arguments) -> str:
-        """The message of a call that must fail with a CheckpointError."""
+        """Call a function that must raise CheckpointError, and return the message."""
         answer = self.call(name, *arguments)
         assert answer.get("kind") == "CheckpointError", answer
         return answer["error"]

@@ -1,7 +1,7 @@
-"""The .cu files of minigdino, compiled for this machine's processor, and launched on the arrays of `fake_gpu.py`.
+"""Compile minigdino's .cu files for the CPU and launch their kernels on the arrays of `fake_gpu.py`.
 
-With MINIGDINO_SANITIZE set, with AddressSanitizer and UndefinedBehaviorSanitizer, whose library the process must have
-loaded first: `test_cuda.py` starts such a process.
+If MINIGDINO_SANITIZE is set, they are compiled with AddressSanitizer and UndefinedBehaviorSanitizer. The process must
+then load the sanitizers' libraries first; `test_cuda.py` starts such a process.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import numpy as np
 from fake_gpu import Array, Gpu
 from minigdino._ext import cuda
 
-COMPILER = shutil.which("g++") if sys.platform == "linux" else None  # the header's fibers are Linux's
+COMPILER = shutil.which("g++") if sys.platform == "linux" else None  # the fibers of the header need Linux
 SANITIZED = "MINIGDINO_SANITIZE" in os.environ
 HEADER = Path(__file__).with_name("cuda_on_host.h")
-# some systems' compilers take a jump to another stack for an attack, unless told not to
+# _FORTIFY_SOURCE, the default of some compilers, reports a longjmp to another stack as an error
 FLAGS = ["-std=c++17", "-g", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-include", str(HEADER)]
 CHECKS = ["-O1", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def build(text: str) -> ctypes.CDLL:
-    """A library of C++ text."""
+    """Compile C++ code to a shared library and load it."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernels.cpp"
         source.write_text(text)
@@ -40,18 +40,18 @@ def build(text: str) -> ctypes.CDLL:
 
 @functools.cache
 def library(file: str) -> ctypes.CDLL:
-    """Every kernel that `minigdino._ext.cuda` may launch from a file, in both types."""
+    """A library of all kernels of a .cu file, compiled for float and double."""
     names = [name for dtype in TYPES for name in cuda.instances(file, dtype)]
     return build(cuda.source(file) + "".join(map(wrapper, names)))
 
 
 def entry(name: str) -> str:
-    """"relu<float>" -> "relu_float": what the library calls it"""
+    """The name of a kernel in the library: "relu<float>" -> "relu_float"."""
     return name.replace("<", "_").rstrip(">")
 
 
 def wrapper(name: str) -> str:
-    """C++ text that makes one kernel callable."""
+    """C++ code of the function that launches one kernel."""
     return (
         f'extern "C" void {entry(name)}(int blocks, int threads, bool backwards, void **arguments) {{\n'
         f"    host::run({name}, blocks, threads, backwards, arguments);\n}}\n"
@@ -59,7 +59,10 @@ def wrapper(name: str) -> str:
 
 
 def compiled(kernel: str, dtype: np.dtype):
-    """What `minigdino._ext.cuda.compiled` gives on a GPU: call it with (grid, block, arguments)."""
+    """Replacement for `minigdino._ext.cuda.compiled`: a function to call with (grid, block, arguments).
+
+    It launches the kernel twice, with the threads in opposite orders, and compares the results.
+    """
     file = next(file for file, kernels in cuda.KERNELS.items() if kernel in kernels)
     name = f"{kernel}<{cuda.NAMES[dtype.char]}>"
     run = getattr(library(file), entry(name))
@@ -71,7 +74,7 @@ def compiled(kernel: str, dtype: np.dtype):
         *_, out = arguments
         held, results = [parameter(a) for a in arguments], []
         addresses = (ctypes.c_void_p * len(held))(*[p.ctypes.data for p in held])
-        for backwards in (True, False):  # the order of threads must not matter
+        for backwards in (True, False):
             out._host.fill(np.nan)
             run(*grid, *block, backwards, addresses)
             results.append(out.get())
@@ -81,11 +84,11 @@ def compiled(kernel: str, dtype: np.dtype):
 
 
 def parameter(argument) -> np.ndarray:
-    """The bytes that a kernel is given for an argument, by CuPy's rules."""
+    """The value that CuPy would pass to a kernel for an argument."""
     if isinstance(argument, Array):
         return np.array(argument._host.ctypes.data, np.uintp)
     if argument is None:
         return np.array(0, np.uintp)
     if isinstance(argument, np.generic) or (isinstance(argument, np.ndarray) and argument.size == 1):
         return np.asarray(argument)
-    raise TypeError(f"CuPy passes no {type(argument).__name__} to a kernel")
+    raise TypeError(f"expected an array or a NumPy scalar; CuPy passes no {type(argument).__name__} to a kernel")

@@ -1,4 +1,4 @@
-"""Where an op can run: as compiled for the levels of this processor, as its kernel on the host, on a GPU."""
+"""Places where an op can run: the instruction sets of this CPU, its CUDA kernel on the host, and a GPU."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from minigdino._ext import cuda
 from minigdino.runtime import kernels
 
 HOST, GPU = "cuda-on-host", "gpu"
-WITH_COMPILER = pytest.mark.skipif(on_host.COMPILER is None, reason="g++ on Linux must run the .cu files on the host")
+WITH_COMPILER = pytest.mark.skipif(on_host.COMPILER is None, reason="running .cu files on the host needs g++ on Linux")
 PLACES = [*kernels.levels(), pytest.param(HOST, marks=WITH_COMPILER), pytest.param(GPU, marks=pytest.mark.gpu)]
 
 
 def examples(n):
-    """How many problems to try: fewer where every access is looked at."""
+    """Number of examples for Hypothesis: n, or fewer under the sanitizers, which are slow."""
     return n // 6 if on_host.SANITIZED else n
 
 
 def mapped(f, value):
-    """f of every array in tuples, lists and dicts; the rest stays."""
+    """Apply f to every array in nested tuples, lists and dicts."""
     if isinstance(value, dict):
         return {name: mapped(f, part) for name, part in value.items()}
     if isinstance(value, (tuple, list)):
@@ -33,38 +33,38 @@ def mapped(f, value):
 
 
 def places_of(names):
-    """(op, place) for pytest, wherever the op has a twin: on a GPU every op runs, if only as its formula"""
+    """Yield pytest parameters (op, place) for the places with a twin. On a GPU, ops without one run their reference."""
     for name in sorted(names):
         for place in PLACES:
             where, marks = (place.values[0], place.marks) if hasattr(place, "values") else (place, ())
-            if where in (HOST, GPU) or written_for(name, where):
+            if where in (HOST, GPU) or has_twin(name, where):
                 yield pytest.param(name, where, marks=marks)
 
 
-def written_for(name, level):
-    """Whether an op has a twin for a level; one in Python, made of other twins, is there for all at once."""
+def has_twin(name, level):
+    """Whether an op has a CPU twin for a level. A twin in Python, which calls compiled twins, counts for "" only."""
     path = kernels.OPS[name].twins.get("numpy")
     return bool(path) and (level == "" or not in_python(path))
 
 
 def in_python(path):
-    """Whether the twin at "module:function" is not compiled."""
+    """Whether the twin at "module:function" is written in Python."""
     return importlib.util.find_spec(path.partition(":")[0]).origin.endswith(".py")
 
 
 def parts(result):
-    """The arrays of an op's result, which is one or several."""
+    """The arrays of an op's result, as a tuple."""
     return result if isinstance(result, tuple) else (result,)
 
 
 def twin(name, place):
-    """What runs for an op at a place; takes and gives NumPy arrays."""
+    """The implementation of an op at a place, as a function from NumPy arrays to NumPy arrays."""
     op = kernels.OPS[name]
     return {HOST: _on_host, GPU: _on_gpu}.get(place, lambda op: kernels.load_for(place, op.twins["numpy"]))(op)
 
 
 def launching_on_host():
-    """A context in which kernels are launched on the host."""
+    """Context manager in which CUDA kernels are launched on the host."""
     return mock.patch.object(cuda, "compiled", on_host.compiled)
 
 
@@ -73,15 +73,15 @@ def _on_host(op):
 
     def run(*args):
         with gpu.computing(), launching_on_host():
-            return _home(op(*mapped(gpu.send, args)))
+            return _to_numpy(op(*mapped(gpu.send, args)))
 
     return run
 
 
 def _on_gpu(op):
     cupy = pytest.importorskip("cupy")
-    return lambda *args: _home(op(*mapped(cupy.asarray, args)))
+    return lambda *args: _to_numpy(op(*mapped(cupy.asarray, args)))
 
 
-def _home(result):
+def _to_numpy(result):
     return tuple(array.get() for array in result) if isinstance(result, tuple) else result.get()

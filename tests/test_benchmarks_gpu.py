@@ -1,4 +1,4 @@
-"""The GPU's benchmark without a GPU: run on the fake one, whose clock ticks once for every event."""
+"""The GPU benchmark on the fake GPU, whose clock advances by one tick per event."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ FILES = {"checkpoint": "checkpoint", "inputs": "inputs.npz", "save": "saved.npz"
 
 @pytest.fixture
 def program(monkeypatch, tmp_path):
-    """benchmarks.gpu's Minigdino on a fake CuPy, and the file of its inputs."""
+    """The class benchmarks.gpu.Minigdino on a fake CuPy. Writes a checkpoint and an input file."""
     gpu, tick = fake_gpu.Gpu(), itertools.count()
 
     class Event:
@@ -51,16 +51,16 @@ def program(monkeypatch, tmp_path):
     return benchmark.Minigdino(tmp_path / "checkpoint")
 
 
-def test_stages_are_timed_where_they_run(program):
+def test_stages_are_timed_from_start_to_end(program):
     took = benchmark.stage_milliseconds(program, PIXELS, tiny.IDS, passes=2)
     config = tiny.config()
-    once = {"fusion_layer", "text_enhancer_layer", "deformable_layer"}
+    per_layer = {"fusion_layer", "text_enhancer_layer", "deformable_layer"}
     for function, stage in STAGES.items():
-        assert took[stage] == (config.encoder_layers if function in once else 1)  # one tick from its start to its end
-    assert took["whole pass"] == 2 * sum(took[stage] for stage in STAGES.values()) + 1
+        assert took[stage] == (config.encoder_layers if function in per_layer else 1)  # one tick per call
+    assert took["forward pass"] == 2 * sum(took[stage] for stage in STAGES.values()) + 1
 
 
-def test_the_measurements_of_a_program_make_the_tables(program, monkeypatch, tmp_path, capsys):
+def test_tables_are_made_from_the_measurements(program, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(benchmark.PROGRAMS, "minigdino", lambda directory: program)
     monkeypatch.setattr(benchmark, "launches", lambda *_: (907, 5))
     monkeypatch.setattr(benchmark, "rates", lambda *_: (5e13, 4e12))
@@ -74,14 +74,14 @@ def test_the_measurements_of_a_program_make_the_tables(program, monkeypatch, tmp
     for place, array in enumerate((want.logits, want.boxes, want.vision, want.selection_scores)):
         np.testing.assert_array_equal(saved[f"arr_{place}"], array)
     table = benchmark.stage_table(found)
-    assert "one product: 50.0 TFLOP/s; one copy: 4000 GB/s" in table
-    assert all(f"| {stage} |" in table for stage in (*STAGES.values(), "whole pass"))
+    assert "matrix product: 50.0 TFLOP/s; copy: 4000 GB/s" in table
+    assert all(f"| {stage} |" in table for stage in (*STAGES.values(), "forward pass"))
     slower = {**found, "ms": [2 * ms for ms in found["ms"]], "launches": (3000, 9), "version": "5.23.0"}
     last = benchmark.program_table({"minigdino": [found] * 2, "transformers": [slower] * 2}).splitlines()[-1]
     assert "| 0.50 | 3000 | 9 |" in last
 
 
-def test_rates_are_flop_and_bytes_over_the_clock(program, monkeypatch):
+def test_rates_are_flops_and_bytes_per_second(program, monkeypatch):
     monkeypatch.setattr(benchmark, "COPIED", 4096)
     monkeypatch.setattr(fake_gpu.Array, "copy", lambda self: fake_gpu.Array(self.get()), raising=False)
     program.random = lambda *shape: np.zeros(shape, np.float32)  # a tick is a millisecond
@@ -95,8 +95,8 @@ def test_tf32_is_off():
     assert os.environ["CUPY_TF32"] == "0"
 
 
-def test_help_needs_neither_cupy_nor_torch(capsys):
+def test_help_works_without_cupy_and_torch(capsys):
     with pytest.raises(SystemExit) as ended:
         benchmark.main(["--help"])
     assert ended.value.code == 0
-    assert "milliseconds of every stage" in capsys.readouterr().out
+    assert "time of each stage" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Round trips of boxes and logits; what positions tell apart."""
+"""Round trips of boxes and logits; positional encodings."""
 
 import math
 
@@ -13,14 +13,14 @@ fractions = st.floats(1e-5, 1 - 1e-5)
 
 
 @given(st.lists(st.floats(-80, 80, width=32), min_size=1, max_size=8))
-def test_sigmoid_is_its_definition_and_its_mirror(values):
+def test_sigmoid_equals_its_definition_and_is_symmetric(values):
     x = np.float32(values)
     y = boxes.sigmoid(x)
     np.testing.assert_allclose(y, [1 / (1 + math.exp(-v)) for v in values], rtol=3e-7, atol=0)
     np.testing.assert_allclose(y + boxes.sigmoid(-x), 1, rtol=1e-6)
 
 
-def test_sigmoid_reaches_its_limits_in_silence():
+def test_sigmoid_reaches_its_limits_without_warnings():
     with np.errstate(all="raise"):
         np.testing.assert_array_equal(boxes.sigmoid(np.float32([-np.inf, np.inf])), [0, 1])
     assert boxes.sigmoid(np.float32([0.0])).dtype == np.float32
@@ -32,10 +32,10 @@ def test_logit_undoes_the_sigmoid(values):
     np.testing.assert_allclose(boxes.sigmoid(boxes.logit(p)), p, rtol=1e-9)
 
 
-def test_logit_stops_at_its_border():
+def test_logit_clamps():
     border = math.log(1e-5 / (1 - 1e-5))
     np.testing.assert_allclose(boxes.logit(np.float64([0, -3, 1, 7])), [border, border, -border, -border])
-    np.testing.assert_allclose(boxes.logit(np.float32([1])), 11.51156, rtol=1e-6)  # what float32 makes of 1 - 1e-5
+    np.testing.assert_allclose(boxes.logit(np.float32([1])), 11.51156, rtol=1e-6)  # 1 - 1e-5 in float32
 
 
 @given(rngs(), st.integers(0, 6))

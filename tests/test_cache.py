@@ -1,4 +1,4 @@
-"""What `detect` keeps changes nothing but the time."""
+"""The caches of `detect` save time and do not change results."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from minigdino.network import model as network
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often each backbone ran: {"bert": n, "swin": n}"""
+    """The number of calls of each backbone: {"bert": n, "swin": n}."""
     counts = {"bert": 0, "swin": 0}
 
     def count(name, backbone):
@@ -34,7 +34,7 @@ def same(a, b):
     return np.array_equal(a.boxes, b.boxes) and np.array_equal(a.scores, b.scores) and a.phrases == b.phrases
 
 
-def test_another_prompt_skips_the_image_and_another_image_skips_the_prompt(counted):
+def test_a_new_prompt_skips_swin_and_a_new_image_skips_bert(counted):
     model, photo, other = fresh(), tiny.photo(40, 60), tiny.photo(40, 60, seed=1)
     first = model.detect(photo, "a cat.", threshold=0)
     assert counted == {"bert": 1, "swin": 1}
@@ -46,16 +46,16 @@ def test_another_prompt_skips_the_image_and_another_image_skips_the_prompt(count
     assert counted == {"bert": 2, "swin": 2}
 
 
-def test_what_is_kept_is_what_would_be_computed():
+def test_cached_features_give_the_same_result():
     photos, texts = [tiny.photo(40, 60, seed=i) for i in range(3)], ["a cat.", "a dog. the red hat.", "person."]
     model = fresh()
     for photo in photos:
         for text in texts:
-            kept = model.detect(photo, text, threshold=0)
-            assert same(kept, fresh().detect(photo, text, threshold=0))
+            cached = model.detect(photo, text, threshold=0)
+            assert same(cached, fresh().detect(photo, text, threshold=0))
 
 
-def test_one_changed_pixel_is_another_image(counted):
+def test_one_changed_pixel_is_a_new_image(counted):
     model, photo = fresh(), tiny.photo(40, 60)
     model.detect(photo, "a cat.")
     changed = photo.copy()
@@ -64,14 +64,14 @@ def test_one_changed_pixel_is_another_image(counted):
     assert counted["swin"] == 2
 
 
-def test_forward_neither_keeps_nor_uses(counted):
+def test_forward_does_not_use_the_caches(counted):
     model, pixels = fresh(), tiny.pixels()
     for _ in range(2):
         model.forward(pixels, tiny.IDS)
     assert counted == {"bert": 2, "swin": 2}
 
 
-def test_clear_forgets(counted):
+def test_clear_empties_the_caches(counted):
     model, photo = fresh(), tiny.photo(40, 60)
     model.detect(photo, "a cat.")
     model.clear()
@@ -79,7 +79,7 @@ def test_clear_forgets(counted):
     assert counted == {"bert": 2, "swin": 2}
 
 
-def test_the_reference_never_answers_with_what_twins_computed(counted):
+def test_reference_and_fast_mode_do_not_share_cached_features(counted):
     model, photo = fresh(), tiny.photo(40, 60)
     model.detect(photo, "a cat.")
     with minigdino.use("reference"):
@@ -87,15 +87,15 @@ def test_the_reference_never_answers_with_what_twins_computed(counted):
     assert counted == {"bert": 2, "swin": 2}
 
 
-def test_the_oldest_makes_room():
-    kept = Cache(2)
+def test_the_least_recently_used_entry_is_evicted():
+    cache = Cache(2)
     for key in "abc":
-        kept.put(key, key.upper())
-        kept.get("a")
-    assert [kept.get(key) for key in "abc"] == ["A", None, "C"]
+        cache.put(key, key.upper())
+        cache.get("a")
+    assert [cache.get(key) for key in "abc"] == ["A", None, "C"]
 
 
-def test_content_tells_shape_and_type_apart():
+def test_the_key_depends_on_content_shape_and_dtype():
     zeros = np.zeros((2, 3), np.float32)
     assert content_key(zeros) == content_key(zeros.copy())
     assert len({content_key(a) for a in (zeros, zeros.reshape(3, 2), zeros.astype(np.int32), zeros + 1)}) == 4

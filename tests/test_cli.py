@@ -1,4 +1,4 @@
-"""The command line, run as a process."""
+"""The command line, run as a separate process."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import minigdino
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a model and a photograph."""
+    """A folder with a model and an image."""
     folder = tmp_path_factory.mktemp("home")
     tiny.model().save(folder / "model")
     Image.fromarray(tiny.photo()).save(folder / "photo.png")
@@ -36,7 +36,7 @@ def run(home, *arguments, **env):
     )
 
 
-def test_detect_prints_what_the_library_finds(home):
+def test_detect_prints_the_detections_of_the_library(home):
     done = run(home, "detect", "photo.png", "a cat. remote control.", "--model", "model", "--json")
     assert done.returncode == 0, done.stderr
     want = tiny.model().detect(tiny.photo(), "a cat. remote control.")
@@ -46,7 +46,7 @@ def test_detect_prints_what_the_library_finds(home):
     np.testing.assert_allclose([d["box"] for d in got["detections"]], want.boxes, rtol=1e-4, atol=1e-3)
 
 
-def test_detect_prints_a_table_and_writes_the_picture(home):
+def test_detect_prints_a_table_and_draws_the_detections(home):
     done = run(home, "detect", "photo.png", "cat", "--model", "model", "--out", "found.png")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith("cat  ")
@@ -63,7 +63,7 @@ def test_options_reach_the_model(home):
 
 @pytest.fixture(scope="module")
 def many(home):
-    """A folder of three images, the middle one broken."""
+    """A folder of three images, the second one corrupted."""
     folder = home / "many"
     folder.mkdir()
     for i, name in enumerate("abc"):
@@ -72,7 +72,7 @@ def many(home):
     return folder
 
 
-def test_a_folder_goes_on_past_a_bad_image_and_says_so(home, many):
+def test_a_corrupted_image_is_reported_and_the_others_are_processed(home, many):
     done = run(home, "detect", "many", "cat", "--model", "model", "--jsonl", "found.jsonl", "--out", "drawn")
     assert done.returncode == 1
     assert "b.png: not a readable image" in done.stderr
@@ -82,18 +82,25 @@ def test_a_folder_goes_on_past_a_bad_image_and_says_so(home, many):
     assert sorted(p.name for p in (home / "drawn").iterdir()) == ["a.png", "c.png"]
 
 
-def test_resume_does_what_is_missing(home, many):
-    whole = home / "resumed.jsonl"
-    whole.write_text('{"image": "many/a.png", "width": 1}\n{"image": "many/b')
+def test_resume_skips_images_that_the_file_has(home, many):
+    path = home / "resumed.jsonl"
+    path.write_text('{"image": "many/a.png", "width": 1}\n{"image": "many/b')
     done = run(
         home, "detect", "many/a.png", "many/c.png", "cat", "--model", "model", "--jsonl", "resumed.jsonl", "--resume"
     )
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in whole.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["image"], "detections" in line) for line in lines] == [("many/a.png", False), ("many/c.png", True)]
     again = run(home, "detect", "many", "cat", "--model", "model", "--jsonl", "resumed.jsonl")
     assert again.returncode == 1
-    assert "give --resume" in again.stderr
+    assert "exists already. Give --resume" in again.stderr
+
+
+def test_resume_with_no_image_left_prints_an_empty_list(home, many):
+    arguments = ["detect", "many/a.png", "cat", "--model", "model", "--jsonl", "once.jsonl", "--resume", "--json"]
+    assert run(home, *arguments).returncode == 0
+    again = run(home, *arguments)
+    assert (again.returncode, again.stdout.strip()) == (0, "[]"), again.stderr
 
 
 def test_phrases_globs_json_and_coco(home, many):
@@ -135,7 +142,7 @@ def test_an_image_from_standard_input(home):
     assert len(json.loads(done.stdout)["detections"]) == len(want)
 
 
-def test_pictures_lie_as_the_images_lie_and_never_on_each_other(home, many):
+def test_drawings_reproduce_the_folders_of_the_images_and_never_overwrite_each_other(home, many):
     for side in ("left", "right"):
         (home / "tree" / side).mkdir(parents=True)
         Image.fromarray(tiny.photo(60, 80)).save(home / "tree" / side / "x.png")
@@ -151,7 +158,7 @@ def test_pictures_lie_as_the_images_lie_and_never_on_each_other(home, many):
     assert "would both be drawn to" in done.stderr
 
 
-def test_a_folder_of_one_image_is_a_folder_all_the_same(home):
+def test_a_folder_of_one_image_is_treated_as_a_folder(home):
     (home / "one").mkdir()
     Image.fromarray(tiny.photo(60, 80)).save(home / "one" / "x.png")
     done = run(home, "detect", "one", "cat", "--model", "model", "--out", "one_drawn", "--json")
@@ -160,26 +167,26 @@ def test_a_folder_of_one_image_is_a_folder_all_the_same(home):
     assert (home / "one_drawn" / "x.png").exists()
 
 
-def test_what_is_wrong_for_all_images_is_said_before_the_first(home):
+def test_errors_that_concern_all_images_come_before_the_first_image(home):
     (home / "ids.json").write_text('{"cat": 17}')
     done = run(
         home, "detect", "photo.png", "cat. dog.", "--model", "model", "--coco", "a.json", "--categories", "ids.json"
     )
     assert done.returncode == 1
-    assert "ids.json has no id for 'dog'; it knows 'cat'" in done.stderr
+    assert "ids.json must have an id for each phrase; it has no id for 'dog', only for 'cat'" in done.stderr
     run(home, "detect", "photo.png", "cat", "--model", "void", "--jsonl", "early.jsonl")
-    assert not (home / "early.jsonl").exists()  # or the next try would be told that it exists
+    assert not (home / "early.jsonl").exists()  # else the next run would need --resume
 
 
-def test_coco_ids_are_the_prompts_whatever_is_found(home):
+def test_coco_ids_follow_the_prompt_even_without_detections(home):
     run(home, "detect", "photo.png", "cat. dog.", "--model", "model", "--coco", "none.json", "--threshold", "1")
     data = json.loads((home / "none.json").read_text())
     assert data["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     assert data["annotations"] == []
 
 
-def test_standard_input_is_read_as_a_file_is(home):
-    """Turned as its EXIF says, and refused as a file is."""
+def test_standard_input_is_read_like_a_file(home):
+    """Rotated by its EXIF orientation, and rejected with the same message if it is corrupted."""
     exif = Image.Exif()
     exif[274] = 6
     Image.fromarray(tiny.photo(60, 80)).save(home / "turned.png", exif=exif)
@@ -192,7 +199,7 @@ def test_standard_input_is_read_as_a_file_is(home):
     assert b"Traceback" not in bad.stderr
 
 
-def test_a_terminal_shows_how_far_it_is(home, many):
+def test_a_terminal_shows_the_progress(home, many):
     master, slave = os.openpty()
     done = subprocess.run(
         [sys.executable, "-m", "minigdino", "detect", "many", "cat", "--model", "model", "--jsonl", "shown.jsonl"],
@@ -206,17 +213,18 @@ def test_a_terminal_shows_how_far_it_is(home, many):
     assert done.returncode == 1
     assert "1/3 images" in shown
     assert "3/3 images, " in shown
-    assert "images, " not in run(home, "detect", "many", "cat", "--model", "model").stderr  # no terminal, no bar
+    without_terminal = run(home, "detect", "many", "cat", "--model", "model")
+    assert "images, " not in without_terminal.stderr
 
 
-def test_control_c_ends_cleanly_and_keeps_what_is_done(home):
-    """Interrupted in the middle of many images: exit status 130, no traceback, complete lines."""
+def test_control_c_ends_cleanly_and_keeps_the_finished_lines(home):
+    """After Ctrl-C between images: exit status 130, no traceback, complete lines."""
     folder = home / "lots"
     folder.mkdir()
     for i in range(60):
         Image.fromarray(tiny.photo(60, 80, seed=i)).save(folder / f"{i:03}.png")
     process = subprocess.Popen(
-        # a job in a shell's background starts with the signal ignored, and passes that on
+        # a background job of a shell ignores SIGINT, and its children inherit that: restore the default handler
         [
             sys.executable,
             "-c",

@@ -1,4 +1,4 @@
-"""config.json is read leniently, and refused where it asks for what we do not compute."""
+"""Reading config.json: unknown keys are ignored, unsupported options are refused."""
 
 import json
 
@@ -8,7 +8,7 @@ import tiny
 from minigdino import CheckpointError, Config, ConfigError
 from minigdino.checkpoints.parameters import box_head, parameters
 
-PUBLISHED_PARAMETERS = {  # of the released files
+PUBLISHED_PARAMETERS = {  # number of parameters in the released files
     ("grounding-dino", "tiny"): 172_249_090,
     ("grounding-dino", "base"): 232_313_216,
     ("mm-grounding-dino", "tiny"): 172_912_157,
@@ -28,16 +28,16 @@ def test_published_geometries_have_the_published_number_of_parameters(family, si
 
 def product(shape):
     n = 1
-    for edge in shape:
-        n *= edge
+    for side in shape:
+        n *= side
     return n
 
 
-def test_the_smallest_config_is_grounding_dino_tiny():
+def test_default_config_is_grounding_dino_tiny():
     assert Config.from_dict({"model_type": "grounding-dino"}) == Config() == Config.published("grounding-dino")
 
 
-def test_missing_backbone_keys_mean_swins_defaults():
+def test_missing_backbone_keys_take_the_defaults_of_swin():
     got = Config.from_dict(
         {
             "model_type": "grounding-dino",
@@ -75,14 +75,14 @@ def test_legacy_and_unknown_keys_are_ignored():
     assert got == Config("mm-grounding-dino")
 
 
-def test_stages_may_be_named_by_features_alone():
+def test_out_features_replace_missing_out_indices():
     backbone = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
     assert Config.from_dict(
         {"model_type": "mm-grounding-dino", "num_feature_levels": 5, "backbone_config": backbone}
     ).backbone_config.out_indices == (1, 2, 3, 4)
 
 
-def test_a_config_comes_back_from_its_json():
+def test_to_dict_and_from_dict_are_inverse():
     config = tiny.config("mm-grounding-dino", stages=(1, 2, 3, 4), levels=5)
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -96,24 +96,27 @@ def test_a_config_comes_back_from_its_json():
         ({"embedding_init_target": False}, "embedding_init_target=False"),
         ({"query_dim": 2}, "query_dim=2"),
         ({"position_embedding_type": "learned"}, "position_embedding_type='learned'"),
-        ({"backbone_config": {"model_type": "resnet"}}, "model_type 'resnet'; this implementation reads only 'swin'"),
+        (
+            {"backbone_config": {"model_type": "resnet"}},
+            "backbone_config.model_type='resnet' is not supported; expected 'swin'",
+        ),
         ({"text_config": {"model_type": "roberta"}}, "'roberta'"),
         ({"backbone_config": {"use_absolute_embeddings": True}}, "use_absolute_embeddings"),
         ({"backbone_config": {"out_indices": [5]}}, "out_indices must rise within 1..4"),
-        ({"backbone_config": {"depths": [2, 2]}}, "differ in length"),
+        ({"backbone_config": {"depths": [2, 2]}}, "depths and num_heads must have the same length"),
         ({"backbone_config": {"depths": "2222"}}, "must look like"),
         ({"backbone_config": 7}, "must be JSON objects"),
         ({"d_model": 100}, "multiple of 32"),
         ({"d_model": "wide"}, "config.d_model must look like 256; got 'wide'"),
         ({"num_queries": 0}, "num_queries must be positive"),
         ({"num_queries": 10**12}, "sane size"),
-        ({"encoder_attention_heads": 7}, "do not divide"),
-        ({"encoder_attention_heads": 1}, "do not divide"),
-        ({"num_feature_levels": 2}, "less than the backbone's 3 maps"),
+        ({"encoder_attention_heads": 7}, "must divide 256 channels evenly; got 7"),
+        ({"encoder_attention_heads": 1}, "must divide 256 channels evenly; got 0"),
+        ({"num_feature_levels": 2}, "must be at least the backbone's 3 feature maps; got 2"),
         ({"activation_function": "swish"}, "must be 'relu' or 'gelu'"),
     ],
 )
-def test_what_we_do_not_compute_is_refused_by_name(change, message):
+def test_unsupported_values_are_refused_by_name(change, message):
     with pytest.raises(ConfigError, match=message):
         Config.from_dict({"model_type": "grounding-dino", **change})
 
@@ -130,7 +133,7 @@ def test_options_without_effect_are_accepted():
     )
 
 
-def test_files_that_are_no_config(tmp_path):
+def test_files_without_a_valid_config_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json: no such file. A model directory holds"):
         Config.from_file(tmp_path / "config.json")
     for text in ("{", "\ud83d".encode("utf-8", "surrogatepass"), "[" * 100_000):

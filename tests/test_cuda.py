@@ -1,6 +1,6 @@
-"""The CUDA kernels without a GPU: their bounds, their launcher, what compilers make of them.
+"""The CUDA kernels without a GPU: memory accesses, argument checks of launches, and compilation.
 
-That they compute what the formulas compute is in `test_kernels.py`, place "cuda-on-host".
+`test_kernels.py` compares their results with the NumPy references (place "cuda-on-host").
 """
 
 import os
@@ -26,7 +26,7 @@ F32 = np.dtype(np.float32)
 
 
 def sanitized(*command):
-    """Run Python with the sanitizers' library loaded before anything else."""
+    """Run Python with the sanitizers' libraries loaded first."""
     libraries = [
         subprocess.run(
             [on_host.COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True
@@ -48,8 +48,8 @@ def sanitized(*command):
 
 
 @WITH_COMPILER
-def test_kernels_stay_within_their_arrays_and_do_nothing_undefined():
-    """The same generated problems, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+def test_sanitizers_find_no_error_in_the_kernels():
+    """The generated problems of test_kernels.py, under AddressSanitizer and UndefinedBehaviorSanitizer."""
     run = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_kernels.py", "-k", HOST)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert " passed" in run.stdout
@@ -65,12 +65,12 @@ with fake_gpu.Gpu().computing():
 
 @WITH_COMPILER
 @pytest.mark.parametrize(("blocks", "width"), [(3, 40), (2, 41)])
-def test_the_sanitizer_sees_a_launch_that_is_too_large(blocks, width):
+def test_the_sanitizer_detects_a_launch_that_is_too_large(blocks, width):
     assert sanitized("-c", LAUNCH.format(blocks=2, width=40)).returncode == 0
     assert "heap-buffer-overflow" in sanitized("-c", LAUNCH.format(blocks=blocks, width=width)).stderr
 
 
-BROKEN = {
+BROKEN = {  # fault -> body of a kernel, error message
     "order": (
         "__shared__ float last; last = threadIdx.x; out[threadIdx.x] = last;"
         "if (threadIdx.x) out[threadIdx.x] = out[threadIdx.x - 1] + 1;",
@@ -86,9 +86,9 @@ BROKEN = {
 
 @WITH_COMPILER
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_missing_barrier_is_noticed(fault):
-    """What `cuda_on_host.h` is for: threads that do not meet, or that count on an order among them."""
-    body, complaint = BROKEN[fault]
+def test_a_missing_barrier_is_detected(fault):
+    """`cuda_on_host.h` reports barriers that some threads miss, and results that depend on the order of threads."""
+    body, message = BROKEN[fault]
     code = f"""
 import functools, numpy as np, fake_gpu, on_host
 text = "template <typename T> void broken(T *out) {{ {body} }}"
@@ -101,22 +101,25 @@ with fake_gpu.Gpu().computing():
     env = {**os.environ, "PYTHONPATH": str(HERE)}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert run.returncode != 0
-    assert complaint in run.stderr
+    assert message in run.stderr
 
 
 @WITH_COMPILER
-def test_the_registry_names_what_is_launched():
-    """Every op with a CUDA twin launches kernels that `cuda.KERNELS` names, and nothing is named that none launches."""
+def test_the_registry_lists_exactly_the_launched_kernels():
+    """Every kernel launched by an op with a CUDA twin is in `cuda.KERNELS`, and every kernel there is launched."""
     gpu = fake_gpu.Gpu()
     rng = np.random.default_rng(0)
     x, map_, row = rng.random((6, 8), F32), rng.random((2, 3, 8), F32), rng.random(8, F32)
     offsets, scores = rng.random((4, 2, 1, 3, 2), F32), rng.random((4, 2, 3), F32)
+    fc1 = {"weight": rng.random((5, 8), F32), "bias": rng.random(5, F32)}
+    fc2 = {"weight": rng.random((8, 5), F32), "bias": row}
     problems = {
         "add_norm": (x, x, row, row),
         "attend_in_windows": (*(rng.random(n, F32) for n in ((3, 5, 3, 2, 4), (3, 2, 4), (2, 4, 4))), 2, 1),
         "bilinear": (rng.random((4, 5, 2, 3), F32), rng.random((4, 2, 3, 2), F32)),
         "deform_attn": (rng.random((6, 2, 4), F32), ((2, 3),), rng.random((4, 2), F32), offsets, scores),
-        "gelu": (x, row),
+        "feed_forward": (x, fc1, fc2, "relu"),
+        "gelu": (x,),
         "group_norm": (map_, row, row, 4),
         "layer_norm": (x, row, row),
         "relu": (x,),
@@ -124,8 +127,8 @@ def test_the_registry_names_what_is_launched():
     }
     with_twin = {name for name, op in kernels.OPS.items() if "cupy" in op.twins}
     assert problems.keys() == with_twin
-    products = {"linear", "feed_forward", "attend", "attend_both_ways", "window_attention"}  # cuBLAS's, and ops
-    assert set(kernels.OPS) - with_twin == products
+    without = {"linear", "attend", "attend_both_ways", "window_attention"}  # these call cuBLAS and other ops
+    assert set(kernels.OPS) - with_twin == without
     for name in with_twin:
         assert kernels.load(kernels.OPS[name].twins["cupy"]) is getattr(cuda, name)
         with gpu.computing(), launching_on_host():
@@ -134,45 +137,46 @@ def test_the_registry_names_what_is_launched():
     assert launched == {name for file in cuda.KERNELS for name in cuda.instances(file, F32)}
 
 
-@pytest.mark.skipif(not toolchain.COMPILERS, reason="neither NVRTC (nvidia-cuda-nvrtc) nor nvcc is here")
+@pytest.mark.skipif(not toolchain.COMPILERS, reason="neither NVRTC (nvidia-cuda-nvrtc) nor nvcc is installed")
 @pytest.mark.parametrize("capability", ["7.5", "8.0", "9.0", "10.0"])
 @pytest.mark.parametrize("file", cuda.KERNELS)
 @pytest.mark.parametrize("compiler", toolchain.COMPILERS)
-def test_every_kernel_is_in_what_the_compiler_makes(compiler, file, capability):
+def test_the_compiler_output_contains_every_kernel(compiler, file, capability):
     names = [name for dtype in on_host.TYPES for name in cuda.instances(file, dtype)]
     found = toolchain.COMPILERS[compiler](cuda.source(file), names, capability)
     assert found.keys() == set(names)
-    for name, text in found.items():  # float work is float's, but for sums too long for it
+    for name, text in found.items():  # float kernels contain no double arithmetic, except for long sums
         in_double = re.search(r"\b(add|sub|mul|fma|div)(\.\w+)*\.f64\b", text) is not None
         assert in_double == (name.endswith("<double>") or name == "group_norm<float>"), name
 
 
-@pytest.mark.skipif(not toolchain.COMPILERS, reason="neither NVRTC (nvidia-cuda-nvrtc) nor nvcc is here")
+@pytest.mark.skipif(not toolchain.COMPILERS, reason="neither NVRTC (nvidia-cuda-nvrtc) nor nvcc is installed")
 @pytest.mark.parametrize("compiler", toolchain.COMPILERS)
-def test_a_kernel_that_is_not_there_is_not_found(compiler):
+def test_a_missing_kernel_is_an_error(compiler):
     with pytest.raises(toolchain.Failed, match="no_such_kernel"):
         toolchain.COMPILERS[compiler](cuda.source("ops"), ["no_such_kernel<float>"], "9.0")
 
 
 def on_fake(op, *args):
+    """Run an op on the emulated GPU."""
     gpu = fake_gpu.Gpu()
     with gpu.computing(), launching_on_host():
         return op(*mapped(gpu.send, args))
 
 
-def test_launches_refuse_what_does_not_fit():
-    value, at = np.zeros((6, 2, 4), F32), np.zeros((3, 2), F32)
+def test_invalid_arguments_are_rejected():
+    value, references = np.zeros((6, 2, 4), F32), np.zeros((3, 2), F32)
     offsets, scores = np.zeros((3, 2, 1, 1, 2), F32), np.zeros((3, 2, 1), F32)
     row, short = np.zeros((2, 5), F32), np.zeros(4, F32)
     windows = np.zeros((2, 2, 3, 1, 4), F32), np.zeros((3, 1, 4), F32), np.zeros((1, 4, 4), F32)
     for op, args in [
-        (cuda.deform_attn, (value, ((2, 4),), at, offsets, scores)),
-        (cuda.deform_attn, (value, ((2, 3), (0, 0)), at, offsets, scores)),
-        (cuda.deform_attn, (value, ((-2, -3),), at, offsets, scores)),
-        (cuda.deform_attn, (value, ((2, 3),), at[:2], offsets, scores)),
-        (cuda.deform_attn, (value, ((2, 3),), at[:, :1], offsets, scores)),
-        (cuda.deform_attn, (value, ((2, 3),), at, offsets, scores[:, :1])),
-        (cuda.deform_attn, (value[:, :1], ((2, 3),), at, offsets, scores)),
+        (cuda.deform_attn, (value, ((2, 4),), references, offsets, scores)),
+        (cuda.deform_attn, (value, ((2, 3), (0, 0)), references, offsets, scores)),
+        (cuda.deform_attn, (value, ((-2, -3),), references, offsets, scores)),
+        (cuda.deform_attn, (value, ((2, 3),), references[:2], offsets, scores)),
+        (cuda.deform_attn, (value, ((2, 3),), references[:, :1], offsets, scores)),
+        (cuda.deform_attn, (value, ((2, 3),), references, offsets, scores[:, :1])),
+        (cuda.deform_attn, (value[:, :1], ((2, 3),), references, offsets, scores)),
         (cuda.bilinear, (np.zeros((2, 2, 3, 1), F32), np.zeros((1, 2, 1, 2), F32))),
         (cuda.layer_norm, (row, short, short)),
         (cuda.add_norm, (row, row[:1], row[0], row[0])),
@@ -181,64 +185,65 @@ def test_launches_refuse_what_does_not_fit():
     ]:
         with pytest.raises(ValueError, match="fit"):
             on_fake(op, *args)
-    with pytest.raises(ValueError, match=r"takes a bias of \(5,\); got \(4,\)"):
-        on_fake(cuda.relu, row, short)
+    with pytest.raises(ValueError, match=r"bias \(4,\) does not fit rows of \(5,\)"):
+        on_fake(cuda.feed_forward, row, {"weight": np.zeros((5, 5), F32), "bias": short}, {}, "relu")
     many = tuple((1, 1) for _ in range(33))
-    zeros = np.zeros((33, 1, 1), F32), many, at, np.zeros((3, 1, 33, 1, 2), F32), np.zeros((3, 1, 33), F32)
-    with pytest.raises(ValueError, match="33 levels are more than the 32"):
+    zeros = np.zeros((33, 1, 1), F32), many, references, np.zeros((3, 1, 33, 1, 2), F32), np.zeros((3, 1, 33), F32)
+    with pytest.raises(ValueError, match="expected at most 32 levels; got 33"):
         on_fake(cuda.deform_attn, *zeros)
     with pytest.raises(TypeError, match="float32 or all float64"):
-        on_fake(cuda.relu, row, row[0].astype(np.float64))
+        on_fake(cuda.layer_norm, row, row[0], row[0].astype(np.float64))
     with pytest.raises(TypeError, match="float32 or all float64"):
         on_fake(cuda.softmax, row.astype(np.float16))
-    with pytest.raises(ValueError, match="more than a kernel counts"):
+    with pytest.raises(ValueError, match="expected at most 2147483647 rows"):
         cuda.launch("relu", F32, 2**31, 1)
 
 
-def test_launches_refuse_what_lies_elsewhere():
-    gpu, other = fake_gpu.Gpu(), fake_gpu.Gpu(1)
+def test_arrays_on_the_wrong_device_are_rejected():
+    gpu_0, gpu_1 = fake_gpu.Gpu(0), fake_gpu.Gpu(1)
     row = np.zeros(5, F32)
-    here, there = gpu.send(row), other.send(row)
-    with gpu.computing():
-        with pytest.raises(TypeError, match="arrays of the host and of a GPU do not mix; got a ndarray"):
-            ops.relu(here, row)
-        with pytest.raises(ValueError, match=r"arrays lie on several GPUs, \[0, 1\]"):
-            ops.relu(here, there)
-        with pytest.raises(ValueError, match="arrays lie on GPU 1, but GPU 0 is the current one"):
-            ops.relu(there)
+    on_0, on_1 = gpu_0.send(row), gpu_1.send(row)
+    with gpu_0.computing():
+        with pytest.raises(TypeError, match="expected CuPy arrays only; got a ndarray"):
+            ops.layer_norm(on_0, row, row)
+        with pytest.raises(ValueError, match=r"expected arrays on one GPU; got arrays on GPUs \[0, 1\]"):
+            ops.layer_norm(on_0, on_1, on_1)
+        with pytest.raises(ValueError, match="expected arrays on the current GPU, 0; got arrays on GPU 1"):
+            ops.relu(on_1)
 
 
-def test_nothing_to_do_is_not_launched():
-    none = np.zeros((0, 2, 1, 1, 2), F32)
-    value, at = np.zeros((6, 2, 4), F32), np.zeros((0, 2), F32)
-    assert on_fake(cuda.deform_attn, value, ((2, 3),), at, none, none[..., 0, 0]).shape == (0, 8)
+def test_empty_inputs_launch_nothing():
+    no_offsets = np.zeros((0, 2, 1, 1, 2), F32)
+    value, no_references = np.zeros((6, 2, 4), F32), np.zeros((0, 2), F32)
+    no_queries = on_fake(cuda.deform_attn, value, ((2, 3),), no_references, no_offsets, no_offsets[..., 0, 0])
+    assert no_queries.shape == (0, 8)
     empty, one = np.zeros((0, 5), F32), np.ones(5, F32)
     for op, args in ((ops.relu, ()), (ops.gelu, ()), (ops.softmax, ()), (ops.layer_norm, (one, one))):
         assert on_fake(op, empty, *args).shape == (0, 5)
-    nowhere = on_fake(cuda.bilinear, np.zeros((0, 3, 1, 2), F32), np.zeros((1, 1, 2, 2), F32)).get()
-    np.testing.assert_array_equal(nowhere, np.zeros((1, 1, 2, 2)))
-    no_points = np.zeros((3, 2, 1, 0, 2), F32), np.zeros((3, 2, 0), F32)
-    pointless = on_fake(cuda.deform_attn, value, ((2, 3),), np.zeros((3, 2), F32), *no_points)
-    np.testing.assert_array_equal(pointless.get(), np.zeros((3, 8)))
+    no_pixels = on_fake(cuda.bilinear, np.zeros((0, 3, 1, 2), F32), np.zeros((1, 1, 2, 2), F32))
+    np.testing.assert_array_equal(no_pixels.get(), np.zeros((1, 1, 2, 2)))
+    offsets, scores = np.zeros((3, 2, 1, 0, 2), F32), np.zeros((3, 2, 0), F32)
+    no_points = on_fake(cuda.deform_attn, value, ((2, 3),), np.zeros((3, 2), F32), offsets, scores)
+    np.testing.assert_array_equal(no_points.get(), np.zeros((3, 8)))
 
 
 @WITH_COMPILER
-def test_slices_of_one_product_are_read_where_they_lie():
-    """Offsets and scores come out of one product: no copy of either, whatever follows a row."""
+def test_column_slices_of_a_product_are_not_copied():
+    """Offsets and scores are column slices of one product; the kernel reads them with a row stride."""
     rng = np.random.default_rng(0)
     Q, M, L, P, value = 5, 2, 1, 3, rng.random((6, 2, 4), F32)
-    wide, at = rng.standard_normal((Q, M * L * P * 3)).astype(F32), rng.random((Q, 2), F32)
+    product, references = rng.standard_normal((Q, M * L * P * 3)).astype(F32), rng.random((Q, 2), F32)
     gpu = fake_gpu.Gpu()
     with gpu.computing(), launching_on_host():
-        offsets, scores = np.split(gpu.send(wide), [M * L * P * 2], axis=1)
-        args = [gpu.send(value), ((2, 3),), gpu.send(at), offsets.reshape(Q, M, L, P, 2), scores.reshape(Q, M, L * P)]
-        got = cuda.deform_attn(*args)
+        offsets, scores = np.split(gpu.send(product), [M * L * P * 2], axis=1)
+        offsets, scores = offsets.reshape(Q, M, L, P, 2), scores.reshape(Q, M, L * P)
+        actual = cuda.deform_attn(gpu.send(value), ((2, 3),), gpu.send(references), offsets, scores)
     assert gpu.launched == {"deform_attn<float>": 1}
-    want = kernels.OPS["deform_attn"].reference(value, ((2, 3),), at, *(a.get() for a in args[3:]))
-    np.testing.assert_allclose(got.get(), want, rtol=1e-5, atol=1e-6)
+    expected = kernels.OPS["deform_attn"].reference(value, ((2, 3),), references, offsets.get(), scores.get())
+    np.testing.assert_allclose(actual.get(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_every_generated_problem_has_a_place_on_the_gpu():
-    """The registry that `pytest -m gpu` walks is the one that is walked here."""
+def test_problems_are_generated_for_every_op():
+    """So `pytest -m gpu` compares every registered op on the GPU."""
     assert set(LOOSE_PROBLEMS) == set(kernels.OPS)
     assert callable(twin("linear", HOST))

@@ -1,14 +1,17 @@
-"""The decoder refines boxes; queries trade places freely."""
+"""The decoder: wiring of a layer and of the stack against the papers' order; refinement; permutations."""
 
+import definitions
 import numpy as np
 import pytest
 import tiny
 from hypothesis import given, settings
-from strategies import rngs
+from strategies import attention_weights, linear_weights, rngs
 
-from minigdino.network.boxes import logit, sigmoid
-from minigdino.network.decoder import decoder, refine
+from minigdino.network.boxes import box_positions, logit, sigmoid
+from minigdino.network.decoder import decoder, decoder_layer, refine
 from minigdino.network.ops import mlp
+
+pytestmark = pytest.mark.usefixtures("both_kernels")
 
 FAMILIES = ["grounding-dino", "mm-grounding-dino"]
 SIZES = ((4, 5), (2, 3), (1, 2), (1, 1))
@@ -39,7 +42,7 @@ def problem(rng, n=5):
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=15)
 @given(rng=rngs())
-def test_permuted_queries_permute_the_answer(family, rng):
+def test_the_decoder_is_equivariant_to_permutations_of_its_queries(family, rng):
     q, r, v, t = problem(rng)
     some = rng.permutation(5)
     states, boxes = run(tiny.model(family), q, r, v, t)
@@ -59,7 +62,7 @@ def test_each_layer_starts_where_the_last_one_ended(family):
     assert all(abs(a - b).max() > 1e-3 for a, b in zip(boxes, boxes[1:]))
 
 
-def test_refine_adds_in_logits():
+def test_refine_adds_logits():
     rng = np.random.default_rng(0)
     head = tiny.model().weights["bbox_embed"][0]
     x, r = rng.standard_normal((3, 64), np.float32), rng.random((3, 4), np.float32)
@@ -73,3 +76,70 @@ def test_grounding_dino_shares_its_box_head_and_mm_does_not():
     first = shared[0]["layers"][0]["weight"]
     assert all(head["layers"][0]["weight"] is first for head in shared)
     assert len({head["layers"][0]["weight"].sum() for head in own}) == 3
+
+
+def layer_weights(rng, C, heads, points):
+    def normed():
+        return {"weight": rng.random(C) + 0.5, "bias": rng.standard_normal(C)}
+
+    return {
+        "self_attn": attention_weights(rng, C),
+        "self_attn_layer_norm": normed(),
+        "encoder_attn_text": attention_weights(rng, C),
+        "encoder_attn_text_layer_norm": normed(),
+        "encoder_attn": {
+            "sampling_offsets": linear_weights(rng, heads * 2 * points * 2, C),
+            "attention_weights": linear_weights(rng, heads * 2 * points, C),
+            "value_proj": linear_weights(rng, C, C),
+            "output_proj": linear_weights(rng, C, C),
+        },
+        "encoder_attn_layer_norm": normed(),
+        "fc1": linear_weights(rng, 12, C),
+        "fc2": linear_weights(rng, C, 12),
+        "final_layer_norm": normed(),
+    }
+
+
+@settings(max_examples=25)
+@given(rngs())
+def test_a_layer_is_self_text_image_and_feed_forward(rng):
+    """Figure 3, block 3, with the text before the image. The positions of the boxes are part of every query, and of the
+    keys of self-attention, but of no value."""
+    C, heads, points, levels = 8, 2, 3, ((3, 4), (2, 2))
+    p = layer_weights(rng, C, heads, points)
+    x, pos, image, text = (rng.standard_normal((n, C)) for n in (4, 4, 16, 5))
+    boxes = rng.random((4, 4))
+    want = definitions.norm(
+        x + definitions.attention(x + pos, x + pos, x, p["self_attn"], heads), p["self_attn_layer_norm"]
+    )
+    want = definitions.norm(
+        want + definitions.attention(want + pos, text, text, p["encoder_attn_text"], heads),
+        p["encoder_attn_text_layer_norm"],
+    )
+    sampled = definitions.deformable_attention(want + pos, boxes, image, levels, p["encoder_attn"], heads, points)
+    want = definitions.norm(want + sampled, p["encoder_attn_layer_norm"])
+    want = definitions.norm(want + definitions.feed_forward(want, p["fc1"], p["fc2"], "relu"), p["final_layer_norm"])
+    got = decoder_layer(
+        x, pos, boxes, image, text, levels, **p, n_heads=heads, n_points=points, activation="relu", eps=1e-5
+    )
+    np.testing.assert_allclose(got, want, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=10)
+@given(rng=rngs())
+def test_the_decoder_refines_boxes_layer_by_layer(family, rng):
+    """Each layer reads the position of its boxes; its state, before the shared norm, refines them."""
+    model = tiny.model(family)
+    config, w = model.config, model.weights["decoder"]
+    q, r, v, t = problem(rng)
+    x, boxes, states = q, [r], []
+    for layer, head in zip(w["layers"], model.weights["bbox_embed"], strict=True):
+        pos = definitions.mlp(box_positions(boxes[-1], 32), w["reference_points_head"]["layers"])
+        x = decoder_layer(
+            x, pos, boxes[-1], v, t, SIZES, **layer, n_heads=4, n_points=4, activation="relu", eps=config.layer_norm_eps
+        )
+        states.append(definitions.norm(x, w["norm"], config.layer_norm_eps))
+        boxes.append(sigmoid(logit(boxes[-1]) + definitions.mlp(x, head["layers"])))
+    for got, want in zip(run(model, q, r, v, t), (states, boxes)):
+        np.testing.assert_allclose(got, want, atol=2e-4)

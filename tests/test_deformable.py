@@ -1,6 +1,7 @@
-"""What defines sampling and deformable attention."""
+"""Properties and definitions of bilinear sampling and deformable attention."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import linear_weights, loose_deform_attn_problems, rngs, sizes
@@ -8,9 +9,11 @@ from strategies import linear_weights, loose_deform_attn_problems, rngs, sizes
 from minigdino.network.boxes import pixel_centres
 from minigdino.network.deformable import bilinear, deform_attn, deformable_attention, sampling_locations
 
+pytestmark = pytest.mark.usefixtures("both_kernels")
+
 
 @given(rngs(), sizes())
-def test_reading_a_pixel_centre_reads_the_pixel(rng, size):
+def test_sampling_at_a_pixel_centre_gives_the_pixel(rng, size):
     H, W = size
     image = rng.standard_normal((H, W, 1, 3))
     xy = pixel_centres(H, W, like=image)[:, None, None]
@@ -18,7 +21,7 @@ def test_reading_a_pixel_centre_reads_the_pixel(rng, size):
 
 
 @given(rngs(), sizes())
-def test_outside_is_zero_and_the_border_fades(rng, size):
+def test_samples_are_zero_outside_and_fade_at_the_border(rng, size):
     H, W = size
     image = np.ones((H, W, 1, 1))
     far = rng.uniform(0.5, 3, (8, 1, 1, 2)) / (W, H)  # half a pixel and more beyond the edge
@@ -36,7 +39,7 @@ def test_sampling_is_linear_in_the_image(rng, size, a):
 
 
 @given(rngs())
-def test_sampling_a_plane_reads_the_plane(rng):
+def test_sampling_a_linear_ramp_is_exact(rng):
     H, W = 6, 9
     y, x = np.mgrid[:H, :W]
     a, b, c = rng.standard_normal(3)
@@ -47,7 +50,7 @@ def test_sampling_a_plane_reads_the_plane(rng):
 
 
 @given(loose_deform_attn_problems(), rngs())
-def test_queries_do_not_see_each_other(problem, rng):
+def test_queries_are_independent(problem, rng):
     value, levels, *of_queries = problem
     some = rng.permutation(len(of_queries[0]))
     np.testing.assert_array_equal(
@@ -78,7 +81,7 @@ def test_levels_add_up(problem):
 
 
 @given(loose_deform_attn_problems(), rngs())
-def test_a_point_without_weight_is_not_read(problem, rng):
+def test_a_point_of_weight_zero_has_no_effect(problem, rng):
     value, levels, references, offsets, scores = problem
     off = rng.random(scores.shape) < 0.5
     off[..., 0] = False
@@ -94,23 +97,24 @@ def test_a_point_without_weight_is_not_read(problem, rng):
 def test_offsets_count_pixels_around_a_point(rng, one, two):
     levels = (one, two)
     references, offsets = rng.random((3, 2)), rng.standard_normal((3, 2, 2, 4, 2))
-    at = sampling_locations(references, offsets, levels)
+    locations = sampling_locations(references, offsets, levels)
     for level, (H, W) in enumerate(levels):
         np.testing.assert_allclose(
-            (at[:, :, level] - references[:, None, None]) * (W, H), offsets[:, :, level], atol=1e-9
+            (locations[:, :, level] - references[:, None, None]) * (W, H), offsets[:, :, level], atol=1e-9
         )
 
 
 @given(rngs())
 def test_offsets_count_fractions_of_half_a_box_around_a_box(rng):
     boxes, offsets = rng.random((3, 4)) + 0.1, np.ones((3, 2, 1, 4, 2))
-    at = sampling_locations(boxes, offsets * 4, ((5, 5),))  # P = 4, so an offset of 4 is half the box
-    np.testing.assert_allclose(at, np.broadcast_to((boxes[:, :2] + boxes[:, 2:] / 2)[:, None, None, None], at.shape))
+    locations = sampling_locations(boxes, offsets * 4, ((5, 5),))  # P = 4, so an offset of 4 is half the box
+    corner = (boxes[:, :2] + boxes[:, 2:] / 2)[:, None, None, None]
+    np.testing.assert_allclose(locations, np.broadcast_to(corner, locations.shape))
 
 
 @given(rngs())
-def test_a_constant_image_gives_a_constant_whatever_the_weights(rng):
-    """Weights sum to 1 over levels and points, so what every pixel holds is what every query reads."""
+def test_a_constant_image_gives_a_constant_for_any_weights(rng):
+    """Attention weights sum to 1 over levels and points, so every query receives the value of every pixel."""
     C, levels = 8, ((30, 30), (15, 15))
     w = {
         "sampling_offsets": linear_weights(rng, 2 * 2 * 3 * 2, C),

@@ -1,4 +1,4 @@
-"""The surface: image and text in, detections out."""
+"""The public API: `load`, `detect` and the methods of `Model`."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def model(request):
     return tiny.model(request.param)
 
 
-def test_a_list_of_images_is_each_image_alone_to_the_bit(model):
+def test_a_list_of_images_gives_the_bits_of_each_single_image(model):
     a, b = tiny.photo(60, 90, 1), tiny.photo(90, 60, 2)
     both = model.detect([a, b], TEXT, threshold=0)
     same(both[0], model.detect(a, TEXT, threshold=0))
@@ -45,11 +45,11 @@ def test_one_prompt_per_image(model):
     same(both[0], model.detect(a, [["cat"]], threshold=0))
     with pytest.raises(minigdino.PromptError, match="got 2 prompts for 1 image"):
         model.detect(a, [["cat"], ["dog"]])
-    with pytest.raises(minigdino.PromptError, match="got 1 prompts for 2 images"):
+    with pytest.raises(minigdino.PromptError, match="got 1 prompt for 2 images"):
         model.detect([a, b], [["cat"]])
 
 
-def test_paths_pil_images_and_arrays_are_the_same_image(model, tmp_path):
+def test_paths_pil_images_and_arrays_give_the_same_result(model, tmp_path):
     photo = tiny.photo()
     Image.fromarray(photo).save(tmp_path / "photo.png")
     want = model.detect(photo, TEXT, threshold=0)
@@ -57,7 +57,7 @@ def test_paths_pil_images_and_arrays_are_the_same_image(model, tmp_path):
     same(model.detect(Image.fromarray(photo), TEXT, threshold=0), want)
 
 
-def test_detect_is_preprocess_tokenize_forward(model):
+def test_detect_is_preprocess_then_tokenize_then_forward(model):
     photo = tiny.photo()
     found = model.detect(photo, TEXT, threshold=0.01)
     out = model.forward(model.preprocess(photo), model.tokenize(TEXT).ids)
@@ -69,14 +69,14 @@ def test_detect_is_preprocess_tokenize_forward(model):
     np.testing.assert_allclose(found.boxes[0], [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], rtol=1e-4, atol=1e-3)
 
 
-def test_size_changes_the_pixels_and_not_the_units(model):
+def test_size_changes_the_pixels_but_not_the_units_of_boxes(model):
     assert model.preprocess(tiny.photo(), size=(64, 80)).shape == (3, 60, 80)
     assert model.preprocess(tiny.photo()).shape == (3, 96, 128)
     found = model.detect(tiny.photo(), TEXT, threshold=0, size=(64, 80))
     assert found.image_size == (120, 90)
 
 
-def test_output_has_every_field_in_its_shape(model):
+def test_every_field_of_output_has_its_shape(model):
     out = model.forward(tiny.pixels(), tiny.IDS, details=True)
     Q, T, C, N, S = 20, 8, 64, 3, sum(h * w for h, w in out.sizes)
     shapes = {
@@ -107,13 +107,13 @@ def test_output_has_every_field_in_its_shape(model):
     assert model.forward(tiny.pixels(), tiny.IDS).encoder_logits is None
 
 
-def test_a_given_selection_is_used(model):
+def test_the_argument_selected_replaces_the_query_selection(model):
     own = model.forward(tiny.pixels(), tiny.IDS)
     again = model.forward(tiny.pixels(), tiny.IDS, selected=own.selected)
     np.testing.assert_array_equal(again.boxes, own.boxes)
     other = model.forward(tiny.pixels(), tiny.IDS, selected=list(own.selected[::-1]))
     np.testing.assert_array_equal(other.selected, own.selected[::-1])
-    assert abs(other.boxes - own.boxes).max() > 1e-3  # rank decides which learned query a token meets
+    assert abs(other.boxes - own.boxes).max() > 1e-3  # a token's rank selects its learned query
 
 
 def test_no_silent_float64(model):
@@ -148,49 +148,47 @@ def test_threads_share_a_model(model):
         same(a, b)
 
 
-def test_the_module_keeps_the_models_it_loads(model, tmp_path, monkeypatch):
+def test_detect_loads_a_model_once(model, tmp_path, monkeypatch):
     model.save(tmp_path)
     photo = tiny.photo()
     want = model.detect(photo, TEXT, threshold=0)
     same(minigdino.detect(photo, TEXT, model=str(tmp_path), threshold=0), want)
-    (tmp_path / "config.json").unlink()  # from here on only the kept model can answer
+    (tmp_path / "config.json").unlink()  # only the loaded model works from here on
     same(minigdino.detect(photo, TEXT, model=str(tmp_path), threshold=0), want)
     monkeypatch.setenv("MINIGDINO_MODEL", str(tmp_path))
     same(minigdino.detect(photo, TEXT, threshold=0), want)
     same(minigdino.detect(photo, TEXT, model=model, threshold=0), want)
 
 
-def test_without_a_model_it_is_grounding_dino_tiny_from_the_hub(monkeypatch):
+def test_the_default_model_is_grounding_dino_tiny_from_the_hub(monkeypatch):
     monkeypatch.delenv("MINIGDINO_MODEL", raising=False)
-    asked = []
-    monkeypatch.setattr(hub, "find", lambda name: asked.append(name) or Path("nowhere"))
+    names = []
+    monkeypatch.setattr(hub, "find", lambda name: names.append(name) or Path("nowhere"))
     with pytest.raises(minigdino.CheckpointError, match="no such file or directory"):
         minigdino.detect(tiny.photo(), TEXT)
-    assert asked == ["IDEA-Research/grounding-dino-tiny"]
+    assert names == ["IDEA-Research/grounding-dino-tiny"]
 
 
-def test_the_embedded_checkpoint_wins_over_a_folder_of_its_name(monkeypatch, tmp_path):
+def test_the_embedded_checkpoint_takes_precedence_over_a_folder_of_its_name(monkeypatch, tmp_path):
     (tmp_path / "shapes").mkdir()
     monkeypatch.chdir(tmp_path)
     assert minigdino.load("shapes").config.model_type == "mm-grounding-dino"
 
 
-def test_without_a_tokenizer_forward_works_and_detect_says_what_is_missing():
+def test_without_a_tokenizer_forward_works_and_detect_names_the_missing_files():
     bare = Model.random(tiny.config(), settings=tiny.SETTINGS)
     assert bare.forward(tiny.pixels(), tiny.IDS).logits.shape == (20, 8)
-    with pytest.raises(minigdino.CheckpointError, match=r"neither tokenizer\.json nor vocab\.txt"):
+    with pytest.raises(minigdino.CheckpointError, match=r"needs tokenizer\.json or vocab\.txt; the model has neither"):
         bare.detect(tiny.photo(), TEXT)
 
 
-def test_a_prompt_over_the_limit_is_refused_with_its_length(model):
-    with pytest.raises(minigdino.PromptError, match="has 304 tokens; 256 is the most"):
+def test_a_prompt_over_the_limit_is_rejected_with_its_length(model):
+    with pytest.raises(minigdino.PromptError, match="at most 256 tokens for this model; got 304"):
         model.detect(tiny.photo(), "cat. " * 150 + "hat")
 
 
 def test_too_few_image_tokens_for_the_queries(model):
-    with pytest.raises(
-        minigdino.ImageError, match="32 x 8 pixels after resizing gives 8 tokens, and this model chooses 20"
-    ):
+    with pytest.raises(minigdino.ImageError, match="at least 20 image tokens, .* 32 x 8 pixels .* gives 8"):
         model.forward(tiny.pixels(8, 32), tiny.IDS)
 
 
@@ -204,21 +202,21 @@ def test_too_few_image_tokens_for_the_queries(model):
         (lambda m: m.forward(tiny.pixels(), [[1]]), "1 to 256 ints"),
         (lambda m: m.forward(tiny.pixels(), [-1]), r"0\.\.1099; got -1"),
         (lambda m: m.forward(tiny.pixels(), [1100]), r"0\.\.1099; got 1100"),
-        (lambda m: m.forward(tiny.pixels(), tiny.IDS, selected=[1]), r"selected must be 20 image tokens in 0\.\.107"),
-        (lambda m: m.forward(tiny.pixels(), tiny.IDS, selected=[108] * 20), "selected must be"),
-        (lambda m: m.detect(tiny.photo(), TEXT, threshold=2), "threshold is a probability from 0 to 1; got 2"),
-        (lambda m: m.detect(tiny.photo(), TEXT, text_threshold="x"), "text_threshold is a probability"),
+        (lambda m: m.forward(tiny.pixels(), tiny.IDS, selected=[1]), r"must be 20 indices .* in 0\.\.107; got int64"),
+        (lambda m: m.forward(tiny.pixels(), tiny.IDS, selected=[108] * 20), r"selected must be .*; got 108\.\.108"),
+        (lambda m: m.detect(tiny.photo(), TEXT, threshold=2), "threshold must be a number from 0 to 1; got 2"),
+        (lambda m: m.detect(tiny.photo(), TEXT, text_threshold="x"), "text_threshold must be a number from 0 to 1"),
         (lambda m: m.detect(tiny.photo(), TEXT, threshold=float("nan")), "got nan"),
-        (lambda m: m.detect(tiny.photo(), TEXT, size=3), r"size is \(shortest, longest\)"),
+        (lambda m: m.detect(tiny.photo(), TEXT, size=3), r"size must be \(shortest, longest\)"),
         (lambda m: m.detect(tiny.photo(), TEXT, size=(0, 4)), r"got \(0, 4\)"),
     ],
 )
-def test_arguments_are_checked_at_the_door(model, call, message):
+def test_invalid_arguments_are_rejected(model, call, message):
     with pytest.raises(minigdino.ArgumentError, match=message):
         call(model)
 
 
-def test_every_error_is_ours_and_what_it_is():
+def test_every_error_is_a_minigdino_error_and_a_builtin_one():
     for kind in (minigdino.PromptError, minigdino.ImageError, minigdino.ArgumentError, minigdino.ConfigError):
         assert issubclass(kind, minigdino.Error)
         assert issubclass(kind, ValueError)
@@ -234,15 +232,15 @@ def test_import_is_light():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_info_says_what_runs():
+def test_info_shows_twins_version_and_threads():
     info = minigdino.info()
     assert set(info["twins"].values()) == {True}
     assert info["minigdino"] == minigdino.__version__
     assert info["threads"] >= 1
 
 
-def test_a_path_is_a_path_and_a_name_is_a_name(tmp_path, monkeypatch):
-    """Path("shapes") is a folder of that name, not the checkpoint in the package, for detect as for load."""
+def test_a_path_never_means_the_embedded_checkpoint(tmp_path, monkeypatch):
+    """Path("shapes") is a folder of that name, for both `load` and `detect`."""
     monkeypatch.chdir(tmp_path)
     for call in (
         lambda: minigdino.load(Path("shapes")),
@@ -250,26 +248,26 @@ def test_a_path_is_a_path_and_a_name_is_a_name(tmp_path, monkeypatch):
     ):
         with pytest.raises(minigdino.CheckpointError, match="shapes: no such file or directory"):
             call()
-    with pytest.raises(minigdino.ArgumentError, match="named by a str or a path; got int"):
+    with pytest.raises(minigdino.ArgumentError, match="a model must be a str or a path; got int"):
         minigdino.load(7)
 
 
-def test_a_threshold_means_the_same_in_any_type(model):
+def test_a_threshold_may_be_a_python_or_a_numpy_number(model):
     for value in (0.3, 0.25):
-        kept = [len(model.detect(tiny.photo(), TEXT, threshold=kind(value))) for kind in (float, np.float64)]
-        assert kept[0] == kept[1]
+        counts = [len(model.detect(tiny.photo(), TEXT, threshold=kind(value))) for kind in (float, np.float64)]
+        assert counts[0] == counts[1]
     with pytest.raises(minigdino.ArgumentError, match="rows of different lengths"):
         model.forward(tiny.pixels(), [[1], [2, 3]])
 
 
-def test_weights_that_are_no_numbers_are_named():
+def test_a_tensor_with_nan_is_named():
     model = tiny.model()
     bad = {**model.tensors, "model.enc_output.bias": np.full(64, np.nan, np.float32)}
     with pytest.raises(minigdino.CheckpointError, match=r"tensor model\.enc_output\.bias holds NaN or infinity"):
         Model(bad, model.config, tokenizer=model.tokenizer, settings=model.settings).detect(tiny.photo(), TEXT)
 
 
-def test_a_model_that_cannot_be_written_says_where(model, tmp_path):
+def test_an_error_in_save_names_the_folder(model, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(minigdino.CheckpointError, match="the model cannot be written there"):
         model.save(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""Which device: errors that say what is missing, and CuPy imported only when a GPU is asked for."""
+"""Devices: error messages name what is missing, and CuPy is imported only when a GPU is requested."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ class CUDARuntimeError(Exception):
 
 
 def fake_cupy(count, **more):
-    """What device.py asks of CuPy."""
+    """The part of CuPy that device.py uses."""
     runtime = types.SimpleNamespace(
         getDeviceCount=count, getDeviceProperties=lambda i: {"name": f"Card {i}".encode()}, **more
     )
@@ -30,7 +30,7 @@ def fake_cupy(count, **more):
 
 @pytest.fixture
 def cupy(monkeypatch):
-    """Pretend that CuPy is installed, or with None that it is not."""
+    """Simulate an installed CuPy, or with None a missing one."""
 
     def install(module):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: module)
@@ -45,7 +45,7 @@ def test_an_unknown_device_is_refused(name):
         minigdino.load("shapes", device=name)
 
 
-def test_without_cupy_the_error_says_how_to_install_it(cupy):
+def test_without_cupy_the_error_explains_how_to_install_it(cupy):
     cupy(None)
     for call in (
         lambda: minigdino.load("shapes", device="cuda"),
@@ -55,37 +55,37 @@ def test_without_cupy_the_error_says_how_to_install_it(cupy):
         with pytest.raises(minigdino.ArgumentError) as caught:
             call()
         assert "'cuda' needs CuPy, which is not installed" in str(caught.value)
-        assert 'pip install "minigdino[cuda12]", or "minigdino[cuda13]"' in str(caught.value)
+        assert 'pip install "minigdino[cuda12]" or "minigdino[cuda13]"' in str(caught.value)
     assert minigdino.info()["gpu"] == "none: CuPy is not installed"
 
 
-def test_without_a_gpu_the_error_says_what_cupy_said(cupy):
+def test_without_a_gpu_the_error_quotes_cupy(cupy):
     def no_gpu():
         raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected\nmore")
 
     cupy(fake_cupy(no_gpu))
-    with pytest.raises(minigdino.ArgumentError, match=r"'cuda:1': CuPy is installed but finds no GPU .*NoDevice.*\)\."):
+    with pytest.raises(minigdino.ArgumentError, match=r"'cuda:1' needs a GPU, but CuPy finds none .*NoDevice.*\)\."):
         minigdino.load("shapes", device="cuda:1")
     assert minigdino.info()["gpu"] == (
         "none: CuPy finds no GPU it can use (cudaErrorNoDevice: no CUDA-capable device is detected)"
     )
 
 
-def test_a_cupy_that_cannot_be_imported_is_no_gpu(cupy, monkeypatch):
+def test_a_failing_import_of_cupy_is_reported(cupy, monkeypatch):
     cupy(fake_cupy(lambda: 1))
     monkeypatch.setitem(sys.modules, "cupy", None)  # import raises
-    with pytest.raises(minigdino.ArgumentError, match="CuPy is installed but finds no GPU that it can use"):
+    with pytest.raises(minigdino.ArgumentError, match="needs a GPU, but CuPy finds none that it can use"):
         minigdino.load("shapes", device="cuda")
 
 
-@pytest.mark.parametrize(("count", "there"), [(0, "none"), (1, "cuda:0"), (3, "cuda:0, cuda:1, cuda:2")])
-def test_a_gpu_too_far_is_told_which_there_are(cupy, count, there):
+@pytest.mark.parametrize(("count", "available"), [(0, "none"), (1, "cuda:0"), (3, "cuda:0, cuda:1, cuda:2")])
+def test_an_index_out_of_range_lists_the_available_gpus(cupy, count, available):
     cupy(fake_cupy(lambda: count))
-    with pytest.raises(minigdino.ArgumentError, match=rf"'cuda:7' is not here; GPUs that are: {there}\."):
+    with pytest.raises(minigdino.ArgumentError, match=rf"'cuda:7' does not exist; available GPUs: {available}\."):
         minigdino.load("shapes", device="cuda:7")
 
 
-def test_a_device_is_found_by_its_number(cupy):
+def test_a_device_is_found_by_its_name(cupy):
     cupy(fake_cupy(lambda: 2))
     assert [device.find_device(name).name for name in ("cpu", "cuda", "cuda:0", "cuda:1")] == [
         "cpu",
@@ -96,21 +96,21 @@ def test_a_device_is_found_by_its_number(cupy):
     assert minigdino.info()["gpu"] == "CuPy 14.2.0, cuda:0 Card 0, cuda:1 Card 1"
 
 
-def test_weights_go_to_the_gpu_that_was_asked_for(cupy):
-    """The calls of CuPy that `Gpu` makes, in their order, each on the right device."""
+def test_arrays_are_copied_to_the_requested_gpu(cupy):
+    """`Gpu` calls CuPy in the right order, with the right current device."""
     current = ["cuda:0"]
 
-    class There:
+    class DeviceArray:
         def __init__(self, shape, dtype):
-            self.home, self.numbers = current[-1], np.empty(shape, dtype)
+            self.device, self.values = current[-1], np.empty(shape, dtype)
 
         def set(self, array):
-            assert current[-1] == self.home
-            self.numbers[...] = array
+            assert current[-1] == self.device
+            self.values[...] = array
 
         def get(self):
-            assert current[-1] == self.home
-            return self.numbers.copy()
+            assert current[-1] == self.device
+            return self.values.copy()
 
     @contextlib.contextmanager
     def use_device(index):
@@ -119,21 +119,21 @@ def test_weights_go_to_the_gpu_that_was_asked_for(cupy):
         current.pop()
 
     module = fake_cupy(lambda: 2)
-    module.empty, module.cuda.Device = There, use_device
+    module.empty, module.cuda.Device = DeviceArray, use_device
     cupy(module)
     gpu, array = device.find_device("cuda:1"), np.arange(6, dtype=np.float32).reshape(2, 3)
-    there = gpu.send(array)
-    assert there.home == gpu.name == "cuda:1"
+    copy = gpu.send(array)
+    assert copy.device == gpu.name == "cuda:1"
     assert current == ["cuda:0"]
-    np.testing.assert_array_equal(gpu.fetch(there), array)
+    np.testing.assert_array_equal(gpu.fetch(copy), array)
 
 
-def test_the_device_is_checked_before_anything_is_read():
+def test_the_device_is_checked_before_files_are_read():
     with pytest.raises(minigdino.ArgumentError, match="device must be"):
         minigdino.load("no/such/place", device="tpu")
 
 
-def test_cupys_warnings_at_import_are_not_ours(tmp_path, monkeypatch):
+def test_warnings_of_the_import_of_cupy_are_suppressed(tmp_path, monkeypatch):
     (tmp_path / "cupy.py").write_text("import warnings; warnings.warn('no CUDA path could be detected')\nraise OSError")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
@@ -142,8 +142,8 @@ def test_cupys_warnings_at_import_are_not_ours(tmp_path, monkeypatch):
         assert minigdino.info()["gpu"] == "none: CuPy finds no GPU it can use (OSError)"
 
 
-def test_cupy_is_not_imported_unless_a_gpu_is_asked_for(tmp_path):
-    """A CuPy that ends the process when imported; `import` and the CPU do not touch it."""
+def test_cupy_is_imported_only_for_a_gpu(tmp_path):
+    """The test replaces CuPy by a module that ends the process when imported."""
     (tmp_path / "cupy.py").write_text("import os; os._exit(7)")
     start = "import sys; sys.path.insert(0, sys.argv[1])\nimport minigdino\n"
     on_cpu = "import numpy as np\nminigdino.detect(np.zeros((64, 64, 3), np.uint8), 'star.', model='shapes')\n"
@@ -154,7 +154,7 @@ def test_cupy_is_not_imported_unless_a_gpu_is_asked_for(tmp_path):
         assert run.returncode == status, run.stderr
 
 
-def test_shared_weights_are_sent_once():
+def test_shared_weights_are_copied_once():
     shared, own = np.ones(2), np.zeros(2)
     sent = []
 
@@ -162,8 +162,8 @@ def test_shared_weights_are_sent_once():
         sent.append(array)
         return array.copy()
 
-    there = on_device({"heads": [{"w": shared}, {"w": shared}, {}], "norm": {"w": own}}, send)
+    copied = on_device({"heads": [{"w": shared}, {"w": shared}, {}], "norm": {"w": own}}, send)
     assert len(sent) == 2
-    assert there["heads"][0]["w"] is there["heads"][1]["w"] is not shared
-    assert there["heads"][2] == {}
-    np.testing.assert_array_equal(there["norm"]["w"], own)
+    assert copied["heads"][0]["w"] is copied["heads"][1]["w"] is not shared
+    assert copied["heads"][2] == {}
+    np.testing.assert_array_equal(copied["norm"]["w"], own)

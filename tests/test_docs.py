@@ -1,4 +1,4 @@
-"""What README and docs say is run: snippets, exercises, commands, links, the reading order."""
+"""Snippets, exercises and commands in the documentation run; links and the reading order are right."""
 
 import ast
 import importlib.util
@@ -30,20 +30,20 @@ def name(page):
 
 
 def blocks(text, language=None):
-    """Fenced blocks: of a language, or pairs (language, text) of all."""
+    """Fenced blocks: the texts of one language, or (language, text) of all blocks."""
     found = [(kind, textwrap.dedent(body)) for _, kind, body in FENCE.findall(text)]
     return [body for kind, body in found if kind == language] if language else found
 
 
 def parts(page):
-    """A page before its exercise, and the exercise."""
+    """The text of a page before its exercise, and the exercise."""
     before, _, exercise = page.read_text().partition("\n## Exercise\n")
     return before, exercise
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder in which the paths of the pages exist and to which they may write."""
+    """A writable working directory in which the paths used by the pages exist."""
     for folder in ("docs", "minigdino"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
@@ -54,26 +54,26 @@ WITH_SNIPPETS = [page for page in PAGES if blocks(parts(page)[0], "python")]
 
 
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=name)
-def test_snippets_run_and_print_what_they_say(page, workplace, capsys):
-    """A page's snippets follow one another; one that prints has its output in the next block."""
+def test_snippets_run_and_print_the_output_shown(page, workplace, capsys):
+    """Snippets of a page share their variables; the block after a snippet with `print` is its output."""
     names, found = {}, blocks(parts(page)[0])
-    for (kind, code), (next_kind, said) in zip(found, [*found[1:], ("", "")]):
+    for (kind, code), (next_kind, output) in zip(found, [*found[1:], ("", "")]):
         if kind == "python":
             exec(compile(code, name(page), "exec"), names)
             printed = capsys.readouterr().out
             assert ("print(" in code) == bool(printed)
             if printed:
                 assert next_kind == "text"
-                assert printed == said
+                assert printed == output
 
 
-def test_the_readmes_picture_is_written(workplace):
+def test_the_readme_snippet_writes_its_image(workplace):
     exec(blocks(README, "python")[0], {})
     assert (workplace / "found.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("page", READING, ids=name)
-def test_an_exercise_fails_until_it_is_solved(page, workplace):
+def test_an_exercise_fails_until_solved(page, workplace):
     skeleton, checks, answer = blocks(parts(page)[1], "python")
     names = {}
     exec(skeleton, names)
@@ -81,38 +81,39 @@ def test_an_exercise_fails_until_it_is_solved(page, workplace):
         exec(checks, dict(names))
     exec(answer, names)
     exec(compile(checks, name(page), "exec"), names)
-    (asked,) = (node for node in ast.parse(answer).body if isinstance(node, ast.FunctionDef))
-    assert ast.get_docstring(asked) in skeleton
+    (function,) = (node for node in ast.parse(answer).body if isinstance(node, ast.FunctionDef))
+    assert ast.get_docstring(function) in skeleton
 
 
 def commands():
-    """Lines of text blocks that start with a program: its words, the comment behind two blanks left out."""
+    """Lines of text blocks that start with a program, without a `.venv/bin/` prefix and a comment after two blanks."""
     for page in PAGES:
         for block in blocks(page.read_text(), "text"):
             for line in block.splitlines():
+                line = line.removeprefix(".venv/bin/")
                 if re.match(r"(minigdino|make|python|\.ci/run)( |$)", line):
                     yield line.partition("  ")[0]
 
 
 COMMANDS = sorted(set(commands()))
-OURS = [command for command in COMMANDS if command.startswith("minigdino ")]
-ALONE = [command for command in OURS if "--model shapes" in command or command == "minigdino info"]
+MINIGDINO = [command for command in COMMANDS if command.startswith("minigdino ")]
+OFFLINE = [command for command in MINIGDINO if "--model shapes" in command or command == "minigdino info"]
 
 
-@pytest.mark.parametrize("command", OURS)
-def test_every_command_is_one_the_program_takes(command):
+@pytest.mark.parametrize("command", MINIGDINO)
+def test_the_parser_accepts_every_command(command):
     cli.parser().parse_args(shlex.split(command)[1:])
 
 
-@pytest.mark.parametrize("command", ALONE)
-def test_a_command_that_needs_no_download_runs(command, workplace, capsys):
+@pytest.mark.parametrize("command", OFFLINE)
+def test_commands_without_a_download_run(command, workplace, capsys):
     assert cli.main(shlex.split(command)[1:]) == 0
     assert "".join(capsys.readouterr())
 
 
-def test_every_program_named_exists():
+def test_every_program_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for command in set(COMMANDS) - set(OURS):
+    for command in set(COMMANDS) - set(MINIGDINO):
         program, *words = command.split()
         if program == "make":
             assert words[0] in targets, command
@@ -122,20 +123,32 @@ def test_every_program_named_exists():
             assert (ROOT / (words[0] if program == "python" else program)).exists(), command
 
 
-def test_targets_named_in_a_sentence_exist():
+def test_make_targets_in_the_text_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {target for page in PAGES for target in re.findall(r"`make ([a-z][\w-]+)`", page.read_text())}
     assert named
     assert named <= targets
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_tests_in_the_text_exist(page):
+    text = FENCE.sub("", page.read_text())
+    assert all((ROOT / path).exists() for path in re.findall(r"`(tests/[\w/.]+)`", text))
+    defined = {
+        test
+        for file in (ROOT / "tests").rglob("*.py")
+        for test in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert set(re.findall(r"`(test_\w+)`", text)) <= defined
+
+
 def anchors(page):
-    """What links to headings of a page end in."""
+    """The anchors of the headings of a page."""
     return {slug(heading) for heading in re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_lead_somewhere(page):
+def test_links_have_a_target(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
         if not link.startswith(("http://", "https://")):
             path, _, anchor = link.partition("#")
@@ -148,7 +161,7 @@ ORDER = re.findall(r"^\| \[(\w+)\.py\]\(\S+\) \| (3\.\d) \|", README, re.MULTILI
 
 
 def test_the_reading_order_is_the_order_of_the_model():
-    """model.py calls each stage in the table's order, §3.4 last in the table because it is last in the paper."""
+    """model.py calls the stages in the order of the table. §3.4 is last in the table, as in the paper."""
     assert [section for _, section in ORDER] == sorted(section for _, section in ORDER)
     body = (ROOT / "minigdino" / "network" / "model.py").read_text().partition("def forward")[2]
     stages = {
@@ -168,12 +181,12 @@ def test_the_reading_order_is_the_order_of_the_model():
 
 
 @pytest.mark.parametrize(("module", "section"), ORDER)
-def test_a_module_is_of_the_section_that_the_readme_says(module, section):
+def test_a_module_starts_with_its_section(module, section):
     assert (ROOT / "minigdino" / "network" / f"{module}.py").read_text().startswith(f'"""§{section}  ')
 
 
 def listed(nav):
-    """Paths of pages in a list of the site's navigation."""
+    """Paths of the pages in a part of the navigation."""
     for entry in nav.values() if isinstance(nav, dict) else nav:
         yield from [entry] if isinstance(entry, str) else listed(entry)
 
@@ -181,11 +194,11 @@ def listed(nav):
 def test_every_page_is_in_the_navigation_once():
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
-    assert sorted(listed(nav)) == sorted([*pages, "source/index.md"])  # the last is made when the site is
+    assert sorted(listed(nav)) == sorted([*pages, "source/index.md"])  # the last one is generated
 
 
-def test_the_guide_has_the_readmes_order():
-    """The site's pages, the guide's own table and the README list the same sequence."""
+def test_the_guide_has_the_order_of_the_readme():
+    """The navigation, the table of the guide and the README list the same sequence."""
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     (guide,) = (entry["Read it beside the paper"] for entry in nav if "Read it beside the paper" in entry)
     pages = [re.fullmatch(r"reading/(\w+)\.md", entry)[1] for entry in guide][1:]

@@ -1,4 +1,4 @@
-"""The checkpoint inside the package really detects, by the words it is given."""
+"""The checkpoint inside the package detects the objects that a prompt names."""
 
 from pathlib import Path
 
@@ -21,17 +21,17 @@ def model():
 
 @pytest.mark.parametrize(("name", "floor50", "floor"), [("seen", 0.93, 0.72), ("unseen", 0.92, 0.72)])
 def test_average_precision_on_fixed_scenes(name, floor50, floor):
-    """40 scenes; the model card has the figures of 500."""
+    """On 40 scenes. The model card has the values on 500."""
     result = average_precision(with_minigdino(FOLDER), name, 40)
     assert result["AP50"] > floor50
     assert result["AP"] > floor
 
 
-def test_little_is_found_where_nothing_fits():
+def test_false_detections_are_rare_without_matching_objects():
     assert false_boxes(with_minigdino(FOLDER), 40) <= 0.2
 
 
-def test_other_words_find_other_boxes(model):
+def test_different_prompts_find_different_boxes(model):
     star, heart = (model.detect(SCENE, f"a {what}.", threshold=0.35) for what in ("purple star", "green heart"))
     assert len(star) == len(heart) == 1
     assert abs(star.boxes - heart.boxes).max() > 100
@@ -47,12 +47,12 @@ def test_swapped_words_swap_the_labels(model):
     assert {d.label: d.label_id for d in one} != {d.label: d.label_id for d in two}
 
 
-def test_what_is_not_there_is_not_found(model):
+def test_an_absent_object_is_not_found(model):
     assert len(model.detect(SCENE, "a blue diamond.", threshold=0.4)) == 0
 
 
 def test_fast_and_reference_find_the_same(model):
-    """End to end without injection: 20 queries of a trained model, as sets."""
+    """End to end, each mode with its own query selection."""
     for scene, prompt in scenes("seen", 3):
         image = Image.fromarray(scene.image)
         fast = model.detect(image, prompt.phrases, threshold=0.3)

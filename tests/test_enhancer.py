@@ -1,19 +1,27 @@
-"""Neck, fusion and the enhancer's layers."""
+"""Neck and feature enhancer: convolutions, positions, and the wiring of the layers against the papers' order."""
 
-from unittest import mock
-
+import definitions
 import numpy as np
 import pytest
 import tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from minigdino._ext import fusion as in_blocks
-from strategies import linear_weights, loose_both_ways_problems, rngs, sizes
+from strategies import attention_weights, linear_weights, rngs, sizes
 
-from minigdino.network import ops
-from minigdino.network.enhancer import conv_1x1, conv_3x3_stride_2, enhancer, neck, vision_positions
-from minigdino.network.fusion import attend_both_ways, bi_attention, fusion_layer
-from minigdino.network.ops import softmax
+from minigdino.network.boxes import pixel_centres, sine_embedding
+from minigdino.network.enhancer import (
+    conv_1x1,
+    conv_3x3_stride_2,
+    deformable_layer,
+    enhancer,
+    neck,
+    text_enhancer_layer,
+    vision_positions,
+)
+from minigdino.network.fusion import fusion_layer
+from minigdino.network.ops import group_norm
+
+pytestmark = pytest.mark.usefixtures("both_kernels")
 
 
 @given(rngs(), sizes(9))
@@ -45,111 +53,26 @@ def test_coarser_maps_start_from_the_backbones_last_and_then_from_each_other():
     assert [np.array_equal(a, b) for a, b in zip(maps, again)] == [True, False, True, True, True, True]
 
 
+def test_every_level_is_projected_and_group_normalised():
+    """Deformable DETR A.2: 1 x 1 convolutions, then 3 x 3 ones of stride 2, each with a group norm of 32 groups."""
+    model = tiny.model(levels=5)
+    rng = np.random.default_rng(0)
+    features = [rng.standard_normal((n, n, c)).astype(np.float32) for n, c in ((6, 32), (3, 64), (2, 128))]
+    *fine, (conv_4, norm_4), (conv_5, norm_5) = model.weights["input_proj_vision"]
+    want = [group_norm(conv_1x1(x, **conv), **norm) for x, (conv, norm) in zip(features, fine)]
+    want.append(group_norm(conv_3x3_stride_2(features[-1], **conv_4), **norm_4))
+    want.append(group_norm(conv_3x3_stride_2(want[-1], **conv_5), **norm_5))
+    for a, b in zip(neck(features, model.weights["input_proj_vision"]), want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @given(st.lists(sizes(5), min_size=1, max_size=3))
-def test_levels_are_told_apart_by_their_embedding(levels):
+def test_the_level_embedding_is_added_to_every_token_of_its_level(levels):
     rng = np.random.default_rng(0)
     embed = rng.standard_normal((len(levels), 8))
     got = vision_positions(levels, embed, 20)
     bare = vision_positions(levels, 0 * embed, 20)
     np.testing.assert_allclose(got - bare, np.repeat(embed, [h * w for h, w in levels], axis=0), atol=1e-12)
-
-
-def fusion_weights(rng, C=6, E=8):
-    wide = ("vision_proj", "text_proj", "values_vision_proj", "values_text_proj")
-    return {
-        **{n: linear_weights(rng, E, C) for n in wide},
-        **{n: linear_weights(rng, C, E) for n in ("out_vision_proj", "out_text_proj")},
-    }
-
-
-def glip(vision, text, w, n_heads):
-    """Eq. 4 to 6 of arXiv 2112.03857 as they are written, a loop over heads: the definition of bi_attention."""
-    q, k = ops.linear(vision, **w["vision_proj"]), ops.linear(text, **w["text_proj"])
-    v_vision, v_text = ops.linear(vision, **w["values_vision_proj"]), ops.linear(text, **w["values_text_proj"])
-    D = q.shape[1] // n_heads
-    vision_heads, text_heads = [], []
-    for head in (slice(m * D, (m + 1) * D) for m in range(n_heads)):
-        attention = q[:, head] @ k[:, head].T / D**0.5
-        vision_heads.append(softmax(attention) @ v_text[:, head])
-        text_heads.append(softmax(attention.T) @ v_vision[:, head])
-    return (
-        ops.linear(np.concatenate(vision_heads, 1), **w["out_vision_proj"]),
-        ops.linear(np.concatenate(text_heads, 1), **w["out_text_proj"]),
-    )
-
-
-@given(rngs(), st.integers(1, 9), st.integers(1, 7), st.sampled_from([1, 2, 4]))
-def test_fusion_is_glips_equations(rng, S, T, n_heads):
-    w, v, t = fusion_weights(rng), rng.standard_normal((S, 6)), rng.standard_normal((T, 6))
-    for got, want in zip(bi_attention(v, t, **w, n_heads=n_heads), glip(v, t, w, n_heads)):
-        np.testing.assert_allclose(got, want, atol=1e-12)
-
-
-@given(loose_both_ways_problems(), st.integers(1, 20))
-def test_blocks_of_the_image_add_up_to_all_of_it(problem, rows):
-    """Each block of scores is scaled by its own largest, whichever block has the largest of all."""
-    with mock.patch.object(in_blocks, "ROWS", rows):
-        for got, want in zip(attend_both_ways(*problem), attend_both_ways.reference(*problem), strict=True):
-            np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
-
-
-@given(loose_both_ways_problems())
-def test_far_scores_overflow_nowhere(problem):
-    vision, asked, *rest = problem
-    arguments = [a if a is None else a.astype(np.float32) for a in (vision, 1e4 * asked, *rest)]
-    with mock.patch.object(in_blocks, "ROWS", 7):
-        for y in attend_both_ways(*arguments):
-            assert np.isfinite(y).all()
-        arguments[0][0] = np.nan  # in one block: it must show in every token's mean
-        assert np.isnan(attend_both_ways(*arguments)[1]).all()
-
-
-@given(rngs(), st.integers(1, 6), st.integers(1, 5))
-def test_fusion_permutes_with_either_side(rng, S, T):
-    w, v, t = fusion_weights(rng), rng.standard_normal((S, 6)), rng.standard_normal((T, 6))
-    i, j = rng.permutation(S), rng.permutation(T)
-    a, b = bi_attention(v, t, **w, n_heads=2)
-    c, d = bi_attention(v[i], t[j], **w, n_heads=2)
-    np.testing.assert_allclose(c, a[i], atol=1e-11)
-    np.testing.assert_allclose(d, b[j], atol=1e-11)
-
-
-@given(rngs(), st.floats(-200, 200))
-def test_fusion_is_blind_to_a_constant_added_to_all_scores(rng, shift):
-    """The released code subtracts the largest score of all heads before each softmax; the answer is the same."""
-    scores = rng.standard_normal((2, 5, 3))
-    for axis in (-1, -2):
-        np.testing.assert_allclose(softmax(scores + shift, axis), softmax(scores, axis), rtol=1e-9)
-
-
-@given(rngs())
-def test_with_one_token_the_image_hears_that_token(rng):
-    w, v, t = fusion_weights(rng), rng.standard_normal((4, 6)), rng.standard_normal((1, 6))
-    from_text, _ = bi_attention(v, t, **w, n_heads=2)
-    value = t @ w["values_text_proj"]["weight"].T + w["values_text_proj"]["bias"]
-    heard = value @ w["out_vision_proj"]["weight"].T + w["out_vision_proj"]["bias"]
-    np.testing.assert_allclose(from_text, np.repeat(heard, 4, axis=0), atol=1e-11)
-
-
-@given(rngs(), st.integers(1, 9), st.integers(1, 7))
-def test_a_fusion_layer_adds_what_is_heard_channel_by_channel_scaled(rng, S, T):
-    """GLIP Eq. 5 and 6 with the layer's scales: the definition, where the code takes one of them into a map."""
-    w, v, t = fusion_weights(rng), rng.standard_normal((S, 6)), rng.standard_normal((T, 6))
-    norms = [{"weight": rng.standard_normal(6), "bias": rng.standard_normal(6)} for _ in range(2)]
-    scales = rng.standard_normal((2, 6))
-    normed = [ops.layer_norm(x, **norm, eps=1e-5) for x, norm in zip((v, t), norms)]
-    want = [x + p * heard for x, p, heard in zip(normed, scales, glip(*normed, w, 2))]
-    for got, x in zip(fusion_layer(v, t, *norms, w, *scales, n_heads=2, eps=1e-5), want):
-        np.testing.assert_allclose(got, x, atol=1e-11)
-
-
-def test_a_layer_scale_of_zero_leaves_the_normed_input():
-    rng = np.random.default_rng(0)
-    norm = {"weight": np.ones(6), "bias": np.zeros(6)}
-    v, t = rng.standard_normal((4, 6)), rng.standard_normal((3, 6))
-    a, b = fusion_layer(v, t, norm, norm, fusion_weights(rng), np.zeros(6), np.zeros(6), n_heads=2, eps=0)
-    for got, x in ((a, v), (b, t)):
-        np.testing.assert_allclose(got, (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True), atol=1e-12)
 
 
 @pytest.mark.parametrize("family", ["grounding-dino", "mm-grounding-dino"])
@@ -179,3 +102,97 @@ def test_the_enhancer_keeps_shapes_and_float32():
         model.config,
     )
     assert (v.shape, v.dtype, t.shape, t.dtype) == ((29, 64), np.float32, (3, 64), np.float32)
+
+
+LEVELS = ((3, 4), (2, 2))
+S, T, C, HEADS, POINTS = 16, 5, 8, 2, 3
+
+
+def normed(rng):
+    return {"weight": rng.random(C) + 0.5, "bias": rng.standard_normal(C)}
+
+
+def text_layer(rng):
+    return {
+        "self_attn": attention_weights(rng, C),
+        "fc1": linear_weights(rng, 12, C),
+        "fc2": linear_weights(rng, C, 12),
+        "layer_norm_before": normed(rng),
+        "layer_norm_after": normed(rng),
+    }
+
+
+def image_layer(rng):
+    return {
+        "self_attn": {
+            "sampling_offsets": linear_weights(rng, HEADS * len(LEVELS) * POINTS * 2, C),
+            "attention_weights": linear_weights(rng, HEADS * len(LEVELS) * POINTS, C),
+            "value_proj": linear_weights(rng, C, C),
+            "output_proj": linear_weights(rng, C, C),
+        },
+        "self_attn_layer_norm": normed(rng),
+        "fc1": linear_weights(rng, 12, C),
+        "fc2": linear_weights(rng, C, 12),
+        "final_layer_norm": normed(rng),
+    }
+
+
+def some_mask(rng):
+    return (rng.random((T, T)) < 0.4) | np.eye(T, dtype=bool)
+
+
+def post_norm(x, update, p):
+    return definitions.norm(x + update, p)
+
+
+@given(rngs(), st.sampled_from(["relu", "gelu"]))
+def test_a_text_layer_is_post_norm_self_attention_within_the_mask(rng, activation):
+    """Positions are part of queries and keys, not of values."""
+    text, positions = rng.standard_normal((2, T, C))
+    mask, p = some_mask(rng), text_layer(rng)
+    attended = definitions.attention(text + positions, text + positions, text, p["self_attn"], HEADS, mask)
+    x = post_norm(text, attended, p["layer_norm_before"])
+    want = post_norm(x, definitions.feed_forward(x, p["fc1"], p["fc2"], activation), p["layer_norm_after"])
+    got = text_enhancer_layer(text, positions, mask, **p, n_heads=HEADS, activation=activation, eps=1e-5)
+    np.testing.assert_allclose(got, want, atol=1e-6)  # the erf fit of GELU
+
+
+@settings(max_examples=25)
+@given(rngs())
+def test_an_image_layer_is_post_norm_deformable_attention(rng):
+    """Positions are part of the queries, not of the memory that is sampled."""
+    vision, positions, references = rng.standard_normal((S, C)), rng.standard_normal((S, C)), rng.random((S, 2))
+    p = image_layer(rng)
+    attended = definitions.deformable_attention(
+        vision + positions, references, vision, LEVELS, p["self_attn"], HEADS, POINTS
+    )
+    x = post_norm(vision, attended, p["self_attn_layer_norm"])
+    want = post_norm(x, definitions.feed_forward(x, p["fc1"], p["fc2"], "relu"), p["final_layer_norm"])
+    got = deformable_layer(
+        vision, positions, references, LEVELS, **p, n_heads=HEADS, n_points=POINTS, activation="relu", eps=1e-5
+    )
+    np.testing.assert_allclose(got, want, atol=1e-10)
+
+
+@settings(max_examples=10)
+@given(rngs())
+def test_the_enhancer_is_fusion_then_text_then_image(rng):
+    """Algorithm 1 of MM Grounding DINO: every layer fuses first; text attends within phrases; pixels sample around
+    their centres."""
+    model = tiny.model()
+    config, w = model.config, model.weights
+    maps = [rng.standard_normal((*size, 64)).astype(np.float32) for size in ((3, 4), (2, 2), (1, 2), (1, 1))]
+    text, mask, places = rng.standard_normal((T, 64)).astype(np.float32), some_mask(rng), np.array([0, 0, 1, 2, 0])
+    sizes_ = tuple(m.shape[:2] for m in maps)
+    x, t = np.concatenate([m.reshape(-1, 64) for m in maps]), text
+    x_pos = vision_positions(sizes_, w["level_embed"], config.positional_embedding_temperature)
+    t_pos = sine_embedding(places.astype(np.float32), 64, 10000)
+    centres = np.concatenate([pixel_centres(*size, like=x) for size in sizes_])
+    options = {"activation": config.activation_function, "eps": config.layer_norm_eps}
+    for layer in w["encoder"]["layers"]:
+        x, t = fusion_layer(x, t, **layer["fusion_layer"], n_heads=2, eps=config.layer_norm_eps)
+        t = text_enhancer_layer(t, t_pos, mask, **layer["text_enhancer_layer"], n_heads=2, **options)
+        x = deformable_layer(x, x_pos, centres, sizes_, **layer["deformable_layer"], n_heads=4, n_points=4, **options)
+    got = enhancer(maps, text, mask, places, w["encoder"]["layers"], w["level_embed"], config)
+    for a, b in zip(got, (x, t)):
+        np.testing.assert_allclose(a, b, atol=1e-5)

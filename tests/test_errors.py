@@ -1,6 +1,8 @@
-"""What can go wrong on the way in, one line each: which error, and that its message says what was expected, what came,
-and what to do. The usual mistakes are beside the code they concern, in test_weights.py, test_config.py, test_image.py,
-test_prompt.py and test_detector.py; here are the strange ones, most of them found by tests/fuzz.py."""
+"""Unusual invalid inputs, most of them found by tests/fuzz.py: the class of the error, and the parts of its message.
+
+A message states what was expected, what was given, and the next step. The common mistakes are tested in
+test_weights.py, test_config.py, test_image.py, test_prompt.py and test_detector.py.
+"""
 
 import io
 import json
@@ -21,7 +23,7 @@ PHOTO = tiny.photo(30, 40)
 
 
 def load(room, **changes):
-    """A whole model directory, but for some files: bytes, or changes of a JSON file's values, or None for no file."""
+    """Load a complete model directory with changed files: bytes, changed values of a JSON file, or None for no file."""
     files = fuzz.model_files() | {name.replace("__", "."): change for name, change in changes.items()}
     for name, change in files.items():
         if isinstance(change, dict):
@@ -32,7 +34,7 @@ def load(room, **changes):
 
 
 def weights(**changes):
-    """model.safetensors with other values in one tensor's header entry."""
+    """A model.safetensors with changed values in the header entry of one tensor."""
     header, body = fuzz.split(fuzz.model_files()["model.safetensors"])
     header["model.level_embed"] |= changes
     text = json.dumps(header).encode()
@@ -40,12 +42,12 @@ def weights(**changes):
 
 
 def lone(dtype="F32", shape=(1,), data=b"1234"):
-    """A safetensors file of one tensor, which need not make sense."""
+    """A safetensors file of one tensor, which may be invalid."""
     return fuzz.join({"x": (dtype, list(shape), data)})
 
 
 def png(width, height):
-    """A picture of 45 bytes that says it is as large as that."""
+    """A PNG file of 45 bytes whose header states this size."""
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
     chunks = (len(header).to_bytes(4, "big") + b"IHDR" + header + b"\0\0\0\0", b"\0\0\0\0IEND\0\0\0\0")
     return fuzz.with_checksums(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
@@ -72,8 +74,8 @@ def settings(room, **values):
 
 
 def backbone(room, **values):
-    whole = json.loads(fuzz.model_files()["config.json"])["backbone_config"]
-    return load(room, config__json={"backbone_config": whole | {"out_indices": None} | values})
+    complete = json.loads(fuzz.model_files()["config.json"])["backbone_config"]
+    return load(room, config__json={"backbone_config": complete | {"out_indices": None} | values})
 
 
 def indexed(room, tensor, shard):
@@ -87,7 +89,7 @@ def tokens(change):
 
 
 CASES = {
-    # pictures
+    # images
     "bomb": (
         lambda room: open_image(path(room, png(20_000, 20_000))),
         ImageError,
@@ -95,51 +97,51 @@ CASES = {
         "raise PIL.Image.MAX_IMAGE_PIXELS",
     ),
     "bomb in a GIF": (lambda room: open_image(path(room, gif(65_535, 65_535))), ImageError, "exceeds limit"),
-    "no picture behind the header": (
+    "a header without image data": (
         lambda room: open_image(path(room, png(30, 30))),
         ImageError,
         "picture: not a readable image (",
-        "expected a whole PNG, JPEG or other file that Pillow reads",
+        "expected a complete PNG, JPEG or other file that Pillow can decode",
     ),
-    "cut short, opened by the caller": (
+    "truncated, opened by the caller": (
         lambda room: open_image(Image.open(io.BytesIO(encoded("JPEG")[:800]))),
         ImageError,
         "not a readable image (image file is truncated",
-        "expected a whole PNG",
+        "expected a complete PNG",
     ),
     "closed by the caller": (lambda room: open_image(closed()), ImageError, "not a readable image", "closed image"),
-    "a reader's own exception": (
+    "an unusual exception of a Pillow decoder": (
         lambda room: open_image(path(room, encoded("DDS")[:200])),
         ImageError,
         "not a readable image (",
     ),
     "a folder": (lambda room: open_image(room), ImageError, "not a readable image", "directory"),
-    "resized beyond all memory": (
+    "resized to more pixels than memory holds": (
         lambda room: preprocess(Image.fromarray(PHOTO), ImageSettings(), (90_000, 90_000)),
         ImageError,
-        "40 x 30 pixels would be resized to 90000 x 67500",
-        "use a smaller `size`",
+        "40 x 30 would be resized to 90000 x 67500",
+        "Use a smaller `size`",
     ),
-    "a size of no picture": (
+    "an integer size with 400 digits": (
         lambda room: tiny.model().detect(PHOTO, "cat", size=(10**400, 10**400)),
         ArgumentError,
-        "image size must be 1 to 100000 pixels; got {'longest_edge': 1000",
+        "each edge of `size` must be 1 to 100000 pixels; got {'longest_edge': 1000",
     ),
     # safetensors
-    "header longer than a file can be": (
+    "a header longer than any file": (
         lambda room: load(room, model__safetensors=(2**63).to_bytes(8, "little") + b"{}"),
         CheckpointError,
         "model.safetensors: not a complete safetensors file",
         "download it again",
     ),
-    "more dimensions than arrays have": (
+    "more dimensions than NumPy supports": (
         lambda room: load(room, model__safetensors=lone(shape=[1] * 70)),
         CheckpointError,
         "tensor x has an impossible entry in the header",
         "'shape': [1, 1,",
         "download the file again",
     ),
-    "more numbers than memory has": (
+    "more elements than fit in memory": (
         lambda room: load(room, model__safetensors=lone(shape=[2**62, 0], data=b"")),
         CheckpointError,
         "tensor x has an impossible entry",
@@ -154,93 +156,97 @@ CASES = {
         CheckpointError,
         "not a complete safetensors file",
     ),
-    "a name that fills the screen": (
+    "a very long tensor name": (
         lambda room: load(room, model__safetensors=fuzz.join(named("y" * 90_000))),
         CheckpointError,
         "tensor yyy",
         "..",
         "belongs to no layer",
     ),
-    "a shard of a name that no disk takes": (
+    "a shard name too long for a file system": (
         lambda room: indexed(room, "x", "y" * 9000),
         CheckpointError,
         "which is not in",
         "download the missing file",
     ),
-    "half characters in a name": (
+    "surrogates in a tensor name": (
         lambda room: indexed(room, "\ud800", "model.safetensors"),
         CheckpointError,
         r"tensor \ud800 is in no shard",
         "download that file again",
     ),
     # config.json
-    "depths that are no list": (
+    "depths that are not a list": (
         lambda room: backbone(room, depths=7),
         ConfigError,
         "backbone_config.depths must look like [2, 2, 6, 2]; got 7",
     ),
-    "features that are no list": (
+    "features that are not a list": (
         lambda room: backbone(room, out_features=7),
         ConfigError,
         "backbone_config.out_features must look like ['stage4']; got 7",
     ),
-    "a stage beyond counting": (
+    "a stage number with 5000 digits": (
         lambda room: backbone(room, out_features=["stage" + "9" * 5000]),
         ConfigError,
         "out_indices must rise within 1..2; got ()",
     ),
-    "a stage too many": (
+    "too many stages": (
         lambda room: backbone(room, depths=[1] * 3000, num_heads=[1] * 3000),
         ConfigError,
         "depths must be of a sane length, at most 16; got 3000",
     ),
-    "layers by the million": (
+    "a million layers": (
         lambda room: load(room, config__json={"encoder_layers": 10**6}),
         ConfigError,
         "encoder_layers must be positive and of a sane size, at most 200; got 1000000",
     ),
-    "blocks by the million": (lambda room: backbone(room, depths=[1, 10**6]), ConfigError, "depths must be positive"),
+    "a million blocks": (lambda room: backbone(room, depths=[1, 10**6]), ConfigError, "depths must be positive"),
     "an epsilon that float32 rounds to zero": (
         lambda room: load(room, config__json={"layer_norm_eps": 1e-320}),
         ConfigError,
         "layer_norm_eps must be positi",
     ),
-    "a value that fills the screen": (
+    "a very long value": (
         lambda room: load(room, config__json={"d_model": "x" * 10**6}),
         ConfigError,
         "config.d_model must look like 256; got 'xxx",
         "...",
     ),
-    "a value nested out of sight": (
+    "a deeply nested value": (
         lambda room: load(room, config__json={"model_type": nested(500)}),
         ConfigError,
         "model_type=[[[[[[[...",
         "is not supported; expected 'grounding-dino' or",
     ),
-    "a Config of no kind": (lambda room: Config(d_model="wide"), ConfigError, "d_model must look like 256; got 'wide'"),
-    "a Config of no backbone": (
+    "a Config with a value of the wrong type": (
+        lambda room: Config(d_model="wide"),
+        ConfigError,
+        "d_model must look like 256; got 'wide'",
+    ),
+    "a Config with an invalid backbone": (
         lambda room: Config(backbone_config=7),
         ConfigError,
         "config.backbone_config must look like a SwinConfig or a dict; got 7",
     ),
     # preprocessor_config.json
-    "a mean that is no number": (
+    "a mean with NaN": (
         lambda room: settings(room, image_mean=[0.5, float("nan"), 0.5]),
         CheckpointError,
-        "preprocessor_config.json: the image settings make no sense: image_mean must be three "
-        "numbers; got [0.5, nan, 0.5]",
+        "preprocessor_config.json: invalid image settings: image_mean must be a list of three numbers; got "
+        "[0.5, nan, 0.5]. Correct the file, or download it again",
     ),
-    "an endless edge": (
+    "an infinite edge": (
         lambda room: settings(room, size={"shortest_edge": float("inf")}),
         CheckpointError,
-        "size must be an object of edges, 1 to 100000 pixels; got {'shortest_edge': inf}",
+        "size must be an object of edges, each 1 to 100000 pixels; got {'shortest_edge': inf}",
     ),
-    "half a filter": (
+    "a fractional filter number": (
         lambda room: settings(room, resample=2.5),
         CheckpointError,
-        "resample must be one of Pillow's filters, 0 to 5; got 2.5",
+        "resample must be the number of a Pillow filter, 0 to 5; got 2.5",
     ),
-    "a word for a switch": (
+    "a string for a boolean": (
         lambda room: settings(room, do_resize="no"),
         CheckpointError,
         "do_resize must be true or false; got 'no'",
@@ -254,28 +260,28 @@ CASES = {
     "a vocabulary without [UNK]": (
         lambda room: load(room, tokenizer__json=tokens(lambda t: t["model"]["vocab"].pop("[UNK]"))).tokenize("猫 cat"),
         CheckpointError,
-        "the tokenizer, though it loaded, contradicts itself on this text (WordPiece",
-        "download it again",
+        "the tokenizer's files are inconsistent and cannot be used on this text (WordPiece",
+        "download the checkpoint again",
     ),
     "a tokenizer that panics": (
         lambda room: load(
             room, tokenizer__json=tokens(lambda t: t["post_processor"]["special_tokens"].pop("[CLS]"))
         ).tokenize("cat"),
         CheckpointError,
-        "contradicts itself on this text (no entry found for key)",
+        "cannot be used on this text (no entry found for key)",
     ),
     # prompts
-    "bytes that are no text": (
+    "bytes that are not UTF-8": (
         lambda room: tiny.model().detect(PHOTO, os.fsdecode(b"caf\xe9")),
         PromptError,
-        "holds half characters",
-        "type it again",
+        "contains surrogates",
+        "Type the text again",
     ),
-    "a book": (
+    "a text as long as a book": (
         lambda room: tiny.model().detect(PHOTO, "a cat. " * 20_000),
         PromptError,
-        "the prompt has 140000 characters; 65536 is the most",
-        "fewer phrases",
+        "a prompt must have at most 65536 characters; got 140000",
+        "Split its phrases",
     ),
 }
 
@@ -306,7 +312,7 @@ def nested(depth):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("case", CASES)
-def test_an_error_says_what_was_expected_what_came_and_what_to_do(case, tmp_path):
+def test_an_error_states_what_was_expected_what_was_given_and_the_next_step(case, tmp_path):
     call, kind, *parts = CASES[case]
     with pytest.raises(kind) as caught:
         call(tmp_path)
@@ -314,32 +320,32 @@ def test_an_error_says_what_was_expected_what_came_and_what_to_do(case, tmp_path
     for part in parts:
         assert part in message
     assert len(message) < fuzz.MESSAGE
-    message.encode()  # no half characters: it can be printed
+    message.encode()  # no surrogates, so it can be printed
 
 
-def test_what_a_file_adds_to_the_format_is_passed_over(tmp_path):
+def test_unknown_keys_in_a_safetensors_header_are_ignored(tmp_path):
     model = load(tmp_path, model__safetensors=weights(note="made by hand"))
     assert len(model.detect(PHOTO, "cat", threshold=0)) == model.config.num_queries
 
 
-def test_a_damaged_exif_block_neither_loses_nor_leaves_unturned_a_picture(tmp_path):
+def test_an_image_with_a_corrupted_exif_block_is_read(tmp_path):
     exif = Image.Exif()
     exif[274], exif[271], exif[282] = 6, "minigdino", 72.0
     photo = Image.fromarray(tiny.photo(7, 9))
     block = bytearray(exif.tobytes())
-    block[41] = 29  # a tag of a kind that cannot be written again, which Pillow's own way of turning tries
+    block[41] = 29  # a tag of a type that cannot be written; ImageOps.exif_transpose writes the block
     photo.save(tmp_path / "odd.jpg", exif=bytes(block))
     with Image.open(tmp_path / "odd.jpg") as opened, pytest.raises(AttributeError):
         ImageOps.exif_transpose(opened)
     assert open_image(tmp_path / "odd.jpg").size == (7, 9)
     photo.save(tmp_path / "broken.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow says that the block is corrupt
+        warnings.simplefilter("ignore")  # Pillow warns of the corrupted block
         assert open_image(tmp_path / "broken.jpg").size == (9, 7)
 
 
 @pytest.mark.parametrize(("value", "size"), [(v, (3, 2) if v < 5 else (2, 3)) for v in range(1, 9)])
-def test_every_orientation_is_turned_as_pillow_turns_it(value, size, tmp_path):
+def test_every_exif_orientation_gives_the_result_of_pillow(value, size, tmp_path):
     exif = Image.Exif()
     exif[274] = value
     Image.fromarray(tiny.photo(2, 3)).save(tmp_path / "turned.png", exif=exif)
@@ -349,13 +355,13 @@ def test_every_orientation_is_turned_as_pillow_turns_it(value, size, tmp_path):
         np.testing.assert_array_equal(np.asarray(turned), np.asarray(ImageOps.exif_transpose(opened)))
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no full disk")
-def test_a_full_disk_is_named(tmp_path):
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_named_in_the_error(tmp_path):
     (tmp_path / "config.json").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
         tiny.model().save(tmp_path)
 
 
-def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+def test_a_file_in_place_of_the_folder_is_named_in_the_error(tmp_path):
     with pytest.raises(OSError, match="exists.*model"):
         tiny.model().save(path(tmp_path, b"", "model"))

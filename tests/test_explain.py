@@ -1,4 +1,4 @@
-"""The page that explains a pass: complete, alone, and made of the pass's own numbers."""
+"""The page of a forward pass is complete, self-contained, and shows the arrays of that forward pass."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ from minigdino.cli import main
 from minigdino.image import ImageSettings
 from minigdino.inspection.explain import CHAPTERS, FIGURES, captions, page
 from minigdino.inspection.explain.encode import packed, pooled, principal_colours, spread
-from minigdino.inspection.tree import home
+from minigdino.inspection.tree import home, place
 from minigdino.network.boxes import sigmoid
 from minigdino.network.swin import windows
 
@@ -30,22 +30,22 @@ TEXT = "a purple star. a green heart. an orange ring."
 
 
 def unpacked(p):
-    """What the page's own tensor() makes of packed numbers."""
+    """Decode a packed array as tensor() of page.js does."""
     dtype = {8: "u1", 16: "<u2", 32: "<f4"}[p["bits"]]
-    numbers = np.frombuffer(base64.b64decode(p["data"]), dtype)
+    values = np.frombuffer(base64.b64decode(p["data"]), dtype)
     if p["bits"] == 32:
-        return numbers.reshape(p["shape"])
+        return values.reshape(p["shape"])
     low, high = np.array(p["low"])[:, None], np.array(p["high"])[:, None]
-    return (low + numbers.reshape(len(low), -1) / (2 ** p["bits"] - 1) * (high - low)).reshape(p["shape"])
+    return (low + values.reshape(len(low), -1) / (2 ** p["bits"] - 1) * (high - low)).reshape(p["shape"])
 
 
 def close(p, want):
-    """Within half a step of the rounding, and what the bounds lose by being written with seven digits."""
+    """Equal within half a quantisation step, plus the rounding of the bounds to seven digits."""
     got, want = unpacked(p), np.asarray(want, np.float64)
     assert got.shape == want.shape
     low, high = np.array(p["low"]), np.array(p["high"])
-    most = (high - low) / (2 ** p["bits"] - 1) / 2 + 1e-6 * np.maximum(abs(low), abs(high))
-    assert (abs(got - want).reshape(len(low), -1) <= most[:, None] + 1e-12).all()
+    limit = (high - low) / (2 ** p["bits"] - 1) / 2 + 1e-6 * np.maximum(abs(low), abs(high))
+    assert (abs(got - want).reshape(len(low), -1) <= limit[:, None] + 1e-12).all()
 
 
 def data_of(text):
@@ -65,16 +65,16 @@ def demo(shapes):
 
 @pytest.fixture(scope="module")
 def traced(shapes):
-    """The steps of the same pass, recorded here."""
+    """The steps of a forward pass with the same inputs."""
     shapes.clear()
     patterns = {pattern for figure in FIGURES for pattern in figure.steps}
-    with minigdino.use("reference"), minigdino.trace(*patterns, "forward.0/return.*") as seen:
+    with minigdino.use("reference"), minigdino.trace(*patterns, "forward.0/return.*") as recorded:
         shapes.detect(SCENE, TEXT)
-    return seen
+    return recorded
 
 
 class Reader(HTMLParser):
-    """Tags, ids, and whatever would be fetched."""
+    """Collects tags, ids, links and URLs that a browser would load."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,7 @@ def read(text):
     return reader
 
 
-def test_the_page_needs_nothing_but_itself(demo):
+def test_the_page_loads_no_other_file(demo):
     reader = read(demo)
     assert all(load.startswith("data:") for load in reader.loads)
     assert all(link.startswith(("#", "https://arxiv.org/abs/")) for link in reader.links)
@@ -105,7 +105,7 @@ def test_the_page_needs_nothing_but_itself(demo):
     assert len(demo) < 10e6
 
 
-def test_every_figure_is_there_in_order_and_linked(demo):
+def test_every_figure_is_present_in_order_and_linked(demo):
     reader = read(demo)
     slugs = [figure.slug for figure in FIGURES]
     assert len(set(slugs)) == len(slugs)
@@ -122,7 +122,7 @@ def test_every_figure_is_drawn_by_a_script():
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.slug)
-def test_a_caption_leads_to_the_code(figure, demo):
+def test_a_caption_names_functions_lines_and_papers(figure, demo):
     caption = demo.partition(f'<figure id="{figure.slug}">')[2].partition("</figure>")[0]
     for name in figure.functions:
         assert f"<code>{name}</code>" in caption
@@ -131,11 +131,11 @@ def test_a_caption_leads_to_the_code(figure, demo):
         source = (Path(minigdino.__file__).parents[1] / file).read_text().splitlines()
         rest = "\n".join(source[int(line) - 1 :])
         assert re.match(rf"(@accelerated\(.*\)\n)?def {name.partition('.')[2]}\(", rest), name
-    assert re.search(r"<span>[^<]*(§3\.\d|<a href=.https://arxiv)", caption)  # its place in a paper
+    assert re.search(r"<span>[^<]*(§3\.\d|<a href=.https://arxiv)", caption)
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.slug)
-def test_a_caption_names_the_shapes_of_the_pass(figure, demo, traced):
+def test_a_caption_names_the_shapes_of_the_steps(figure, demo, traced):
     caption = demo.partition(f'<figure id="{figure.slug}">')[2].partition("</figure>")[0]
     shapes = {" × ".join(map(str, array.shape)) for array in traced.values()}
     shown = re.findall(r"<span>(?:\[[^<]*\] = )?(\d+(?: × \d+)*)</span>", caption)
@@ -151,15 +151,56 @@ def test_letters_come_from_the_code():
     assert captions.letters(captions.code("swin.patch_embedding"), "kernel") == ""
 
 
-def test_an_equation_stands_with_its_paper():
-    assert captions.source("deformable.deform_attn") == "arXiv 2010.04159, Eq. 3"
-    assert captions.source("swin.patch_merging") == "§3.1, arXiv 2103.14030, Section 3.1"
-    assert captions.source("phrases.phrase_mask") == "§3.4, Figure 4"
-    assert captions.source("ops.attention") == "arXiv 1706.03762, section 3.2.2, Eq. 1"
-    assert captions.source("results.post_process") == ""
+def arrows(x):
+    """x [N, C], table [2*k, M] -> [N], sums [M]"""
+    total = x.sum()  # [1]
+    return total
 
 
-def test_the_sections_are_the_papers():
+def sections(x):
+    """Google style.
+
+    Args:
+        x [N, C], table [2*k, M]: rows; biases.
+
+    Returns:
+        [N], [M]: results of [0, 1].
+    """
+    total = x.sum()  # [1]
+    return total
+
+
+def names(x):
+    """Google style.
+
+    Returns:
+        dict: scores [N], selected [M].
+    """
+    return x
+
+
+@pytest.mark.parametrize("function", [arrows, sections])
+def test_letters_are_read_from_both_styles_of_docstrings(function):
+    steps = ("x", "table", "total", "return", "return.0", "return.1", "return.2", "other")
+    assert [captions.letters(function, step) for step in steps] == [
+        "[N, C]", "[2*k, M]", "[1]", "[N]", "[N]", "[M]", "", ""]  # fmt: skip
+
+
+def test_letters_of_a_named_result_are_read():
+    assert captions.letters(names, "return.scores") == "[N]"
+    assert captions.letters(names, "return.selected") == "[M]"
+    assert captions.letters(names, "return") == ""
+
+
+def test_a_caption_gives_the_place_in_the_papers(demo):
+    for figure in FIGURES:
+        caption = demo.partition(f'<figure id="{figure.slug}">')[2].partition("</figure>")[0]
+        text = re.sub(r"</?a.*?>", "", caption)
+        for name in figure.functions:
+            assert f"<span>{place(*name.split('.'))}</span>" in text
+
+
+def test_chapters_name_sections_of_the_paper():
     sections = {chapter.title: captions.section(chapter.module) for chapter in CHAPTERS}
     assert sections["Image backbone"] == "§3.1"
     assert sections["Query selection"] == "§3.2"
@@ -171,7 +212,7 @@ def steps(traced, pattern):
     return [array for path, array in traced.items() if re.search(pattern, path)]
 
 
-def test_heat_maps_are_the_fusions_weights(demo, traced):
+def test_heat_maps_are_the_attention_weights_of_the_fusion(demo, traced):
     data = data_of(demo)
     ends = np.cumsum([H * W for H, W in data["levels"]])
     for slug, name in (("token-looks", "to_vision"), ("pixel-reads", "to_text")):
@@ -190,30 +231,30 @@ def test_heat_maps_are_the_fusions_weights(demo, traced):
     np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-5)
 
 
-def test_points_are_the_deformable_attentions(demo, traced):
+def test_sampling_points_are_those_of_deformable_attention(demo, traced):
     figures = data_of(demo)["figures"]
     sampling, query = figures["sampling"], figures["query-sampling"]
     cells = (np.array(sampling["rows"])[:, None] * sampling["grid"][1] + sampling["cols"]).ravel()
     for name in ("weights", "locations"):
         close(sampling[name], [x[cells] for x in steps(traced, f"enhancer.0/.*deform_attn.0/{name}$")])
         close(query[name], [x[query["queries"]] for x in steps(traced, f"decoder.0/.*deform_attn.0/{name}$")])
-    assert len(cells) == np.prod(sampling["grid"])  # a small image keeps every pixel
+    assert len(cells) == np.prod(sampling["grid"])  # all tokens: the image is small
 
 
 def test_window_weights_belong_to_their_pixels(demo, traced):
-    """Found again another way: by cutting a map that holds each pixel's own number."""
+    """Computed another way: cut a map of token indices into windows, to find each token in them."""
     for block in data_of(demo)["figures"]["window-attention"]["blocks"]:
         (H, W), k, shift = block["map"], block["k"], block["shift"]
         padded = np.arange(-(-H // k) * k * -(-W // k) * k).reshape(-(-H // k) * k, -1, 1)
-        cut = windows(np.roll(padded, (-shift, -shift), (0, 1)), k)[..., 0]  # [B, K]
+        cut = windows(np.roll(padded, (-shift, -shift), (0, 1)), k)[..., 0]  # [N, K]
         weights = steps(traced, rf"swin_block.{block['block']}/.*attend_in_windows.0/weights$")[0].mean(axis=1)
-        place = {number: (b, i) for b, row in enumerate(cut) for i, number in enumerate(row)}
-        want = [[weights[place[int(padded[r, c, 0])]] for c in block["cols"]] for r in block["rows"]]
+        found = {token: (n, i) for n, window in enumerate(cut) for i, token in enumerate(window)}
+        want = [[weights[found[int(padded[r, c, 0])]] for c in block["cols"]] for r in block["rows"]]
         got = unpacked(block["weights"])[0]
         np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-def test_masks_boxes_and_scores_are_the_passes(demo, traced):
+def test_masks_boxes_and_scores_are_those_of_the_forward_pass(demo, traced):
     figures = data_of(demo)["figures"]
     mask, positions = (traced[f"forward.0/phrase_mask.0/return.{i}"] for i in (0, 1))
     np.testing.assert_array_equal(unpacked(figures["phrase-mask"]["mask"]), mask)
@@ -226,8 +267,8 @@ def test_masks_boxes_and_scores_are_the_passes(demo, traced):
     assert figures["selection"]["selected"] == traced["forward.0/return.selected"].tolist()
     close(figures["selection"]["scores"], traced["forward.0/return.selection_scores"])
     stage = figures["shift-mask"]["stages"][2]
-    pieces = steps(traced, rf"swin_block.{stage['block']}/.*shift_mask.0/pieces$")[0][..., 0]
-    np.testing.assert_array_equal(np.add.outer(stage["row_pieces"], stage["column_pieces"]), pieces)
+    regions = steps(traced, rf"swin_block.{stage['block']}/.*shift_mask.0/regions$")[0][..., 0]
+    np.testing.assert_array_equal(np.add.outer(stage["row_regions"], stage["column_regions"]), regions)
     mask = steps(traced, rf"swin_block.{stage['block']}/.*shift_mask.0/return$")[0]
     np.testing.assert_allclose(unpacked(stage["masks"])[-1], mask[-1], atol=1e-5)
     texts = [steps(traced, rf"/{kind}_layer.*/attention.0/attend.0/weights$") for kind in ("bert", "text_enhancer")]
@@ -238,7 +279,7 @@ def test_masks_boxes_and_scores_are_the_passes(demo, traced):
         close(figures[slug]["weights"], [w.mean(axis=0)[chosen] for w in layers])
 
 
-def test_the_boxes_of_the_page_are_those_of_detect(demo, shapes):
+def test_the_page_has_the_boxes_of_detect(demo, shapes):
     figures = data_of(demo)["figures"]
     found = shapes.detect(SCENE, TEXT)
     probabilities, boxes = unpacked(figures["token-scores"]["probabilities"]), unpacked(figures["result"]["boxes"])
@@ -246,7 +287,7 @@ def test_the_boxes_of_the_page_are_those_of_detect(demo, shapes):
     order = np.argsort(-scores, kind="stable")
     kept = order[scores[order] > figures["token-scores"]["threshold"]]
     assert len(kept) == len(found) == 3
-    np.testing.assert_allclose(boxes[kept], found.boxes, atol=0.01)  # compiled kernels against formulas
+    np.testing.assert_allclose(boxes[kept], found.boxes, atol=0.01)  # twins against references
 
 
 GEOMETRIES = {
@@ -280,7 +321,7 @@ def _packs(value):
 
 @pytest.mark.slow
 def test_a_large_image_and_a_long_prompt_stay_within_ten_megabytes():
-    """As the largest published geometry in all that decides the size, with few channels."""
+    """The largest published geometry, except for few channels, which do not change the size of the page."""
     large = tiny.config(
         "mm-grounding-dino", stages=(1, 2, 3, 4), levels=5, queries=900, encoder_layers=6, decoder_layers=6
     )
@@ -293,14 +334,14 @@ def test_a_large_image_and_a_long_prompt_stay_within_ten_megabytes():
     assert len(text) < 10e6
 
 
-def test_nothing_found_is_a_page_too(shapes):
+def test_a_page_without_detections(shapes):
     blank = np.full((96, 128, 3), 128, np.uint8)
     assert len(shapes.detect(blank, "a red star.")) == 0
     data = data_of(page(shapes, blank, "a red star."))
     assert unpacked(data["figures"]["token-scores"]["probabilities"]).max() <= 0.25
 
 
-def test_hostile_words_stay_words(tmp_path):
+def test_markup_in_names_and_prompts_is_escaped(tmp_path):
     name = "<script>alert(1)&.png"
     Image.fromarray(tiny.photo()).save(tmp_path / name)
     text = page(tiny.model(), tmp_path / name, ["</script><script>alert(2)</script>", '"><img src=x onerror=alert(3)>'])
@@ -310,8 +351,8 @@ def test_hostile_words_stay_words(tmp_path):
     assert data_of(text)["phrases"][0] == "</script><script>alert(2)</script>"
 
 
-def test_the_same_pass_is_the_same_page(shapes, demo):
-    shapes.detect(SCENE, TEXT)  # what the model keeps of it must not be missed in the page
+def test_the_same_input_gives_the_same_page(shapes, demo):
+    shapes.detect(SCENE, TEXT)  # fills the cache; the page must have all steps nevertheless
     assert page(shapes, SCENE, TEXT) == demo
 
 
@@ -341,7 +382,7 @@ def test_the_command_writes_the_page(tmp_path, capsys):
         ([str(SCENE), "a star.", "--model", "nowhere"], "no such file or directory"),
     ],
 )
-def test_errors_are_those_of_detect(arguments, complaint, capsys, tmp_path):
+def test_errors_of_the_command(arguments, complaint, capsys, tmp_path):
     rest = [] if "--out" in arguments else ["--out", str(tmp_path / "page.html")]
     rest += [] if "--model" in arguments else ["--model", "shapes"]
     assert main(["explain", *arguments, *rest]) == 1
@@ -349,35 +390,36 @@ def test_errors_are_those_of_detect(arguments, complaint, capsys, tmp_path):
     assert not (tmp_path / "page.html").exists()
 
 
-numbers = arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=5), elements=st.floats(-1e6, 1e6, width=32))
+floats = st.floats(-1e6, 1e6, width=32)
+float_arrays = arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=5), elements=floats)
 
 
-@given(numbers, st.sampled_from([8, 16]), st.integers(0, 2))
-def test_packing_loses_half_a_step_at_most(array, bits, per):
+@given(float_arrays, st.sampled_from([8, 16]), st.integers(0, 2))
+def test_packing_loses_at_most_half_a_step(array, bits, per):
     close(packed(array, bits, per), array)
     np.testing.assert_array_equal(unpacked(packed(array, 32)), array)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 2000), st.integers(0, 5))
-def test_pooled_cells_are_the_means_of_their_blocks(H, W, most, seed):
+def test_pooled_cells_are_means_of_blocks(H, W, max_cells, seed):
     x = np.random.default_rng(seed).random((H, W, 2))
-    small = pooled(x, most)
-    side = math.ceil(math.sqrt(H * W / most))  # 1 where there is room for every pixel
+    small = pooled(x, max_cells)
+    side = math.ceil(math.sqrt(H * W / max_cells))  # 1 if the limit allows every pixel
     np.testing.assert_allclose(small[0, 0], x[:side, :side].mean(axis=(0, 1)))
     rows, cols = (np.minimum(side, n - side * np.arange(m)) for n, m in zip((H, W), small.shape))
     np.testing.assert_allclose(np.einsum("rcx,r,c->x", small, rows, cols) / (H * W), x.mean(axis=(0, 1)))
 
 
 @given(st.integers(1, 500), st.integers(1, 500))
-def test_spread_indices_rise_from_end_to_end(n, most):
-    indices = spread(n, most)
-    assert len(indices) == min(n, most)
+def test_spread_indices_rise_from_first_to_last(n, limit):
+    indices = spread(n, limit)
+    assert len(indices) == min(n, limit)
     assert (np.diff(indices) > 0).all()
     assert indices[0] == 0
-    assert indices[-1] == n - 1 or most == 1
+    assert indices[-1] == n - 1 or limit == 1
 
 
-def test_like_vectors_have_like_colours():
+def test_similar_vectors_have_similar_colours():
     x = np.zeros((4, 4, 16), np.float32)
     x[:2] = 1
     x[0, 0] = np.arange(16)
@@ -387,7 +429,7 @@ def test_like_vectors_have_like_colours():
     assert principal_colours(np.ones((1, 1, 16), np.float32)).shape == (1, 1, 3)
 
 
-def test_with_a_guide_every_caption_leads_to_its_lines_and_its_rows(shapes):
+def test_with_a_guide_every_caption_links_to_source_lines_and_terms(shapes):
     text = page(shapes, SCENE, TEXT, guide="../site/")
     for figure in FIGURES:
         assert f'href="../site/rosetta.html#{figure.slug}"' in text

@@ -1,4 +1,4 @@
-"""The whole model on arrays that behave like CuPy's: nothing leaves the device or waits, and it is NumPy's answer."""
+"""The whole model on emulated CuPy arrays: results equal NumPy's, and nothing leaves the device or waits for it."""
 
 import inspect
 import re
@@ -19,15 +19,14 @@ GEOMETRIES = {
     "mm grounding dino": {"family": "mm-grounding-dino"},
     "five levels": {"family": "mm-grounding-dino", "stages": (1, 2, 3, 4), "levels": 5},
 }
-PIXELS = tiny.pixels(31, 44)  # odd, padded to windows, patches and halves
-# one message each way at most for the ids, the phrases they make, and the picture
-MESSAGES = [(2, len(tiny.IDS)), (len(tiny.IDS),), PIXELS.shape]
-TOLERANCE = 2e-5  # of a step's largest value, as in test_golden.py: float32 sums taken in another order
+PIXELS = tiny.pixels(31, 44)  # sizes that need padding for patches, windows and patch merging
+TRANSFERS = [(2, len(tiny.IDS)), (len(tiny.IDS),), PIXELS.shape]  # phrases and positions, token ids, pixels
+TOLERANCE = 2e-5  # relative to a step's largest value, as in test_golden.py: float32 sums run in another order
 
 
 @pytest.fixture(params=GEOMETRIES)
 def models(request, monkeypatch):
-    """The same model on the CPU and on the fake GPU, and the fake GPU."""
+    """The same model on the CPU and on the emulated GPU, and that GPU."""
     return both(monkeypatch, **GEOMETRIES[request.param])
 
 
@@ -36,13 +35,13 @@ def both(monkeypatch, **geometry):
     monkeypatch.setattr(detector, "find_device", lambda device: gpu if device == "cuda" else find(device))
     on_cpu = tiny.model(**geometry)
     on_gpu = minigdino.Model.random(on_cpu.config, tokenizer=on_cpu.tokenizer, settings=on_cpu.settings, device="cuda")
-    assert len(gpu.sent) == len(on_cpu.tensors)  # every tensor once, though layers share some
+    assert len(gpu.sent) == len(on_cpu.tensors)  # once for each tensor, although layers share some
     gpu.clear()
     return on_cpu, on_gpu, gpu
 
 
 def fields(output):
-    """(name, array) of all that a pass gives, in its order."""
+    """Yield (name, array) for every array of a detailed output, in the order of the forward pass."""
     for name, value in vars(output).items():
         if name == "image_features":
             yield from ((f"{name}.{i}", part) for i, part in enumerate(value))
@@ -50,58 +49,58 @@ def fields(output):
             yield name, value
 
 
-def test_the_formulas_alone_give_numpys_numbers_to_the_bit(models):
+def test_the_references_give_the_same_bits(models):
     on_cpu, on_gpu, gpu = models
     with minigdino.use("reference"):
-        want = on_cpu.forward(PIXELS, tiny.IDS, details=True)
-        got = on_gpu.forward(PIXELS, tiny.IDS, details=True)
-    assert got.sizes == want.sizes
-    for (name, a), (_, b) in zip(fields(got), fields(want), strict=True):
+        expected = on_cpu.forward(PIXELS, tiny.IDS, details=True)
+        actual = on_gpu.forward(PIXELS, tiny.IDS, details=True)
+    assert actual.sizes == expected.sizes
+    for (name, a), (_, e) in zip(fields(actual), fields(expected), strict=True):
         assert isinstance(a, Array)
-        np.testing.assert_array_equal(a.get(), b, err_msg=name)
-    # deformable attention around points, once an encoder layer: its formula sends the levels' sizes, its kernel not
-    tables = [(len(want.sizes), 2)] * on_cpu.config.encoder_layers
-    assert gpu.sent == MESSAGES + tables
+        np.testing.assert_array_equal(a.get(), e, err_msg=name)
+    # in every encoder layer, the reference of deformable attention sends the sizes of the levels; the kernel does not
+    level_sizes = [(len(expected.sizes), 2)] * on_cpu.config.encoder_layers
+    assert gpu.sent == TRANSFERS + level_sizes
     assert not gpu.fetched
 
 
 @WITH_COMPILER
-def test_the_kernels_give_numpys_numbers(models):
+def test_the_kernels_agree_with_the_cpu(models):
     on_cpu, on_gpu, gpu = models
-    want = on_cpu.forward(PIXELS, tiny.IDS, details=True)
+    expected = on_cpu.forward(PIXELS, tiny.IDS, details=True)
     with launching_on_host():
-        got = on_gpu.forward(PIXELS, tiny.IDS, details=True, selected=want.selected)
-    for (name, a), (_, b) in zip(fields(got), fields(want), strict=True):
-        scale = abs(b[np.isfinite(b)]).max()
-        np.testing.assert_allclose(a.get(), b, rtol=0, atol=TOLERANCE * scale, err_msg=f"first divergence: {name}")
-    assert gpu.sent == [*MESSAGES, want.selected.shape]
+        actual = on_gpu.forward(PIXELS, tiny.IDS, details=True, selected=expected.selected)
+    for (name, a), (_, e) in zip(fields(actual), fields(expected), strict=True):
+        scale = abs(e[np.isfinite(e)]).max()
+        np.testing.assert_allclose(a.get(), e, rtol=0, atol=TOLERANCE * scale, err_msg=f"first divergence: {name}")
+    assert gpu.sent == [*TRANSFERS, expected.selected.shape]
     assert not gpu.fetched
-    ours = {name.partition("<")[0] for name in gpu.launched if "<" in name}
-    # bilinear is a step of deform_attn's formula, and part of its kernel
-    assert ours == {kernel for kernels in cuda.KERNELS.values() for kernel in kernels} - {"bilinear"}
+    launched = {name.partition("<")[0] for name in gpu.launched if "<" in name}
+    # the kernel of deform_attn samples by itself; only its reference calls bilinear
+    assert launched == {kernel for kernels in cuda.KERNELS.values() for kernel in kernels} - {"bilinear"}
 
 
 @WITH_COMPILER
-def test_detect_gives_the_same_detections_and_fetches_once(models):
+def test_detect_gives_the_same_detections_with_one_fetch(models):
     on_cpu, on_gpu, gpu = models
-    picture, text = tiny.photo(31, 44), ["a cat", "red"]
+    image, text = tiny.photo(31, 44), ["a cat", "red"]
     with launching_on_host():
-        want, got = (m.detect(picture, text, threshold=0.0, size=(31, 44)) for m in (on_cpu, on_gpu))
+        expected, actual = (m.detect(image, text, threshold=0.0, size=(31, 44)) for m in (on_cpu, on_gpu))
         assert gpu.fetched == [(on_cpu.config.num_queries, len(on_cpu.tokenize(text).ids) + 4)]
-        assert len(got) == len(want) == on_cpu.config.num_queries
-        np.testing.assert_allclose(got.scores, want.scores, atol=1e-3)
+        assert len(actual) == len(expected) == on_cpu.config.num_queries
+        np.testing.assert_allclose(actual.scores, expected.scores, atol=1e-3)
         gpu.clear()
-        on_gpu.detect(picture, ["a dog"], size=(31, 44))  # the picture is known, and does not travel again
+        on_gpu.detect(image, ["a dog"], size=(31, 44))  # the image features are cached, so no pixels are sent
     assert [len(shape) for shape in gpu.sent] == [2, 1]
     assert len(gpu.fetched) == 1
 
 
-MOST_LAUNCHES = 910  # of one pass of this model; each costs microseconds, however little it computes
+MAX_LAUNCHES = 922  # of a forward pass of this model; each launch costs microseconds, however little it computes
 
 
 @WITH_COMPILER
-def test_launches_are_counted(monkeypatch):
-    """The count is of calls that compute; `benchmarks/gpu.py` has the card's own."""
+def test_the_number_of_launches_is_bounded(monkeypatch):
+    """Counts CuPy calls that compute. `benchmarks/gpu.py` counts the launches on a real GPU."""
     _, on_gpu, gpu = both(monkeypatch)
     with launching_on_host():
         on_gpu.forward(PIXELS, tiny.IDS)
@@ -109,24 +108,24 @@ def test_launches_are_counted(monkeypatch):
     gpu.clear()
     with minigdino.use("reference"):
         on_gpu.forward(PIXELS, tiny.IDS)
-    assert fast.total() <= MOST_LAUNCHES
-    assert gpu.launched.total() > 4 * fast.total()  # what the kernels are for
+    assert fast.total() <= MAX_LAUNCHES
+    assert gpu.launched.total() > 4 * fast.total()  # the references need many more
 
 
-def test_a_model_on_a_gpu_is_saved_from_the_host(monkeypatch, tmp_path):
+def test_a_model_on_a_gpu_can_be_saved(monkeypatch, tmp_path):
     on_cpu, on_gpu, _ = both(monkeypatch)
     on_gpu.save(tmp_path)
-    again = minigdino.load(tmp_path)
+    loaded = minigdino.load(tmp_path)
     for name, tensor in on_cpu.tensors.items():
-        np.testing.assert_array_equal(again.tensors[name], tensor)
-    assert (on_cpu.device, on_gpu.device, again.device) == ("cpu", "cuda:0", "cpu")
+        np.testing.assert_array_equal(loaded.tensors[name], tensor)
+    assert (on_cpu.device, on_gpu.device, loaded.device) == ("cpu", "cuda:0", "cpu")
 
 
-def test_broken_weights_are_named_on_a_gpu_too(monkeypatch):
+def test_an_error_names_a_tensor_with_nan_on_a_gpu(monkeypatch):
     on_cpu, _, _ = both(monkeypatch)
-    bad = {**on_cpu.tensors, "model.enc_output.bias": np.full(64, np.nan, np.float32)}
+    tensors = {**on_cpu.tensors, "model.enc_output.bias": np.full(64, np.nan, np.float32)}
     model = minigdino.Model(
-        bad, on_cpu.config, tokenizer=on_cpu.tokenizer, settings=on_cpu.settings, device="cuda"
+        tensors, on_cpu.config, tokenizer=on_cpu.tokenizer, settings=on_cpu.settings, device="cuda"
     )
     with (
         minigdino.use("reference"),
@@ -135,11 +134,11 @@ def test_broken_weights_are_named_on_a_gpu_too(monkeypatch):
         model.detect(tiny.photo(31, 44), "cat.")
 
 
-# The stand-in itself: it must refuse what CuPy refuses, or it proves nothing.
+# Tests of the emulation: unless it refuses what CuPy refuses, the tests above prove nothing.
 
 
 @pytest.mark.parametrize(
-    "leak",
+    "operation",
     [
         lambda x, host: np.asarray(x),
         lambda x, host: x + host,
@@ -160,21 +159,21 @@ def test_broken_weights_are_named_on_a_gpu_too(monkeypatch):
         lambda x, host: x.tolist(),
         lambda x, host: x.item(),
         lambda x, host: np.einsum("ij,jk->ik", x, x),
-        lambda x, host: np.full((2, 2), 1.0, like=x),  # NumPy hands on device=None, which CuPy's does not take
-        lambda x, host: np.ascontiguousarray(x),  # no function that CuPy could answer for, but for like=
+        lambda x, host: np.full((2, 2), 1.0, like=x),  # NumPy passes device=None, which CuPy's does not accept
+        lambda x, host: np.ascontiguousarray(x),  # dispatches to CuPy only with like=
         lambda x, host: np.argsort(x, kind="quicksort"),
         lambda x, host: x.mean(axis=0, where=True),
         lambda x, host: x.max(axis=0, initial=0),
     ],
 )
-def test_what_cupy_refuses_is_refused(leak):
+def test_operations_that_cupy_refuses_are_refused(operation):
     gpu, host = Gpu(), np.ones((2, 2), np.float32)
     x = gpu.send(host)
     with gpu.computing(), pytest.raises((Refused, AttributeError)):
-        leak(x, host)
+        operation(x, host)
 
 
-def test_nothing_is_computed_outside_the_device():
+def test_computing_without_a_current_device_is_refused():
     gpu = Gpu()
     x = gpu.send(np.ones((2, 2), np.float32))
     for compute in (lambda: x + 1, lambda: x.mean(), lambda: np.arange(3, like=x), lambda: x[x.astype(int)]):
@@ -182,7 +181,7 @@ def test_nothing_is_computed_outside_the_device():
             compute()
 
 
-def test_fresh_memory_is_not_what_anyone_hopes_for():
+def test_uninitialised_memory_holds_nan():
     gpu = Gpu()
     x = gpu.send(np.ones(2, np.float32))
     with gpu.computing():
@@ -190,37 +189,37 @@ def test_fresh_memory_is_not_what_anyone_hopes_for():
 
 
 def real_cupy():
-    """CuPy, which imports without a GPU."""
-    return pytest.importorskip("cupy", reason="CuPy is needed to compare fake_gpu.py's list with it: extra gpu-check")
+    """CuPy, which can be imported without a GPU."""
+    return pytest.importorskip("cupy", reason="comparing fake_gpu.py with CuPy needs the extra gpu-check")
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_a_function_on_the_list_is_cupys(name):
-    ours, real = fake_gpu.SIGNATURES[name].parameters, inspect.signature(getattr(real_cupy(), name)).parameters
-    assert [p.name for p in ours.values()] == list(real)[: len(ours)]
-    for parameter in ours.values():
+def test_listed_functions_have_cupys_signatures(name):
+    listed, real = fake_gpu.SIGNATURES[name].parameters, inspect.signature(getattr(real_cupy(), name)).parameters
+    assert [p.name for p in listed.values()] == list(real)[: len(listed)]
+    for parameter in listed.values():
         assert parameter.default == real[parameter.name].default
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_a_method_on_the_list_is_cupys(name):
-    """Compiled methods carry their signature in the first line of their text."""
+def test_listed_methods_have_cupys_signatures(name):
+    """Compiled methods have their signature in the first line of their docstring."""
     method = getattr(real_cupy().ndarray, name)
     found = re.match(rf"_ndarray_base\.{name}\(self, (.*?)\)", method.__doc__)
-    theirs = [re.sub(r"^\w+ (?=\w)", "", part) for part in found[1].split(", ")]  # less C's types
-    ours = [part.replace("'", "") for part in METHODS[name].split(", ")]
-    assert ours == [part.replace("u'", "'").replace("'", "") for part in theirs[: len(ours)]]
+    real = [re.sub(r"^\w+ (?=\w)", "", part) for part in found[1].split(", ")]  # without C types
+    listed = [part.replace("'", "") for part in METHODS[name].split(", ")]
+    assert listed == [part.replace("u'", "'").replace("'", "") for part in real[: len(listed)]]
 
 
 @pytest.mark.parametrize("name", sorted(UFUNCS))
-def test_a_ufunc_on_the_list_is_cupys(name):
-    ufunc, numpys = getattr(real_cupy(), name), getattr(np, name)
+def test_listed_ufuncs_have_numpys_argument_counts_in_cupy(name):
+    ufunc, in_numpy = getattr(real_cupy(), name), getattr(np, name)
     assert type(ufunc).__name__ in ("ufunc", "_MatMul", "_GUFunc")
     if name != "matmul":
-        assert (ufunc.nin, ufunc.nout) == (numpys.nin, numpys.nout)
+        assert (ufunc.nin, ufunc.nout) == (in_numpy.nin, in_numpy.nout)
 
 
-def test_cupys_arrays_dispatch_by_name():
+def test_cupys_arrays_have_the_emulated_attributes():
     array = real_cupy().ndarray
     for attribute in ("__array_function__", "__array_ufunc__", "device", "flags", "get", *fake_gpu.ATTRIBUTES):
         assert hasattr(array, attribute)

@@ -1,4 +1,4 @@
-"""Many images, some of them bad; lines that survive a kill; COCO files."""
+"""Many images, some of them corrupted; resumable JSON Lines; COCO files."""
 
 import json
 
@@ -13,7 +13,7 @@ from minigdino import files
 TEXT = ["a cat", "remote control"]
 
 
-def test_files_that_pillow_can_only_write_are_no_images(tmp_path):
+def test_files_that_pillow_cannot_decode_are_not_listed(tmp_path):
     for name in ("a.png", "notes.pdf", "film.mpg", "data.h5"):
         (tmp_path / name).write_bytes(b"")
     assert names(files.find_images([str(tmp_path)])) == ["a.png"]
@@ -31,7 +31,7 @@ def names(paths):
     return [p.rpartition("/")[2] for p in paths]
 
 
-def test_sources_are_files_folders_globs_and_standard_input(folder):
+def test_sources_may_be_files_folders_globs_and_standard_input(folder):
     assert names(files.find_images([str(folder)])) == ["a.png", "b.png", "c.png"]
     assert names(files.find_images([f"{folder}/[bc].png", "-", "void.jpg"])) == ["b.png", "c.png", "-", "void.jpg"]
     (folder / "odd[1].png").write_bytes((folder / "a.png").read_bytes())
@@ -39,45 +39,45 @@ def test_sources_are_files_folders_globs_and_standard_input(folder):
     with pytest.raises(minigdino.ImageError, match="matches no file"):
         files.find_images([f"{folder}/*.tif"])
     (folder / "empty").mkdir()
-    with pytest.raises(minigdino.ImageError, match="a folder without images; expected files such as"):
+    with pytest.raises(minigdino.ImageError, match="expected a folder with images, .*; found none"):
         files.find_images([str(folder / "empty")])
 
 
-def test_a_bad_image_is_told_and_the_rest_goes_on(folder):
+def test_a_corrupted_image_is_reported_and_the_others_are_processed(folder):
     (folder / "b.png").write_bytes(b"not a picture")
-    seen = []
+    results = []
     failed = files.detect_each(
-        tiny.model(), files.find_images([str(folder)]), TEXT, seen=lambda *pair: seen.append(pair)
+        tiny.model(), files.find_images([str(folder)]), TEXT, on_result=lambda *pair: results.append(pair)
     )
     assert failed == 1
-    assert [isinstance(result, minigdino.Error) for _, result in seen] == [False, True, False]
-    bad, good = files.record(*seen[1]), files.record(*seen[0])
+    assert [isinstance(result, minigdino.Error) for _, result in results] == [False, True, False]
+    bad, good = files.record(*results[1]), files.record(*results[0])
     assert list(bad) == ["image", "error"]
     assert "b.png: not a readable image" in bad["error"]
     assert list(good) == ["image", "width", "height", "detections"]
 
 
-def test_lines_are_there_at_once_and_can_be_gone_on_with(tmp_path):
+def test_lines_are_written_immediately_and_a_file_can_be_resumed(tmp_path):
     path = tmp_path / "found.jsonl"
     lines = files.JsonLines(path)
     lines.write({"image": "a"})
-    assert path.read_text() == '{"image": "a"}\n'  # before any close
+    assert path.read_text() == '{"image": "a"}\n'  # while the run continues
     with open(path, "a") as file:
-        file.write('{"image": "b", "wid')  # a kill in the middle of a line
+        file.write('{"image": "b", "wid')  # an interruption in the middle of a line
     again = files.JsonLines(path, resume=True)
     assert again.done == {"a"}
     again.write({"image": "b"})
     assert [json.loads(line)["image"] for line in path.read_text().splitlines()] == ["a", "b"]
-    with pytest.raises(minigdino.ArgumentError, match="exists; give --resume"):
+    with pytest.raises(minigdino.ArgumentError, match="exists already. Give --resume"):
         files.JsonLines(path)
     path.write_text("[]\n")
-    with pytest.raises(minigdino.ArgumentError, match="line 1 is none of ours"):
+    with pytest.raises(minigdino.ArgumentError, match='each line must be a JSON object with "image"; line 1 is not'):
         files.JsonLines(path, resume=True)
     with pytest.raises(minigdino.ArgumentError, match="cannot be written"):
         files.JsonLines(tmp_path / "void" / "new.jsonl")
 
 
-def test_a_coco_file_joins_by_its_ids():
+def test_the_ids_of_a_coco_file_are_consistent():
     model = tiny.model()
     results = [(f"{i}.png", model.detect(tiny.photo(seed=i), TEXT, threshold=0)) for i in range(2)]
     data = files.coco(results, {"a cat": 1, "remote control": 2})
@@ -99,13 +99,13 @@ def test_a_coco_file_joins_by_its_ids():
         {"categories": [{"id": 17, "name": "a cat"}, {"id": 18, "name": "dog"}]},
     ],
 )
-def test_categories_files(tmp_path, content):
+def test_the_three_formats_of_categories(tmp_path, content):
     (tmp_path / "ids.json").write_text(json.dumps(content))
     assert files.read_categories(tmp_path / "ids.json") == {"a cat": 17, "dog": 18}
 
 
 @pytest.mark.parametrize("content", [7, [1], [{"id": 1}], {"a": "x"}, {"categories": 3}])
-def test_other_files_are_no_categories(tmp_path, content):
+def test_other_formats_of_categories_are_rejected(tmp_path, content):
     (tmp_path / "ids.json").write_text(json.dumps(content))
     with pytest.raises(minigdino.ArgumentError, match=r"ids\.json: expected"):
         files.read_categories(tmp_path / "ids.json")

@@ -1,6 +1,6 @@
-"""On a real GPU: the whole model beside NumPy. `pytest -m gpu` runs this and every op's problems in `test_kernels.py`.
+"""The whole model on a GPU, compared with the CPU. `pytest -m gpu` runs these tests and those of `test_kernels.py`.
 
-None of this has run where it was written: there was no GPU.
+They were written without a GPU and have not been run on one.
 """
 
 import shutil
@@ -17,69 +17,69 @@ import minigdino
 from minigdino import Config
 
 pytestmark = pytest.mark.gpu
-LOGITS, BOXES = 1e-3, 1e-4  # what may lie between two devices, given the same selection
+LOGITS, BOXES = 1e-3, 1e-4  # tolerances between two devices, for the same selected queries
 
 
-def same_pass(on_cpu, on_gpu, pixels, ids):
-    """Both devices' outputs of a pass, the GPU's with the CPU's selection."""
-    want = on_cpu.forward(pixels, ids, details=True)
-    return want, on_gpu.forward(pixels, ids, details=True, selected=want.selected)
+def forward_on_both(on_cpu, on_gpu, pixels, ids):
+    """Outputs of a forward pass on each device; the GPU decodes the queries that the CPU selected."""
+    expected = on_cpu.forward(pixels, ids, details=True)
+    return expected, on_gpu.forward(pixels, ids, details=True, selected=expected.selected)
 
 
 @pytest.mark.parametrize("kernels", minigdino.runtime.kernels.MODES)
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
-def test_every_step_of_a_small_model_is_numpys(geometry, kernels):
+def test_every_stage_of_a_small_model_agrees(geometry, kernels):
     on_cpu = tiny.model(**geometry)
     on_gpu = minigdino.Model.random(on_cpu.config, device="cuda")
     with minigdino.use(kernels):
-        want, got = same_pass(on_cpu, on_gpu, tiny.pixels(61, 83), tiny.IDS)
-    for (name, a), (_, b) in zip(fields(got), fields(want), strict=True):
-        scale = abs(b[np.isfinite(b)]).max()
-        np.testing.assert_allclose(a.get(), b, rtol=0, atol=1e-4 * scale, err_msg=f"first divergence: {name}")
+        expected, actual = forward_on_both(on_cpu, on_gpu, tiny.pixels(61, 83), tiny.IDS)
+    for (name, a), (_, e) in zip(fields(actual), fields(expected), strict=True):
+        scale = abs(e[np.isfinite(e)]).max()
+        np.testing.assert_allclose(a.get(), e, rtol=0, atol=1e-4 * scale, err_msg=f"first divergence: {name}")
 
 
 @pytest.mark.parametrize("family", ["grounding-dino", "mm-grounding-dino"])
-def test_the_tiny_geometry_at_full_size_is_numpys(family):
+def test_the_tiny_geometry_at_full_size_agrees(family):
     config = Config(family)
     on_cpu, on_gpu = (minigdino.Model.random(config, device=device) for device in ("cpu", "cuda"))
     pixels = np.random.default_rng(0).standard_normal((3, 800, 1066), np.float32)
-    want, got = same_pass(on_cpu, on_gpu, pixels, [101, 2000, 1012, 3000, 3001, 1012, 102])
-    np.testing.assert_allclose(got.logits.get(), want.logits, rtol=0, atol=LOGITS)
-    np.testing.assert_allclose(got.boxes.get(), want.boxes, rtol=0, atol=BOXES)
+    expected, actual = forward_on_both(on_cpu, on_gpu, pixels, [101, 2000, 1012, 3000, 3001, 1012, 102])
+    np.testing.assert_allclose(actual.logits.get(), expected.logits, rtol=0, atol=LOGITS)
+    np.testing.assert_allclose(actual.boxes.get(), expected.boxes, rtol=0, atol=BOXES)
 
 
-def test_the_embedded_checkpoint_finds_the_same_shapes():
-    want, got = (
+def test_detections_of_the_embedded_checkpoint_agree():
+    expected, actual = (
         minigdino.load("shapes", device=device).detect("docs/images/scene.jpg", "star. heart. ring.", threshold=0.4)
         for device in ("cpu", "cuda")
     )
-    assert got.labels == want.labels
-    np.testing.assert_allclose(got.boxes, want.boxes, atol=0.1)  # pixels
-    np.testing.assert_allclose(got.scores, want.scores, atol=1e-3)
+    assert actual.labels == expected.labels
+    np.testing.assert_allclose(actual.boxes, expected.boxes, atol=0.1)  # pixels
+    np.testing.assert_allclose(actual.scores, expected.scores, atol=1e-3)
 
 
-def test_threads_share_a_model():
+def test_several_threads_can_share_a_model():
     model = minigdino.Model.random(tiny.config(), device="cuda")
-    want = model.forward(tiny.pixels(), tiny.IDS).logits.get()
-    seen = []
+    expected = model.forward(tiny.pixels(), tiny.IDS).logits.get()
+    results = []
     threads = [
-        threading.Thread(target=lambda: seen.append(model.forward(tiny.pixels(), tiny.IDS).logits.get()))
+        threading.Thread(target=lambda: results.append(model.forward(tiny.pixels(), tiny.IDS).logits.get()))
         for _ in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(seen) == 4
-    for got in seen:
-        np.testing.assert_array_equal(got, want)
+    assert len(results) == 4
+    for actual in results:
+        np.testing.assert_array_equal(actual, expected)
 
 
-def test_the_last_gpu_computes_as_the_first():
+def test_the_first_and_the_last_gpu_agree():
     import cupy
 
     if (n := cupy.cuda.runtime.getDeviceCount()) < 2:
-        pytest.skip("there is one GPU")
+        pytest.skip("needs two GPUs")
     first, last = (
         minigdino.Model.random(tiny.config(), device=f"cuda:{i}").forward(tiny.pixels(), tiny.IDS) for i in (0, n - 1)
     )
@@ -87,8 +87,8 @@ def test_the_last_gpu_computes_as_the_first():
     np.testing.assert_allclose(last.logits.get(), first.logits.get(), rtol=0, atol=LOGITS)
 
 
-def test_compute_sanitizer_finds_nothing():
-    """NVIDIA's own look at every access, on a pass of a small model."""
+def test_compute_sanitizer_finds_no_error():
+    """NVIDIA's tool checks every memory access of a forward pass of a small model."""
     if not (tool := shutil.which("compute-sanitizer")):
         pytest.skip("compute-sanitizer is not installed")
     code = (

@@ -1,4 +1,4 @@
-"""The guide is made from the code: what it names exists, what it leaves out has a reason, and its site builds."""
+"""The guide includes code by name: every name exists, every omission has a reason, and the web site builds."""
 
 import ast
 import importlib
@@ -27,24 +27,24 @@ READING = [page.stem for page in (ROOT / "docs" / "reading").glob("*.md") if pag
 
 
 def functions(module):
-    """Public functions that a layer module defines at its top."""
+    """Public module-level functions of a module of the network."""
     body = ast.parse(hooks.home(module).read_text()).body
     return [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
 
 
 def tensors():
-    """Names in checkpoints of both families, with four levels and with five."""
+    """Tensor names in checkpoints of both families, with four and with five levels."""
     models = [tiny.config(), tiny.config("mm-grounding-dino"), tiny.config(stages=(1, 2, 3, 4), levels=5)]
     return {name for config in models for name in random_tensors(config)}
 
 
-# What the pages are made with.
+# Macros.
 
 
-def test_a_piece_is_the_definition_and_nothing_else():
+def test_find_returns_exactly_the_definition():
     assert hooks.find("ops.softmax").text.startswith('@accelerated(numpy="minigdino._ext.ops:softmax"')
     assert hooks.find("ops.softmax").text.endswith("keepdims=True)")
-    assert hooks.find("weights.RENAMES").text.startswith("RENAMES = (")
+    assert hooks.find("names.RENAMES").text.startswith("RENAMES = (")
     assert hooks.find("prompt.Tokenizer.encode").text.startswith("    def encode(self")
     assert hooks.find("deformable.pyx:bilinear").text.startswith("def bilinear(image, xy):")
     assert hooks.find("deformable.pyx:bilinear").text.endswith("return out")
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(1024)
 }"""
 
 
-def test_a_cuda_function_is_found_with_what_stands_above_it(tmp_path, monkeypatch):
+def test_find_returns_a_cuda_function_with_the_comment_above_it(tmp_path, monkeypatch):
     (tmp_path / "x.cu").write_text(f"// calls twice(x)\nint one;\n\n{CUDA}\n\nint f() {{\n    twice(x);\n}}\n")
     monkeypatch.setattr(hooks, "COMPILED", tmp_path)
     assert hooks.find("x.cu:twice").text == CUDA
@@ -71,25 +71,25 @@ def test_a_cuda_function_is_found_with_what_stands_above_it(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "name", ["swin.nothing", "nothing.swin", "swin.swin.nothing", "deformable.pyx:nothing", "nothing.pyx:bilinear"]
 )
-def test_an_unknown_name_stops_the_build(name):
+def test_an_unknown_name_raises(name):
     with pytest.raises(KeyError, match="nothing"):
         hooks.expand(f'{{{{ source("{name}") }}}}', lambda page, fragment: page)
 
 
-def test_an_unknown_macro_and_an_unknown_line_stop_the_build():
+def test_an_unknown_macro_and_an_unknown_line_raise():
     for macro in ("nothing()", 'line("ops.softmax", "nothing")', 'line("ops.softmax", "x")'):
         with pytest.raises(KeyError):
             hooks.expand(f"{{{{ {macro} }}}}", lambda page, fragment: page)
 
 
-def test_a_macro_keeps_its_indent_and_its_neighbours():
+def test_a_macro_keeps_its_indentation_and_the_text_around_it():
     page = 'before {{ code("ops.mlp") }} after\n\n    {{ source("ops.relu") }}\n'
-    made = hooks.expand(page, lambda page, fragment: page + fragment)
+    expanded = hooks.expand(page, lambda page, fragment: page + fragment)
     first = hooks.find("ops.mlp").first
     link = f'<a class="name" href="source/ops.py.md#__codelineno-0-{first}"><code>ops.mlp</code></a>'
-    assert made.startswith(f"before {link} after\n")
-    assert "\n    def relu(x, bias=None):\n        " in made
-    assert all(not line or line.startswith("    ") for line in made.splitlines()[1:])
+    assert expanded.startswith(f"before {link} after\n")
+    assert "\n    def relu(x):\n        " in expanded
+    assert all(not line or line.startswith("    ") for line in expanded.splitlines()[1:])
 
 
 # Letters.
@@ -97,16 +97,16 @@ def test_a_macro_keeps_its_indent_and_its_neighbours():
 
 @pytest.mark.parametrize("module", hooks.LAYERS)
 def test_a_letter_means_the_same_in_every_module(module):
-    """One may say it in fewer words: S image tokens, S image tokens over all levels."""
+    """A definition may be a prefix of another: "image tokens", "image tokens over all levels"."""
     for letter, meaning in hooks.letters(module).items():
         for other in hooks.LAYERS:
-            theirs = hooks.letters(other).get(letter, meaning)
-            assert meaning.startswith(theirs) or theirs.startswith(meaning), f"{letter}: {meaning} ({module}), {theirs}"
+            second = hooks.letters(other).get(letter, meaning)
+            assert meaning.startswith(second) or second.startswith(meaning), f"{letter}: {meaning} ({module}), {second}"
 
 
 @pytest.mark.parametrize("module", hooks.LAYERS)
-def test_every_letter_of_a_shape_is_introduced(module):
-    """In the module's docstring, or model.py's; N and T also as shapes.md says."""
+def test_every_letter_of_a_shape_is_defined(module):
+    """It is defined in the docstring of the module or of model.py."""
     text = hooks.home(module).read_text()
     shapes = re.findall(r"(?:\w |-> |# |, |\")\[([A-Z0-9(][^\]\"']*)\]", text)
     used = set(re.findall(r"\b[A-Z]\b", " ".join(shapes)))
@@ -124,29 +124,29 @@ def test_every_difference_is_collected():
 
 
 @pytest.mark.parametrize("module", [m for m in hooks.LAYERS if hooks.differences(m)])
-def test_a_difference_is_shown_on_its_page(module):
+def test_a_page_lists_the_differences_of_its_module(module):
     page = (ROOT / "docs" / "reading" / f"{module}.md").read_text()
     assert f'{{{{ differences("{module}"' in page
 
 
-# The list of functions and classes.
+# The API page.
 
 
-def test_everything_public_is_listed():
+def test_the_api_page_lists_every_public_name():
     listed = set(re.findall(r"^::: minigdino\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
-    complaints = {name for name in minigdino.__all__ if hasattr(minigdino.errors, name)}
-    assert set(minigdino.__all__) - complaints - {"__version__"} == listed - {"errors"}
+    errors = {name for name in minigdino.__all__ if hasattr(minigdino.errors, name)}
+    assert set(minigdino.__all__) - errors - {"__version__"} == listed - {"errors"}
 
 
 # Rosetta.
 
 
-def test_rosettas_terms_are_different():
+def test_terms_are_unique():
     assert len({hooks.slug(row["term"]) for row in ROWS}) == len(ROWS)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: hooks.slug(row["term"]))
-def test_a_row_leads_to_what_exists(row):
+def test_a_row_names_code_pages_and_tensors_that_exist(row):
     assert row["code"]
     assert all(hooks.exists(name) for name in row["code"])
     assert row["page"] in READING
@@ -155,29 +155,29 @@ def test_a_row_leads_to_what_exists(row):
         assert any(fnmatchcase(name, pattern) for name in names), pattern
 
 
-def test_every_tensor_of_both_families_is_in_a_row():
+def test_every_tensor_of_both_families_has_a_row():
     patterns = [pattern for row in ROWS for pattern in row.get("tensors", ())]
     assert {name for name in tensors() if not any(fnmatchcase(name, pattern) for pattern in patterns)} == set()
 
 
 @pytest.mark.parametrize("module", hooks.LAYERS)
-def test_every_function_of_a_layer_is_in_a_row_or_says_why_not(module):
+def test_every_function_of_the_network_has_a_row_or_a_reason(module):
     named = {name for row in ROWS for name in row["code"]}
     for function in functions(module):
         assert (f"{module}.{function}" in named) != (f"{module}.{function}" in hooks.without()), f"{module}.{function}"
 
 
-def test_what_is_left_out_exists():
+def test_functions_without_a_row_exist_and_have_a_reason():
     assert all(hooks.exists(name) and reason for name, reason in hooks.without().items())
 
 
 @pytest.mark.parametrize("page", READING)
-def test_the_way_back_from_a_page(page):
+def test_a_page_shows_its_rows(page):
     assert f'{{{{ rosetta("{page}") }}}}' in (ROOT / "docs" / "reading" / f"{page}.md").read_text()
     assert any(row["page"] == page for row in ROWS)
 
 
-def test_every_function_of_a_row_is_shown_on_a_page():
+def test_every_function_of_a_row_is_included_on_a_page():
     pages = "".join((ROOT / "docs" / "reading" / f"{page}.md").read_text() for page in READING)
     macros = re.findall(r"\{\{ source\((.*?)\) \}\}", pages)
     shown = {name for arguments in macros for name in re.findall(r'"(.*?)"', arguments)}
@@ -185,8 +185,8 @@ def test_every_function_of_a_row_is_shown_on_a_page():
 
 
 @pytest.mark.parametrize("module", hooks.LAYERS)
-def test_the_way_back_from_a_function(module):
-    """The number that a function's docstring gives is in a row of it; so is its module's section."""
+def test_the_place_in_a_docstring_is_in_a_row(module):
+    """So is the section of its module."""
     for function in set(functions(module)) - {name.partition(".")[2] for name in hooks.without()}:
         places = "; ".join(row["place"] for row in ROWS if f"{module}.{function}" in row["code"])
         found = getattr(importlib.import_module(f"minigdino.network.{module}"), function)
@@ -198,15 +198,15 @@ def test_the_way_back_from_a_function(module):
         assert section in places, f"{module}.{function}: {places}"
 
 
-def test_every_picture_is_in_the_page_that_explains():
+def test_rosetta_names_every_figure_of_the_explain_page():
     assert {row["picture"] for row in ROWS if "picture" in row} == {figure.slug for figure in FIGURES}
 
 
-# The site.
+# The web site.
 
 
 class Page(HTMLParser):
-    """What a page links to, loads, and calls by an id."""
+    """Links, loaded resources and ids of a page."""
 
     def __init__(self, path):
         super().__init__()
@@ -233,26 +233,26 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_every_link_of_the_site_leads_somewhere(site):
+def test_every_link_of_the_site_has_a_target(site):
     pages = {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
     assert len(pages) > 60
     for path, page in pages.items():
         for link in page.links | page.loads - {None}:
             if not link.startswith(("http://", "https://", "data:", "mailto:", "javascript:")):
                 target, _, fragment = unquote(link).partition("#")
-                there = (path.parent / target).resolve() if target else path
-                assert there.exists(), f"{path.relative_to(site)}: {link}"
-                if fragment and there in pages:
-                    assert fragment in pages[there].ids, f"{path.relative_to(site)}: {link}"
+                linked = (path.parent / target).resolve() if target else path
+                assert linked.exists(), f"{path.relative_to(site)}: {link}"
+                if fragment and linked in pages:
+                    assert fragment in pages[linked].ids, f"{path.relative_to(site)}: {link}"
 
 
-def test_the_site_reads_without_a_network(site):
+def test_the_site_loads_nothing_from_the_network(site):
     for path in site.rglob("*.html"):
         assert not [load for load in Page(path).loads - {None} if load.startswith(("http:", "https:", "//"))], path
     assert not [path for path in site.rglob("*.css") if re.search(r"url\(['\"]?(?:https?:)?//", path.read_text())]
 
 
-def test_formulas_and_macros_are_carried_out(site):
+def test_formulas_and_macros_are_expanded(site):
     for path in site.rglob("*.html"):
         text = path.read_text(encoding="utf-8")
         assert path.parent.name == "source" or not hooks.MACRO.search(text), path

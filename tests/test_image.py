@@ -1,4 +1,4 @@
-"""Images in: every mode, the resize rule, the settings files."""
+"""Image preprocessing: image modes, the resize rule, the settings files."""
 
 import io
 import json
@@ -34,12 +34,12 @@ def test_published_sizes(before, after):
 
 
 @given(edges, edges)
-def test_the_resize_rule_keeps_its_bounds_and_the_aspect(h, w):
+def test_the_resize_rule_respects_its_limits_and_the_aspect_ratio(h, w):
     H, W = resized(h, w, 800, 1333)
     assert max(H, W) <= 1333 or (h, w) == (H, W)
     assert min(H, W) == 800 or max(H, W) >= 1331 or min(H, W) < 800
     assert resized(w, h, 800, 1333) == (W, H)
-    if (h, w) == (H, W):  # an edge that is right already, after rounding, is left alone
+    if (h, w) == (H, W):  # an image whose shorter edge is already right, after rounding, is not resized
         return
     exact = min(800 / min(h, w), 1333 / max(h, w))
     assert abs(H - h * exact) <= 1.5
@@ -51,14 +51,14 @@ def test_without_a_longest_edge_the_shorter_is_exact(h, w):
     assert min(resized(h, w, 100)) == 100
 
 
-def test_other_ways_to_name_a_size():
+def test_the_other_kinds_of_size():
     assert ImageSettings(size=(("height", 30), ("width", 50))).target(7, 9) == (30, 50)
     assert ImageSettings(size=(("max_height", 100), ("max_width", 100))).target(200, 50) == (100, 25)
     assert ImageSettings(do_resize=False).target(7, 9) == (7, 9)
     assert ImageSettings(do_resize=False).target(200, 400, (100, 150)) == (75, 150)
 
 
-def test_pixels_are_the_resized_picture_normalised():
+def test_pixels_are_the_resized_and_normalised_image():
     photo = tiny.photo(50, 70)
     pixels = preprocess(Image.fromarray(photo), ImageSettings(size=(("longest_edge", 200), ("shortest_edge", 100))))
     small = np.asarray(Image.fromarray(photo).resize((140, 100), Image.Resampling.BILINEAR), np.float64)
@@ -67,7 +67,7 @@ def test_pixels_are_the_resized_picture_normalised():
     np.testing.assert_allclose(pixels, want.transpose(2, 0, 1), atol=1e-6)
 
 
-def test_switched_off_steps_are_left_out():
+def test_steps_that_are_switched_off_are_skipped():
     photo = Image.fromarray(tiny.photo(8, 8))
     raw = preprocess(photo, ImageSettings(do_resize=False, do_rescale=False, do_normalize=False))
     np.testing.assert_array_equal(raw, np.asarray(photo).transpose(2, 0, 1))
@@ -101,14 +101,14 @@ def test_every_mode_becomes_rgb(mode, colour, expected):
 
 
 @pytest.mark.parametrize("mode", ["YCbCr", "HSV", "LAB", "P", "PA"])
-def test_other_colour_spaces_come_back_close(mode):
+def test_other_colour_spaces_are_converted_up_to_rounding(mode):
     rgb = Image.new("RGB", (4, 4), COLOUR)
     if mode == "LAB":
         image = Image.new("LAB", (4, 4), (128, 128, 128))  # mid grey
         assert np.ptp(to_rgb(image).getpixel((0, 0))) <= 2
         return
     image = rgb.convert("P").convert("PA") if mode == "PA" else rgb.convert(mode)
-    assert np.abs(np.subtract(to_rgb(image).getpixel((0, 0)), COLOUR)).max() <= 26  # a web palette is coarse
+    assert np.abs(np.subtract(to_rgb(image).getpixel((0, 0)), COLOUR)).max() <= 26  # mode P uses the coarse web palette
 
 
 def test_transparent_palettes_are_expanded_without_their_alpha(tmp_path):
@@ -123,10 +123,10 @@ def test_sixteen_bit_png_files_are_scaled(tmp_path):
     assert open_image(tmp_path / "deep.png").getpixel((0, 0)) == (9, 9, 9)
 
 
-def test_paths_are_turned_as_exif_says_and_pil_images_are_not(tmp_path):
+def test_the_exif_orientation_is_applied_to_paths_but_not_to_pil_images(tmp_path):
     image = Image.fromarray(tiny.photo(4, 6))
     exif = Image.Exif()
-    exif[274] = 6  # turned a quarter
+    exif[274] = 6  # rotated by 90 degrees
     image.save(tmp_path / "turned.png", exif=exif)
     assert open_image(tmp_path / "turned.png").size == (4, 6)
     assert open_image(str(tmp_path / "turned.png")).size == (4, 6)
@@ -134,7 +134,7 @@ def test_paths_are_turned_as_exif_says_and_pil_images_are_not(tmp_path):
         assert open_image(opened).size == (6, 4)
 
 
-def test_arrays_are_rgb_in_any_layout():
+def test_arrays_may_have_any_memory_layout():
     photo = tiny.photo(5, 7)
     for array in (photo, np.asfortranarray(photo), photo[:, ::-1][:, ::-1]):
         np.testing.assert_array_equal(np.asarray(open_image(array)), photo)
@@ -148,20 +148,20 @@ def test_arrays_are_rgb_in_any_layout():
         (np.zeros((4, 4), np.uint8), "repeat the grey"),
         (np.zeros((4, 4, 4), np.uint8), "drop alpha"),
         (np.zeros((0, 4, 3), np.uint8), "non-empty"),
-        (Image.new("F", (2, 2)), "float image has no agreed range"),
+        (Image.new("F", (2, 2)), "got float pixels"),
         (Image.new("I", (2, 2), 70000), "0..65535"),
-        (Image.new("RGB", (0, 3)), "has no pixels"),
+        (Image.new("RGB", (0, 3)), "must have pixels; got a size of 0 x 3"),
         (7, "got int"),
         (None, "got NoneType"),
         ("nowhere.png", "nowhere.png: no such file"),
     ],
 )
-def test_what_is_no_image_is_refused_by_name(image, message):
+def test_unsupported_images_are_rejected(image, message):
     with pytest.raises(minigdino.ImageError, match=f"(?s){message}"):
         open_image(image)
 
 
-def test_damaged_files_are_refused_by_name(tmp_path):
+def test_corrupted_files_are_rejected_with_their_name(tmp_path):
     data = io.BytesIO()
     Image.fromarray(tiny.photo(40, 40)).save(data, "JPEG")
     for name, content in (("cut.jpg", data.getvalue()[:300]), ("text.jpg", b"hello"), ("empty.png", b"")):
@@ -172,8 +172,8 @@ def test_damaged_files_are_refused_by_name(tmp_path):
         open_image(tmp_path)
 
 
-def test_an_image_that_would_vanish_is_refused():
-    with pytest.raises(minigdino.ImageError, match="4000 x 1 pixels is too thin: it would be resized to 1333 x 0"):
+def test_an_image_without_rows_after_resizing_is_rejected():
+    with pytest.raises(minigdino.ImageError, match="4000 x 1 would be resized to 1333 x 0"):
         preprocess(Image.new("RGB", (4000, 1)), ImageSettings())
 
 
@@ -199,7 +199,7 @@ def test_settings_are_read_from_either_file(tmp_path, name, content):
     assert (dict(got.size), got.image_mean, got.resample) == (SETTINGS["size"], (0.5, 0.5, 0.5), 3)
 
 
-def test_settings_come_back_as_written(tmp_path):
+def test_settings_survive_a_round_trip_through_json(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(tiny.SETTINGS.to_dict()))
     assert ImageSettings.from_directory(tmp_path) == tiny.SETTINGS
 
@@ -216,7 +216,7 @@ def test_settings_come_back_as_written(tmp_path):
         {"rescale_factor": "x"},
     ],
 )
-def test_settings_that_make_no_sense_are_refused(tmp_path, bad):
+def test_invalid_settings_are_rejected(tmp_path, bad):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(bad))
-    with pytest.raises(minigdino.CheckpointError, match="make no sense"):
+    with pytest.raises(minigdino.CheckpointError, match="invalid image settings"):
         ImageSettings.from_directory(tmp_path)

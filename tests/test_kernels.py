@@ -1,4 +1,4 @@
-"""Every twin is its reference; the switch between them does what it says."""
+"""Every twin equals its reference; `use` and MINIGDINO_KERNELS switch between them."""
 
 import importlib.util
 import os
@@ -14,23 +14,24 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minigdino._ext import erfc, levels
 from places import examples, in_python, mapped, parts, places_of, twin
 from strategies import EXACT_PROBLEMS, LOOSE_PROBLEMS
 
 import minigdino
 from minigdino.network.deformable import bilinear, deform_attn
 from minigdino.network.fusion import attend_both_ways
-from minigdino.network.ops import add_norm, gelu, layer_norm, relu, softmax
+from minigdino.network.ops import ERFC, add_norm, feed_forward, gelu, layer_norm, relu, softmax
 from minigdino.network.swin import attend_in_windows, window_attention
 from minigdino.runtime import kernels
 
 LEVELS = kernels.levels()
 EXACT = list(places_of(EXACT_PROBLEMS))
-LOOSE = list(places_of(kernels.OPS))  # the whole registry: no twin escapes
+LOOSE = list(places_of(kernels.OPS))  # the whole registry, so no twin stays untested
 
 
 def floats(dtype):
-    """Arrays of numbers to that type; masks stay masks."""
+    """Convert float arrays to a dtype; masks stay boolean."""
     return lambda a: a.astype(dtype) if a.dtype.kind == "f" else a
 
 
@@ -38,7 +39,7 @@ def floats(dtype):
 @pytest.mark.parametrize(("name", "level"), EXACT)
 @settings(max_examples=examples(100))
 @given(data=st.data())
-def test_every_twin_is_its_reference_to_the_bit(name, level, dtype, data):
+def test_every_twin_equals_its_reference_to_the_bit(name, level, dtype, data):
     args = data.draw(EXACT_PROBLEMS[name](dtype))
     fast, slow = twin(name, level)(*args), kernels.OPS[name].reference(*args)
     assert fast.dtype == slow.dtype == dtype
@@ -48,7 +49,7 @@ def test_every_twin_is_its_reference_to_the_bit(name, level, dtype, data):
 @pytest.mark.parametrize(("name", "level"), LOOSE)
 @settings(max_examples=examples(60))
 @given(data=st.data())
-def test_every_twin_is_its_reference_at_any_size(name, level, data):
+def test_every_twin_equals_its_reference_at_any_size(name, level, data):
     args = data.draw(LOOSE_PROBLEMS[name]())
     for fast, slow in zip(parts(twin(name, level)(*args)), parts(kernels.OPS[name].reference(*args)), strict=True):
         np.testing.assert_allclose(fast, slow, rtol=1e-11, atol=1e-11)
@@ -57,11 +58,12 @@ def test_every_twin_is_its_reference_at_any_size(name, level, data):
 @pytest.mark.parametrize(("name", "level"), LOOSE)
 @settings(max_examples=examples(60))
 @given(data=st.data())
-def test_every_twin_in_float32_is_its_reference_to_rounding(name, level, data):
-    """Where rounding decides, the float32 formula itself is the yardstick: the twin is about as near to float64."""
+def test_every_twin_in_float32_is_as_accurate_as_its_reference(name, level, data):
+    """The error against float64 is at most a few times that of the NumPy reference in float32."""
     args = mapped(floats(np.float32), data.draw(LOOSE_PROBLEMS[name]()))
-    formula = kernels.OPS[name].reference
-    every = parts(twin(name, level)(*args)), parts(formula(*args)), parts(formula(*mapped(floats(np.float64), args)))
+    reference = kernels.OPS[name].reference
+    exact_args = mapped(floats(np.float64), args)
+    every = parts(twin(name, level)(*args)), parts(reference(*args)), parts(reference(*exact_args))
     for fast, slow, exact in zip(*every, strict=True):
         assert fast.dtype == np.float32
         scale = max(1.0, abs(exact).max(initial=0))
@@ -71,14 +73,14 @@ def test_every_twin_in_float32_is_its_reference_to_rounding(name, level, data):
 @pytest.mark.parametrize(("name", "level"), LOOSE)
 @settings(max_examples=examples(20))
 @given(data=st.data())
-def test_twins_take_arrays_of_any_layout_and_leave_them_alone(name, level, data):
+def test_twins_accept_any_memory_layout_and_do_not_write_to_their_arguments(name, level, data):
     def strided(a):
         a = np.asfortranarray(a)
         a.setflags(write=False)  # a mapped checkpoint is read-only
         return a
 
     args = data.draw(LOOSE_PROBLEMS[name]())
-    # BLAS, in linear, may round another layout in another way
+    # BLAS, in linear, may round differently for another layout
     for other, usual in zip(parts(twin(name, level)(*mapped(strided, args))), parts(twin(name, level)(*args))):
         np.testing.assert_allclose(other, usual, rtol=1e-12, atol=1e-12)
 
@@ -86,8 +88,8 @@ def test_twins_take_arrays_of_any_layout_and_leave_them_alone(name, level, data)
 @pytest.mark.parametrize(("name", "level"), LOOSE)
 @settings(max_examples=examples(20))
 @given(data=st.data())
-def test_no_number_comes_out_of_none(name, level, data):
-    """A damaged weight must show: a NaN that goes in comes out, in every row that depends on it."""
+def test_nan_propagates(name, level, data):
+    """A damaged weight must show: NaN in the first argument gives NaN in the result."""
     args = mapped(floats(np.float32), data.draw(LOOSE_PROBLEMS[name]()))
     args[0][...] = np.nan
     for result in parts(twin(name, level)(*args)):
@@ -104,19 +106,38 @@ def test_each_twin_is_compiled_for_every_level():
             assert importlib.util.find_spec(f"{module[0]}.{level}.{module[2]}" if level else ".".join(module[::2]))
 
 
-def test_the_widest_level_is_taken_and_any_other_does_without(monkeypatch):
+def test_the_best_level_that_was_built_is_loaded(monkeypatch):
     path = kernels.OPS["gelu"].twins["numpy"]
-    assert kernels.load(path) is twin("gelu", LEVELS[0])
-    kernels.load.cache_clear()
-    monkeypatch.setattr(kernels, "levels", lambda: ("no such level", ""))
+    assert levels.load(path) is twin("gelu", LEVELS[0])
+    levels.load.cache_clear()
+    monkeypatch.setattr(levels, "levels", lambda: ("no such level", ""))
     try:
-        assert kernels.load(path) is twin("gelu", "")
+        assert levels.load(path) is twin("gelu", "")
     finally:
-        kernels.load.cache_clear()
+        levels.load.cache_clear()
+
+
+def test_a_twin_made_of_others_is_missing_with_them(monkeypatch):
+    monkeypatch.setattr(levels, "load", lambda path: None)
+    with pytest.raises(ImportError, match="ops:linear was not built"):
+        levels.require("minigdino._ext.ops:linear")
+
+
+def test_the_coefficients_of_the_twins_are_the_reference_ones():
+    assert erfc.ERFC == ERFC
+
+
+def test_a_reference_runs_no_twin_inside(monkeypatch):
+    """`op.reference` is NumPy all the way down, so comparing with it compares with NumPy."""
+    monkeypatch.setattr(kernels, "load", lambda path: pytest.fail(f"{path} ran"))
+    x = np.ones((3, 4))
+    layer = {"weight": np.ones((4, 4)), "bias": np.zeros(4)}
+    feed_forward.reference(x, layer, layer, "gelu")
+    add_norm.reference(x, x, x[0], x[0])
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 1e30, -1e30, 3e9])
-def test_a_point_out_of_reach_reads_zero(odd):
+def test_a_point_far_outside_samples_zero(odd):
     image, xy = np.ones((3, 5, 1, 2), np.float32), np.full((1, 1, 1, 2), odd, np.float32)
     with np.errstate(invalid="ignore"):
         for f in (bilinear, bilinear.reference):
@@ -146,24 +167,25 @@ def test_twins_refuse_what_does_not_fit():
     for wrong in (lambda: layer_norm(row, short, short), lambda: add_norm(row, row[:1], row[0], row[0])):
         with pytest.raises(ValueError, match="do not fit"):
             wrong()
-    with pytest.raises(ValueError, match=r"takes a bias of \(5,\); got \(4,\)"):
-        relu(row, short)
+    fc1, fc2 = ({"weight": np.zeros((5, 5), np.float32), "bias": short} for _ in range(2))
+    with pytest.raises(ValueError, match=r"bias \(4,\) does not fit rows of \(5,\)"):
+        feed_forward(row, fc1, fc2, "relu")
     x, line, table = np.zeros((8, 140, 4)), {"weight": np.zeros((4, 4)), "bias": np.zeros(4)}, np.zeros((49, 2))
     assert window_attention(x, *[line] * 4, table, 2, 4, 2).shape == x.shape
     for wrong in ((table[:, :1], 2, 4, 2), (table, 2, 4, 4), (table, 2, 4, 2, x[:4]), (np.zeros((49, 3)), 2, 4, 2)):
         with pytest.raises(ValueError, match="do not fit 2 heads in windows of 4 by 4"):
             window_attention(x, *[line] * 4, *wrong)
-    tokens, asked = np.zeros((5, 4)), np.zeros((2, 3, 4))
-    for wrong in ((asked[:, 0], asked, tokens[0]), (asked[..., 0], asked[:1], tokens[0]),
-                  (asked[..., 0], asked, tokens[0], tokens[:0])):
+    tokens, keys = np.zeros((5, 4)), np.zeros((2, 3, 4))
+    for wrong in ((keys[:, 0], keys, tokens[0]), (keys[..., 0], keys[:1], tokens[0]),
+                  (keys[..., 0], keys, tokens[0], tokens[:0])):
         with pytest.raises(ValueError, match="do not fit vision"):
-            attend_both_ways(tokens, asked, *wrong)
+            attend_both_ways(tokens, keys, *wrong)
     qkv, bias = np.zeros((2, 2, 3, 1, 4), np.float32), np.zeros((3, 1, 4), np.float32)
     with pytest.raises(ValueError, match="windows of 2 by 2, shifted by 2"):
         attend_in_windows(qkv, bias, np.zeros((1, 4, 4), np.float32), 2, 2)
 
 
-def test_nothing_to_do_is_done():
+def test_empty_arrays_give_empty_results():
     none = np.zeros((0, 2, 1, 1, 2), np.float32)
     value, at = np.zeros((6, 2, 4), np.float32), np.zeros((0, 2), np.float32)
     assert deform_attn(value, ((2, 3),), at, none, none[..., 0, 0]).shape == (0, 8)
@@ -208,13 +230,13 @@ def test_missing_twins_are_announced_once_with_the_build_command(monkeypatch):
     monkeypatch.setattr(kernels, "_announced", False)
     monkeypatch.setattr(kernels, "load", lambda path: None)
     image, xy = np.ones((2, 2, 1, 1), np.float32), np.zeros((1, 1, 1, 2), np.float32)
-    assert not any(minigdino.info()["twins"].values())  # asking is not needing: the warning is still to come
-    with warnings.catch_warnings(record=True) as heard:
+    assert not any(minigdino.info()["twins"].values())  # info() does not warn; the first use will
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
             bilinear(image, xy)
             gelu(xy)
-    (message,) = [str(w.message) for w in heard]
+    (message,) = [str(w.message) for w in caught]
     assert "minigdino._ext.deformable:bilinear was not built; NumPy references run instead" in message
     assert "pip install" in message
 
@@ -224,18 +246,18 @@ def test_all_twins_are_built_here():
 
 
 def test_without_any_twin_everything_still_runs():
-    """A process in which no extension can be imported: one warning an op, the same answer."""
+    """A process that can import no extension: one warning, the same result."""
     code = """
 import sys, warnings
 sys.path.insert(0, sys.argv[1])
 sys.modules.update({f"minigdino._ext.{n}": None for n in ("cpu", "deformable", "memory", "ops", "swin")})
 sys.modules.update({f"minigdino._ext.{level}": None for level in ("avx2", "avx512")})
 import numpy as np, tiny, minigdino
-with warnings.catch_warnings(record=True) as heard:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for _ in range(2):
         boxes = tiny.model().forward(tiny.pixels(), tiny.IDS).boxes
-print(len(heard), heard[0].category.__name__, boxes.sum(), minigdino.info()["twins"]["deform_attn"])
+print(len(caught), caught[0].category.__name__, boxes.sum(), minigdino.info()["twins"]["deform_attn"])
 """
     env = {k: v for k, v in os.environ.items() if k != "MINIGDINO_KERNELS"}
     run = subprocess.run(

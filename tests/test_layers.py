@@ -22,8 +22,9 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"drawing", "checkpoints.weights",
      "network.swin", "network.bert", "network.phrases", "network.enhancer", "network.queries", "network.decoder"},
     {"image", "prompt", "checkpoints.parameters", "network.fusion", "network.deformable", "network.boxes"},
-    {"checkpoints.config", "network.ops", "inspection.tracing", "runtime.device", "runtime.flops"},
-    {"checkpoints.json_file", "runtime.kernels", "runtime.memory", "runtime.threads"},
+    {"checkpoints.names", "network.ops", "inspection.tracing", "runtime.device", "runtime.flops"},
+    {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.threads"},
+    {"checkpoints.json_file"},
     {"errors", "version", "network", "runtime.openblas"},
 ]
 RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}

@@ -1,4 +1,4 @@
-"""Memory that is used again is memory all the same."""
+"""The allocator that reuses memory during a forward pass."""
 
 import threading
 
@@ -11,10 +11,11 @@ MB = 1 << 20
 
 
 def address(array):
+    """Address of the array's first byte."""
     return array.__array_interface__["data"][0]
 
 
-def test_the_next_array_takes_the_place_of_the_last():
+def test_a_new_array_reuses_freed_memory():
     with memory.reused():
         a = np.ones(MB, np.uint8)
         place = address(a)
@@ -23,11 +24,11 @@ def test_the_next_array_takes_the_place_of_the_last():
         assert memory.kept_bytes() >= MB
         b = np.zeros(MB - 1000, np.uint8)
         assert address(b) == place
-        assert not b.any()  # though ones lay there
+        assert not b.any()  # the reused memory held ones
     assert memory.kept_bytes() == 0
 
 
-def test_an_array_may_outlive_the_block():
+def test_an_array_can_outlive_the_context():
     with memory.reused():
         a = np.arange(MB)
     np.testing.assert_array_equal(a, np.arange(MB))
@@ -35,7 +36,7 @@ def test_an_array_may_outlive_the_block():
     assert memory.kept_bytes() == 0
 
 
-def test_what_is_kept_is_bounded():
+def test_cached_memory_is_bounded():
     with memory.reused():
         arrays = [np.empty((i + 1) * 4 * MB, np.uint8) for i in range(12)]
         del arrays
@@ -44,23 +45,23 @@ def test_what_is_kept_is_bounded():
         assert memory.kept_bytes() <= 40 * MB
 
 
-def test_other_threads_keep_numpys_own():
+def test_other_threads_use_numpys_allocator():
     seen = {}
 
     def other():
-        seen["mine"] = np._core.multiarray.get_handler_name(np.ones(MB))
+        seen["other"] = np._core.multiarray.get_handler_name(np.ones(MB))
 
     with memory.reused():
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
         assert np._core.multiarray.get_handler_name(np.ones(MB)) == "minigdino"
-    assert seen["mine"] == np._core.multiarray.get_handler_name(np.ones(3)) == "default_allocator"
+    assert seen["other"] == np._core.multiarray.get_handler_name(np.ones(3)) == "default_allocator"
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 3 * MB)), max_size=60))
-def test_no_two_arrays_share_a_place(steps):
-    """Arrays come, go and grow; each still holds what was written to it."""
+def test_no_two_arrays_share_memory(steps):
+    """Arrays are created, freed and resized; each keeps its values."""
     held = {}
     with memory.reused():
         for i, (slot, size) in enumerate(steps):

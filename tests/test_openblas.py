@@ -1,4 +1,4 @@
-"""OpenBLAS is told what is faster, before NumPy loads it."""
+"""The environment variables for OpenBLAS, which must be set before NumPy is loaded."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minigdino.runtime import openblas as blas
+from minigdino.runtime import openblas
 
 ZEN_4 = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nflags\t\t: fpu avx2 avx512f fma\n"
 
@@ -15,36 +15,36 @@ ZEN_4 = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t:
     ("cpuinfo", "halves"),
     [
         (ZEN_4, True),
-        (ZEN_4 + "\n" + ZEN_4.replace("25", "26"), True),  # the first processor speaks for all
+        (ZEN_4 + "\n" + ZEN_4.replace("25", "26"), True),  # only the first processor is read
         (ZEN_4.replace("avx512f ", ""), False),  # Zen 3
-        (ZEN_4.replace("25", "26"), False),  # Zen 5, whose vectors are whole
+        (ZEN_4.replace("25", "26"), False),  # Zen 5, with full-width vector units
         (ZEN_4.replace("AuthenticAMD", "GenuineIntel"), False),
         ("processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd\n", False),  # arm64
         ("", False),
     ],
 )
-def test_zen_4_alone_gets_kernels_for_shorter_vectors(cpuinfo, halves, monkeypatch):
+def test_only_zen_4_gets_256_bit_kernels(cpuinfo, halves, monkeypatch):
     monkeypatch.setattr(os, "environ", {})
-    blas.prepare(cpuinfo)
+    openblas.prepare(cpuinfo)
     assert os.environ == {"OPENBLAS_THREAD_TIMEOUT": "14", **({"OPENBLAS_CORETYPE": "Zen"} if halves else {})}
 
 
-def test_what_the_user_has_set_stays(monkeypatch):
-    mine = {"OPENBLAS_THREAD_TIMEOUT": "20", "OPENBLAS_CORETYPE": "Haswell"}
-    monkeypatch.setattr(os, "environ", dict(mine))
-    blas.prepare(ZEN_4)
-    assert os.environ == mine
+def test_existing_values_are_kept(monkeypatch):
+    existing = {"OPENBLAS_THREAD_TIMEOUT": "20", "OPENBLAS_CORETYPE": "Haswell"}
+    monkeypatch.setattr(os, "environ", dict(existing))
+    openblas.prepare(ZEN_4)
+    assert os.environ == existing
 
 
-def test_the_environment_is_set_before_numpy_is_there():
+def test_the_variables_are_set_before_numpy_is_loaded():
     code = """
 import sys
-class Watch:
+class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "numpy":
             import os
             print(os.environ["OPENBLAS_THREAD_TIMEOUT"])
-sys.meta_path.insert(0, Watch())
+sys.meta_path.insert(0, Finder())
 import minigdino
 """
     env = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS")}

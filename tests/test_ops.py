@@ -1,4 +1,4 @@
-"""What defines the basic ops."""
+"""Properties and definitions of the basic ops."""
 
 import math
 
@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from strategies import attention_weights, linear_weights, rngs
 
 from minigdino.network import ops
+
+pytestmark = pytest.mark.usefixtures("both_kernels")
 
 
 @given(rngs(), st.integers(1, 8), st.floats(-1e3, 1e3))
@@ -26,7 +28,7 @@ def test_softmax_of_minus_infinity_is_zero():
 
 
 @given(rngs(), st.integers(2, 40), st.floats(0.1, 10), st.floats(-5, 5))
-def test_layer_norm_gives_zero_mean_unit_variance_whatever_scale_and_shift(rng, C, scale, shift):
+def test_layer_norm_gives_zero_mean_and_unit_variance_for_any_scale_and_shift(rng, C, scale, shift):
     x = rng.standard_normal((3, C))
     one, zero = np.ones(C), np.zeros(C)
     y = ops.layer_norm(x, one, zero, eps=0)
@@ -36,7 +38,7 @@ def test_layer_norm_gives_zero_mean_unit_variance_whatever_scale_and_shift(rng, 
     np.testing.assert_allclose(ops.layer_norm(x, 2 * one, 3 * one, eps=0), 2 * y + 3)
 
 
-def test_layer_norm_keeps_berts_tiny_eps():
+def test_layer_norm_supports_berts_small_eps():
     x = np.full((1, 8), 5, np.float32)
     np.testing.assert_array_equal(ops.layer_norm(x, np.ones(8, "f4"), np.zeros(8, "f4"), eps=1e-12), 0 * x)
 
@@ -70,7 +72,7 @@ def test_gelu_is_exact_to_float32_rounding(gelu):
     np.testing.assert_allclose(double, exact, rtol=1e-7, atol=1e-12)  # the fit itself: 4.3e-8 of the tail
 
 
-def test_gelu_is_not_the_tanh_one():
+def test_gelu_is_not_the_tanh_approximation():
     x = np.linspace(-4, 4, 999)
     tanh = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     assert abs(ops.gelu(x) - tanh).max() > 4e-4
@@ -83,7 +85,7 @@ def test_heads_split_and_merge(rng, n, heads):
 
 
 @given(rngs(), st.integers(1, 6), st.integers(1, 6))
-def test_attention_permutes_with_its_queries_and_not_with_its_keys(rng, Q, T):
+def test_attention_is_equivariant_to_queries_and_invariant_to_key_order(rng, Q, T):
     w = attention_weights(rng, 8)
     q, k, v = rng.standard_normal((Q, 8)), rng.standard_normal((T, 8)), rng.standard_normal((T, 8))
     some, other = rng.permutation(Q), rng.permutation(T)
@@ -119,7 +121,7 @@ def test_attention_is_its_definition(rng):
 
 
 @pytest.mark.parametrize("name", sorted(ops.ACTIVATIONS))
-def test_feed_forward_treats_rows_alone(name):
+def test_feed_forward_computes_each_row_independently(name):
     rng = np.random.default_rng(0)
     fc1, fc2, x = linear_weights(rng, 12, 6), linear_weights(rng, 6, 12), rng.standard_normal((3001, 6))
     alone = [ops.feed_forward.reference(row[None], fc1, fc2, name)[0] for row in x]

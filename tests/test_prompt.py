@@ -1,4 +1,4 @@
-"""Phrases, their tokens, and who may see whom."""
+"""Tokenization of prompts: token ids, phrases and spans."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ phrase_lists = st.lists(words, min_size=1, max_size=6, unique=True)
 def test_spans_cover_the_phrases_and_nothing_else(phrases):
     try:
         prompt = TOKENIZER.encode(phrases)
-    except minigdino.PromptError as error:  # "t shirt" and "t  shirt" and the like
-        assert "same to the model" in str(error)
+    except minigdino.PromptError as error:  # such as "t shirt" and "t  shirt"
+        assert "must not have the same tokens" in str(error)
         return
     covered = [i for start, stop in prompt.spans for i in range(start, stop)]
     assert covered == [i for i, token in enumerate(prompt.ids) if token not in DELIMITERS]
@@ -30,7 +30,7 @@ def test_spans_cover_the_phrases_and_nothing_else(phrases):
 
 
 @given(phrase_lists)
-def test_a_list_reads_as_its_joined_text(phrases):
+def test_a_list_gives_the_tokens_of_the_joined_text(phrases):
     joined = TOKENIZER.encode(". ".join(phrases) + ".")
     try:
         listed = TOKENIZER.encode(phrases)
@@ -41,7 +41,7 @@ def test_a_list_reads_as_its_joined_text(phrases):
     assert listed.spans == joined.spans
 
 
-def test_a_text_is_lower_cased_closed_and_keeps_the_callers_words():
+def test_a_text_is_lower_cased_and_closed_but_phrases_stay_as_written():
     prompt = TOKENIZER.encode("A Cat. the  Remote control")
     np.testing.assert_array_equal(prompt.ids, TOKENIZER.encode("a cat. the remote control.").ids)
     assert prompt.phrases == ["A Cat", "the  Remote control"]
@@ -74,17 +74,17 @@ def test_dots_inside_a_listed_phrase_stay_in_its_label():
     [
         ("", "names nothing"),
         (" . ? ", "names nothing"),
-        ([], "list of phrases is empty"),
-        (["cat", " . "], "phrase ' . ' has no words"),
-        (["a cat", "A  cat."], "'a cat' and 'A  cat.' are the same"),
-        (["cat", "cat"], "'cat' and 'cat' are the same"),
+        ([], "the list is empty"),
+        (["cat", " . "], "at least one token; ' . ' has none"),
+        (["a cat", "A  cat."], "same tokens; 'a cat' and 'A  cat.' have"),
+        (["cat", "cat"], "same tokens; 'cat' and 'cat' have"),
         (["cat", "dog [SEP]"], r"contains \[SEP\]"),
         (7, "a str or a list of str; got int"),
-        (["cat", 7], "a list holding 7"),
+        (["cat", 7], "a list with the element 7"),
         (b"cat", "got bytes"),
     ],
 )
-def test_a_prompt_without_a_question_is_refused_by_name(text, message):
+def test_invalid_prompts_are_rejected(text, message):
     with pytest.raises(minigdino.PromptError, match=message):
         TOKENIZER.encode(text)
 
@@ -96,7 +96,7 @@ def test_padding_and_truncation_are_always_off():
     assert len(Tokenizer(backend).encode("a cat. a dog. a hat.").ids) == 11
 
 
-def test_decode_spells_like_transformers():
+def test_decode_has_the_spelling_of_transformers():
     ids = TOKENIZER.encode("man at the man ' s hat, tennis").ids
     assert tiny.tokenizer().decode(ids) == "[CLS] man at the man ' s hat, tennis. [SEP]"
     assert tiny.tokenizer(clean_up=True).decode(ids) == "[CLS] man at the man's hat, tennis. [SEP]"
@@ -112,14 +112,14 @@ def test_vocab_txt_alone_gives_the_same_tokens(tmp_path):
     assert again.delimiters == DELIMITERS
 
 
-def test_a_saved_tokenizer_comes_back(tmp_path):
+def test_a_saved_tokenizer_can_be_read(tmp_path):
     tiny.tokenizer(clean_up=True).save(tmp_path)
     again = Tokenizer.from_directory(tmp_path)
     assert again.clean_up
     np.testing.assert_array_equal(again.encode(["a cat", "tennis"]).ids, TOKENIZER.encode(["a cat", "tennis"]).ids)
 
 
-def test_no_tokenizer_is_none_and_a_damaged_one_an_error(tmp_path):
+def test_a_missing_tokenizer_is_none_and_a_corrupted_one_an_error(tmp_path):
     assert Tokenizer.from_directory(tmp_path) is None
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(minigdino.CheckpointError, match=r"tokenizer\.json: not a readable tokenizer"):

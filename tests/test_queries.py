@@ -1,4 +1,4 @@
-"""Query selection."""
+"""Query selection: similarity, proposals, top-N, and the boxes of the selected tokens."""
 
 import math
 
@@ -13,6 +13,8 @@ from minigdino.network.boxes import sigmoid
 from minigdino.network.ops import mlp
 from minigdino.network.queries import proposals, select_queries, similarity, top
 
+pytestmark = pytest.mark.usefixtures("both_kernels")
+
 MODEL = tiny.model()
 
 
@@ -25,7 +27,7 @@ def test_similarity_is_a_dot_product_and_mms_is_scaled_and_shifted(rng, n, T):
 
 
 @given(st.lists(sizes(30), min_size=1, max_size=4))
-def test_proposals_are_boxes_around_pixels_that_keep_off_the_border(levels):
+def test_proposals_are_boxes_around_pixels_away_from_the_border(levels):
     anchors, inside = proposals(levels, like=np.zeros(0))
     boxes = sigmoid(anchors)
     start = 0
@@ -58,7 +60,7 @@ def select(vision, text, levels, selected=None, n=4):
 
 
 @given(rngs(), st.integers(1, 4))
-def test_selection_takes_the_tokens_most_like_any_word(rng, T):
+def test_selection_takes_the_image_tokens_most_similar_to_any_text_token(rng, T):
     levels = ((6, 6), (3, 3))
     vision, text = rng.standard_normal((45, 64), np.float32), rng.standard_normal((T, 64), np.float32)
     got = select(vision, text, levels)
@@ -66,11 +68,11 @@ def test_selection_takes_the_tokens_most_like_any_word(rng, T):
     rest = np.delete(got["scores"], got["selected"])
     assert got["scores"][got["selected"]].min() >= rest.max()
     np.testing.assert_array_equal(np.sort(got["scores"][got["selected"]])[::-1], got["scores"][got["selected"]])
-    shuffled = select(vision, text[::-1], levels)  # which word it is does not matter
+    shuffled = select(vision, text[::-1], levels)  # the order of the text does not matter
     np.testing.assert_allclose(shuffled["scores"], got["scores"], atol=1e-5)
 
 
-def test_boxes_of_the_chosen_are_rows_of_the_boxes_of_all():
+def test_boxes_of_selected_tokens_equal_those_of_all_tokens():
     rng = np.random.default_rng(0)
     got = select(rng.standard_normal((45, 64), np.float32), rng.standard_normal((2, 64), np.float32), ((6, 6), (3, 3)))
     head = MODEL.weights["query_selection"]["encoder_output_bbox_embed"]
@@ -78,7 +80,7 @@ def test_boxes_of_the_chosen_are_rows_of_the_boxes_of_all():
     np.testing.assert_allclose(got["references"], everywhere[got["selected"]], atol=1e-6)
 
 
-def test_tokens_that_propose_nothing_all_score_the_same():
+def test_tokens_near_the_border_share_one_score():
     rng = np.random.default_rng(0)
     levels = ((1, 60),)
     got = select(rng.standard_normal((60, 64), np.float32), rng.standard_normal((2, 64), np.float32), levels)
@@ -86,7 +88,7 @@ def test_tokens_that_propose_nothing_all_score_the_same():
     assert len(np.unique(got["scores"][1:59])) == 58
 
 
-def test_a_given_selection_is_taken_as_it_is():
+def test_a_given_selection_replaces_the_models_own():
     rng = np.random.default_rng(0)
     vision, text, levels = (
         rng.standard_normal((36, 64), np.float32),

@@ -1,4 +1,4 @@
-"""What is kept, what it is called, and how it is drawn."""
+"""Post-processing, the `Detections` container and its output formats, and drawing."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ from minigdino.network.boxes import sigmoid
 from minigdino.results import post_process
 
 TOKENIZER = tiny.tokenizer()
-PROMPT = TOKENIZER.encode(["a cat", "a dog", "remote control"])  # tokens 1 2, 4 5 and 7 8; 3, 6 and 9 are dots
+PROMPT = TOKENIZER.encode(["a cat", "a dog", "remote control"])  # tokens 1 2, 4 5 and 7 8; tokens 3, 6 and 9 are dots
 
 
 def process(logits, threshold=0.25, text_threshold=0.25, boxes=None, size=(100, 50)):
@@ -30,7 +30,7 @@ def process(logits, threshold=0.25, text_threshold=0.25, boxes=None, size=(100, 
 
 
 def row(**probabilities):
-    """Logits of one query: t3=0.9 gives token 3 that probability, all others almost none."""
+    """Logits of one query. t3=0.9 gives token 3 the probability 0.9; all others have 0.0001."""
     p = np.full(len(PROMPT.ids), 1e-4)
     for name, value in probabilities.items():
         p[int(name[1:])] = value
@@ -51,18 +51,18 @@ def test_equal_scores_keep_the_order_of_the_queries():
     assert (np.diff(found.boxes[:, 2]) > 0).all()
 
 
-def test_a_delimiter_can_score_but_never_name():
+def test_a_delimiter_counts_for_the_score_but_not_for_the_label():
     found = process([row(t3=0.9, t4=0.01), row(t0=0.8, t7=0.02)])
     assert found.labels == ["a dog", "remote control"]
     np.testing.assert_allclose(found.scores, [0.9, 0.8], rtol=1e-5)
     assert found.phrases == [".", ""]
 
 
-def test_equal_phrases_go_to_the_earlier():
+def test_a_tie_between_phrases_goes_to_the_earlier_one():
     assert process([row(t2=0.6, t5=0.6, t8=0.6)]).labels == ["a cat"]
 
 
-def test_phrases_spell_the_tokens_above_the_text_threshold():
+def test_phrases_contain_the_tokens_above_the_text_threshold():
     found = process([row(t1=0.9, t2=0.8), row(t2=0.7, t7=0.6), row(t4=0.5, t6=0.45)])
     assert found.phrases == ["a cat", "cat remote", "a."]
     assert process([row(t1=0.9)], text_threshold=0.95).phrases == [""]
@@ -76,7 +76,7 @@ def test_boxes_are_pixels_of_the_original_and_not_clipped():
 
 
 @given(rngs(), st.floats(0, 1), st.floats(0, 1))
-def test_labels_are_always_the_callers(rng, threshold, text_threshold):
+def test_labels_are_always_phrases_of_the_caller(rng, threshold, text_threshold):
     logits = rng.normal(-1, 3, (12, len(PROMPT.ids)))
     found = process(logits, threshold, text_threshold)
     assert set(found.labels) <= set(PROMPT.phrases)
@@ -106,7 +106,7 @@ def test_detections_are_a_sequence():
     assert repr(all_three) == "Detections(3: a cat 0.90, a dog 0.60, remote control 0.40)"
 
 
-def test_dict_and_json_are_plain():
+def test_dict_and_json_have_plain_python_values():
     value = found().to_dict()
     assert json.loads(found().to_json()) == value
     assert value["width"], value["height"] == (100, 50)
@@ -116,38 +116,38 @@ def test_dict_and_json_are_plain():
 
 
 @pytest.mark.parametrize("size", [(64, 64), (3000, 2000), (40, 900), (3, 2)])
-def test_a_plot_is_a_marked_copy(size):
+def test_a_plot_is_an_annotated_copy(size):
     image = Image.new("RGB", size, (90, 90, 90))
     boxes = np.float32([[0.5, 0.5, 0.5, 0.5], [0.52, 0.5, 0.5, 0.5], [0.1, 0.1, 3, 3]])
     picture = process([row(t1=0.9), row(t1=0.8), row(t8=0.7)], boxes=boxes, size=size).plot(image)
     assert (picture.size, picture.mode) == (size, "RGB")
-    assert np.ptp(np.asarray(image)) == 0  # the original is left alone
+    assert np.ptp(np.asarray(image)) == 0  # the original is unchanged
     pixels = np.asarray(picture).reshape(-1, 3)
     assert (pixels == colour(0)).all(1).any()
     assert min(size) < 30 or (pixels == colour(2)).all(1).any()
 
 
-def test_a_plot_of_nothing_is_the_image():
+def test_a_plot_without_detections_is_the_image():
     photo = tiny.photo()
     np.testing.assert_array_equal(np.asarray(process([row()]).plot(photo)), photo)
 
 
-def test_colours_differ_between_labels_and_carry_white_letters():
+def test_colours_differ_between_labels_and_are_dark_enough_for_white_text():
     colours = [colour(i) for i in range(12)]
     assert len(set(colours)) == 12
     assert max(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in colours) < 170
 
 
-def test_coco_results_are_xywh_with_the_given_ids():
+def test_coco_boxes_are_xywh_with_the_given_ids():
     rows = found().to_coco(7, {"a cat": 17, "a dog": 18, "remote control": 75})
     assert [(r["image_id"], r["category_id"]) for r in rows] == [(7, 17), (7, 18), (7, 75)]
     np.testing.assert_allclose(rows[0]["bbox"], [20, 10, 20, 10], rtol=1e-6)
     assert [r["category_id"] for r in found().to_coco()] == [0, 1, 2]
-    with pytest.raises(minigdino.ArgumentError, match="no id for 'a dog'; it knows 'a cat'"):
+    with pytest.raises(minigdino.ArgumentError, match="no id for 'a dog', only for 'a cat'"):
         found().to_coco(categories={"a cat": 17})
 
 
-def test_csv_has_a_line_a_box():
+def test_csv_has_one_line_per_box():
     lines = list(csv.DictReader(io.StringIO(found().to_csv())))
     assert [line["label"] for line in lines] == found().labels
     assert float(lines[0]["right"]) == pytest.approx(40)
@@ -164,7 +164,7 @@ def test_supervision_gets_the_same_boxes(monkeypatch):
         found().to_supervision()
 
 
-def test_a_notebook_shows_the_picture_and_the_table(tmp_path):
+def test_a_notebook_shows_the_image_and_a_table(tmp_path):
     model, photo = tiny.model(), tiny.photo()
     shown = model.detect(photo, ["a cat", "a dog"], threshold=0)._repr_html_()
     assert shown.startswith('<img src="data:image/jpeg;base64,')
@@ -175,11 +175,11 @@ def test_a_notebook_shows_the_picture_and_the_table(tmp_path):
     on_disk = model.detect(tmp_path / "photo.png", ["a dog"], threshold=0)
     (tmp_path / "photo.png").unlink()
     assert on_disk._repr_html_().startswith("<table>")
-    with pytest.raises(minigdino.ArgumentError, match="do not know their image"):
+    with pytest.raises(minigdino.ArgumentError, match="these detections store none"):
         found().plot()
 
 
-def test_names_never_cover_each_other_and_stay_in_the_picture():
+def test_name_tags_never_overlap_and_stay_in_the_image():
     image = Image.new("RGB", (400, 300), (90, 90, 90))
     rng = np.random.default_rng(0)
     tags = []
@@ -202,7 +202,7 @@ def test_names_never_cover_each_other_and_stay_in_the_picture():
         assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in tags[:i])
 
 
-def test_a_thousand_boxes_are_drawn_in_no_time():
+def test_a_thousand_boxes_are_drawn_in_seconds():
     image = Image.new("RGB", (800, 600))
     boxes = np.random.default_rng(0).uniform(0, 600, (1000, 4)).astype(np.float32)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""One number of threads, for our loops and for BLAS."""
+"""The number of threads of compiled loops and BLAS."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from minigdino.runtime import kernels
 from minigdino.runtime.memory import reused
 
 
-def test_rows_are_covered_once_whatever_the_number_of_threads():
+def test_each_row_is_visited_once_with_any_number_of_threads():
     try:
         for n_threads in (1, 2, 3):
             threads.limit(n_threads)
@@ -32,7 +32,7 @@ def test_rows_are_covered_once_whatever_the_number_of_threads():
         threads.limit(None)
 
 
-def test_an_error_in_a_loop_comes_out():
+def test_an_exception_in_a_loop_is_raised_to_the_caller():
     def fail(first, last):
         raise RuntimeError("inside")
 
@@ -40,18 +40,18 @@ def test_an_error_in_a_loop_comes_out():
         threads.for_rows(fail, 100)
 
 
-def test_a_loop_within_a_loop_runs_where_it_was_asked_for():
+def test_a_nested_loop_runs_in_the_calling_thread():
     inner = []
 
     def visit(first, last):
-        here = threading.get_ident()
-        threads.for_rows(lambda *rows: inner.append((rows, threads.count(), threading.get_ident() == here)), 100)
+        caller = threading.get_ident()
+        threads.for_rows(lambda *rows: inner.append((rows, threads.count(), threading.get_ident() == caller)), 100)
 
     try:
         threads.limit(2)
         threads.for_rows(visit, 8)
         assert set(inner) == {((0, 100), 1, True)}
-        assert threads.count() == 2  # and so again outside
+        assert threads.count() == 2  # restored outside the loop
         with pytest.raises(ZeroDivisionError):
             threads.for_rows(lambda first, last: 1 / 0, 8)
         assert threads.count() == 2
@@ -59,8 +59,8 @@ def test_a_loop_within_a_loop_runs_where_it_was_asked_for():
         threads.limit(None)
 
 
-def test_what_holds_for_the_caller_holds_for_its_helpers():
-    """Two parts that wait for each other, so that it takes two threads."""
+def test_helper_threads_use_the_settings_of_the_caller():
+    """The two parts wait for each other, so each runs in its own thread."""
     meet, modes = threading.Barrier(2, timeout=30), []
 
     def visit(first, last):
@@ -76,7 +76,7 @@ def test_what_holds_for_the_caller_holds_for_its_helpers():
         threads.limit(None)
 
 
-def test_set_threads_reaches_both_pools():
+def test_the_environment_variable_limits_both_pools():
     code = (
         "import minigdino, threadpoolctl; print(minigdino.info()['threads'], "
         "*{p['num_threads'] for p in threadpoolctl.threadpool_info()})"
@@ -96,24 +96,24 @@ def test_set_threads_reaches_both_pools():
         capture_output=True,
         text=True,
     )
-    assert "MINIGDINO_THREADS must be a number of threads; 'two' is ignored" in run.stderr
+    assert "MINIGDINO_THREADS must be a positive number of threads; 'two' is ignored" in run.stderr
     assert run.returncode == 0
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True, "2", None])
-def test_a_number_of_threads_is_a_positive_int(bad):
+def test_invalid_numbers_of_threads_are_refused(bad):
     with pytest.raises(minigdino.ArgumentError, match="positive int"):
         minigdino.set_threads(bad)
 
 
 def in_fresh_process(code, **env):
-    """What a new interpreter prints."""
+    """Run code in a new interpreter and return its output."""
     env = {**{k: v for k, v in os.environ.items() if not k.startswith(("MINIGDINO", "OPENBLAS"))}, **env}
     return subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="asks for one processor")
-def test_the_default_obeys_affinity():
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity")
+def test_the_default_follows_the_affinity():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import minigdino, threadpoolctl; "
         "print(minigdino.info()['threads'], *{p['num_threads'] for p in threadpoolctl.threadpool_info()})"
@@ -121,8 +121,8 @@ def test_the_default_obeys_affinity():
     assert in_fresh_process(code).split() == ["1", "1"]
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a quota of one processor binds only beside a second")
-def test_a_quota_reaches_both_pools():
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a quota of one processor has no effect on a machine with one")
+def test_a_quota_limits_both_pools():
     code = (
         "from minigdino._ext import quota, threads; threads.quota = lambda: 1; import minigdino, threadpoolctl; "
         "minigdino.runtime.threads.follow_environment(); "
@@ -131,7 +131,7 @@ def test_a_quota_reaches_both_pools():
     assert in_fresh_process(code).split() == ["1", "1"]
 
 
-def test_quotas_are_read_as_both_versions_write_them(tmp_path):
+def test_quotas_of_both_cgroup_versions_are_read(tmp_path):
     member = tmp_path / "cgroup"
 
     def write(path, text):
@@ -159,9 +159,9 @@ def test_quotas_are_read_as_both_versions_write_them(tmp_path):
 @pytest.mark.parametrize(
     ("work", "seconds"),
     [
-        # so a product after a loop runs at full rate: whoever spins takes its processor from BLAS
+        # a thread that spins after a loop would take a processor from the matrix product that follows
         ("from minigdino.network.ops import gelu; gelu(np.ones((4000, 512), np.float32))", 0.05),
-        # so a loop after a product has both processors: by default OpenBLAS's threads spin for tens of milliseconds
+        # by default, OpenBLAS threads spin for tens of milliseconds after a product, which slows down the next loop
         ("a = np.ones((800, 800), np.float32); a @ a", 0.02),
     ],
     ids=["loop", "product"],
@@ -187,24 +187,24 @@ model = tiny.model()
 detectors = [threading.Thread(target=lambda: model.forward(tiny.pixels(90, 120), tiny.IDS)) for _ in range(6)]
 for d in detectors: d.start()
 for d in detectors: d.join()
-ours = [t.name for t in threading.enumerate() if t.name.startswith("minigdino")]
-print(len(ours), *{p["num_threads"] for p in threadpoolctl.threadpool_info()})
+helpers = [t.name for t in threading.enumerate() if t.name.startswith("minigdino")]
+print(len(helpers), *{p["num_threads"] for p in threadpoolctl.threadpool_info()})
 """
     run = subprocess.run(
         [sys.executable, "-c", code, os.path.dirname(__file__)], check=True, capture_output=True, text=True
     )
-    assert run.stdout.split() == ["1", "2"]  # the caller is the second thread of a loop
+    assert run.stdout.split() == ["1", "2"]  # the calling thread is the second one
 
 
 def test_loops_of_several_threads_take_turns():
-    """Each uses every processor by itself."""
-    inside, most = [0], [0]
+    """Each loop already uses all processors."""
+    running, most = [0], [0]
 
     def visit(first, last):
-        inside[0] += 1
-        most[0] = max(most[0], inside[0])
+        running[0] += 1
+        most[0] = max(most[0], running[0])
         time.sleep(0.001)
-        inside[0] -= 1
+        running[0] -= 1
 
     try:
         threads.limit(2)
@@ -218,8 +218,8 @@ def test_loops_of_several_threads_take_turns():
         threads.limit(None)
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one thread needs no such arrangement")
-def test_in_a_loop_of_products_each_belongs_to_the_thread_that_asks():
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processors")
+def test_blas_uses_one_thread_inside_a_loop_of_products():
     code = """
 import minigdino, threadpoolctl
 from minigdino._ext import threads

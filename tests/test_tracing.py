@@ -1,4 +1,4 @@
-"""Looking in from outside."""
+"""`trace` records the steps of a forward pass, by pattern or as summaries."""
 
 import sys
 
@@ -10,30 +10,30 @@ import minigdino
 from minigdino.network import fusion, ops, swin
 
 
-def test_a_pattern_records_the_steps_it_names():
-    with minigdino.trace("*/fusion_layer.*/to_text") as seen:
+def test_a_pattern_records_the_steps_that_it_matches():
+    with minigdino.trace("*/fusion_layer.*/to_text") as recorded:
         tiny.model().forward(tiny.pixels(), tiny.IDS)
     where = "bi_attention.0/attend_both_ways.0"
     paths = [f"forward.0/enhancer.0/fusion_layer.{i}/{where}/to_text" for i in range(2)]
-    assert list(seen) == paths
-    assert seen[paths[0]].shape == (108, 2, 8)
-    np.testing.assert_allclose(seen[paths[1]].sum(axis=-1), 1, rtol=1e-5)
+    assert list(recorded) == paths
+    assert recorded[paths[0]].shape == (108, 2, 8)
+    np.testing.assert_allclose(recorded[paths[1]].sum(axis=-1), 1, rtol=1e-5)
 
 
-def test_several_patterns_record_what_any_of_them_names():
+def test_several_patterns_record_steps_that_any_of_them_matches():
     patterns = ("*/attend_both_ways.*/to_text", "*/attend_both_ways.*/to_vision")
     with minigdino.trace(*patterns) as both:
         tiny.model().forward(tiny.pixels(), tiny.IDS)
     one_by_one = set()
     for pattern in patterns:
-        with minigdino.trace(pattern) as seen:
+        with minigdino.trace(pattern) as recorded:
             tiny.model().forward(tiny.pixels(), tiny.IDS)
-        one_by_one |= set(seen)
+        one_by_one |= set(recorded)
     assert set(both) == one_by_one
     assert len(both) == 4
 
 
-def test_tracing_changes_nothing_and_leaves_nothing_behind():
+def test_tracing_keeps_the_output_and_restores_the_profiler():
     plain = tiny.model().forward(tiny.pixels(), tiny.IDS)
     before = sys.getprofile()
     with minigdino.trace("*/nothing_of_this_name"):
@@ -42,57 +42,56 @@ def test_tracing_changes_nothing_and_leaves_nothing_behind():
     np.testing.assert_array_equal(traced.boxes, plain.boxes)
 
 
-def test_results_are_named_too():
-    with minigdino.trace("forward.0/*/return*") as seen:
+def test_results_are_recorded_too():
+    with minigdino.trace("forward.0/*/return*") as recorded:
         out = tiny.model().forward(tiny.pixels(), tiny.IDS)
-    np.testing.assert_array_equal(seen["forward.0/enhancer.0/return.0"], out.vision)
-    assert "forward.0/swin.0/return.2" in seen
+    np.testing.assert_array_equal(recorded["forward.0/enhancer.0/return.0"], out.vision)
+    assert "forward.0/swin.0/return.2" in recorded
 
 
-def test_of_a_twin_only_the_result_is_seen_and_of_its_reference_every_step():
+def test_a_twin_records_its_result_and_its_reference_every_step():
     with minigdino.trace("*/deform_attn.*") as fast:
         tiny.model().forward(tiny.pixels(), tiny.IDS)
     with minigdino.use("reference"), minigdino.trace("*/deform_attn.*") as slow:
         tiny.model().forward(tiny.pixels(), tiny.IDS)
     assert {path.rpartition("/")[2] for path in fast} == {"return"}
     assert set(fast) <= set(slow)
-    assert any(path.endswith("/tent") for path in slow)
+    assert any(path.endswith("/bilinear_weight") for path in slow)
     first = next(iter(fast))
     np.testing.assert_allclose(fast[first], slow[first], atol=1e-4)
 
 
-def test_without_a_pattern_every_step_is_summed_up():
+def test_without_a_pattern_every_step_is_summarised():
     with minigdino.trace("forward.0/*") as arrays:
         tiny.model().forward(tiny.pixels(), tiny.IDS)
-    with minigdino.trace() as seen:
+    with minigdino.trace() as recorded:
         tiny.model().forward(tiny.pixels(), tiny.IDS)
-    assert set(arrays) == {path for path in seen if path.startswith("forward.0/")}
+    assert set(arrays) == {path for path in recorded if path.startswith("forward.0/")}
     for path, array in arrays.items():
-        assert seen[path].shape == array.shape
-        assert seen[path].dtype == str(array.dtype)
-        np.testing.assert_allclose(
-            [seen[path].min, seen[path].mean, seen[path].max], [array.min(), array.mean(), array.max()], rtol=1e-5
-        )
-    fused = seen["forward.0/enhancer.0/fusion_layer.0/return.0"]
+        assert recorded[path].shape == array.shape
+        assert recorded[path].dtype == str(array.dtype)
+        one = recorded[path]
+        np.testing.assert_allclose([one.min, one.mean, one.max], [array.min(), array.mean(), array.max()], rtol=1e-5)
+    fused = recorded["forward.0/enhancer.0/fusion_layer.0/return.0"]
     assert fused.function == "fusion.fusion_layer"
     assert fused.twin is None
-    assert 0 < fused.milliseconds < seen["forward.0/enhancer.0/return.0"].milliseconds
-    assert seen["forward.0/enhancer.0/fusion_layer.0/bi_attention.0/heads"].milliseconds is None
+    assert 0 < fused.milliseconds < recorded["forward.0/enhancer.0/return.0"].milliseconds
+    assert recorded["forward.0/enhancer.0/fusion_layer.0/bi_attention.0/heads"].milliseconds is None
 
 
-def test_a_step_that_a_twin_computed_says_so():
-    with minigdino.trace() as seen:
+def test_the_summary_of_a_twins_result_names_the_twin():
+    with minigdino.trace() as recorded:
         tiny.model().forward(tiny.pixels(), tiny.IDS)
-    sampled = [s for path, s in seen.items() if "/deform_attn." in path]
+    sampled = [s for path, s in recorded.items() if "/deform_attn." in path]
     assert sampled
     assert {s.twin for s in sampled} == {"minigdino._ext.deformable:deform_attn"}
     assert "by minigdino._ext.deformable:deform_attn" in str(sampled[0])
-    with minigdino.use("reference"), minigdino.trace() as seen:
+    with minigdino.use("reference"), minigdino.trace() as recorded:
         tiny.model().forward(tiny.pixels(), tiny.IDS)
-    assert not any(s.twin for s in seen.values())
+    assert not any(s.twin for s in recorded.values())
 
 
-def test_attention_maps_of_every_kind_are_steps():
+def test_attention_weights_of_every_kind_are_steps():
     model = tiny.model()
     maps = {
         "*/attend_both_ways.*/to_text": -1,
@@ -115,21 +114,21 @@ def test_attention_maps_of_every_kind_are_steps():
             np.testing.assert_allclose(array, slow[path], atol=1e-3)
 
 
-def test_a_named_step_has_its_formula_run_there_and_nowhere_else():
+def test_a_named_step_runs_the_reference_for_that_call_only():
     where = "forward.0/enhancer.0/fusion_layer.1/layer_norm.0"
     with minigdino.trace() as plain:
         tiny.model().forward(tiny.pixels(), tiny.IDS)
-    with minigdino.trace("*/fusion_layer.1/layer_norm.0/variance", "forward.0/*") as seen:
+    with minigdino.trace("*/fusion_layer.1/layer_norm.0/variance", "forward.0/*") as recorded:
         tiny.model().forward(tiny.pixels(), tiny.IDS)
-    assert f"{where}/variance" in seen
-    assert {path for path in set(seen) - set(plain) if not path.startswith(f"{where}/")} == set()
-    with minigdino.trace("*/return") as seen:  # of whatever runs
+    assert f"{where}/variance" in recorded
+    assert {path for path in set(recorded) - set(plain) if not path.startswith(f"{where}/")} == set()
+    with minigdino.trace("*/return") as recorded:  # no plain name before it: every twin still runs
         tiny.model().forward(tiny.pixels(), tiny.IDS)
-    assert set(seen) <= set(plain)
+    assert set(recorded) <= set(plain)
 
 
-def test_any_step_inside_a_twin_can_be_named():
-    """Every path that a pass of the references has below an op, asked for by itself, is there in a fast pass."""
+def test_a_pattern_can_name_any_step_inside_a_twin():
+    """Each path that the references record below an op, used as a pattern with twins, records that step."""
     rng = np.random.default_rng(0)
     x, tokens = rng.standard_normal((5, 6, 4)), rng.standard_normal((2, 3, 4))
     w = {**attention_weights(rng, 4), "relative_position_bias_table": rng.standard_normal((9, 2))}
@@ -148,14 +147,14 @@ def test_any_step_inside_a_twin_can_be_named():
             np.testing.assert_allclose(fast[path], slow[path], atol=1e-9)
 
 
-def test_what_a_twin_does_in_parts_is_no_step():
-    """It may call layer functions, for a part of a map, in the thread that asked for it: nobody sees those."""
+def test_layer_functions_that_a_twin_calls_are_not_steps():
+    """A twin may call layer functions on parts of a map, in the calling thread."""
     rng = np.random.default_rng(0)
     w = {**attention_weights(rng, 4), "relative_position_bias_table": rng.standard_normal((49, 2))}
-    x = rng.standard_normal((9, 140, 4))  # wide enough to be taken by bands
-    with minigdino.trace() as seen:
+    x = rng.standard_normal((9, 140, 4))  # wide enough for the twin to split it into bands
+    with minigdino.trace() as recorded:
         swin.window_attention(x, **w, n_heads=2, k=4, shift=2)
-    assert list(seen) == ["window_attention.0/return"]
-    with minigdino.trace("*/relative_position_bias.0/rows", "*/attend_in_windows.0/return") as seen:
+    assert list(recorded) == ["window_attention.0/return"]
+    with minigdino.trace("*/relative_position_bias.0/rows", "*/attend_in_windows.0/return") as recorded:
         swin.window_attention(x, **w, n_heads=2, k=4, shift=2)
-    assert [path.rpartition("/")[2] for path in seen] == ["rows", "return"]
+    assert [path.rpartition("/")[2] for path in recorded] == ["rows", "return"]

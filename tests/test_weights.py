@@ -1,4 +1,4 @@
-"""Checkpoints: every layout loads, nothing wrong goes unnamed, nothing is copied that need not be."""
+"""Checkpoint files: all layouts load, errors name the tensor, and float32 weights are mapped without a copy."""
 
 import json
 
@@ -9,8 +9,9 @@ from safetensors.numpy import save_file
 
 import minigdino
 from minigdino import CheckpointError, Model
+from minigdino.checkpoints.names import IN_MEMORY, published
 from minigdino.checkpoints.parameters import BACKBONE, random_tensors
-from minigdino.checkpoints.weights import IN_MEMORY, read_checkpoint, read_safetensors, tree
+from minigdino.checkpoints.weights import read_checkpoint, read_safetensors, tree
 
 FAMILIES = ["grounding-dino", "mm-grounding-dino"]
 
@@ -56,14 +57,15 @@ def test_float32_files_are_mapped_and_read_only(checkpoint, tmp_path):
 
 
 def moved(tensors, old, new):
+    """Replace the prefix of tensor names."""
     return {new + name.removeprefix(old) if name.startswith(old) else name: array for name, array in tensors.items()}
 
 
 def test_all_head_layouts_of_grounding_dino_are_the_same_model(tmp_path):
     config = tiny.config()
-    top = random_tensors(config)  # only bbox_embed.0, as grounding-dino-tiny is published
-    below = moved(top, "bbox_embed.0.", "model.decoder.bbox_embed.0.")  # as grounding-dino-base is
-    spelled = {
+    top = random_tensors(config)  # only bbox_embed.0, as in grounding-dino-tiny
+    nested = moved(top, "bbox_embed.0.", "model.decoder.bbox_embed.0.")  # as in grounding-dino-base
+    repeated = {
         **top,
         **{
             name.replace(".0.", f".{i}.", 1): v
@@ -73,13 +75,13 @@ def test_all_head_layouts_of_grounding_dino_are_the_same_model(tmp_path):
         },
     }
     want = answer(Model(top, config))
-    for i, layout in enumerate((below, spelled)):
+    for i, layout in enumerate((nested, repeated)):
         np.testing.assert_array_equal(answer(minigdino.load(write(tmp_path / str(i), layout, config))), want)
 
 
 def test_all_head_layouts_of_mm_are_the_same_model(tmp_path):
     config = tiny.config("mm-grounding-dino")
-    mixed = random_tensors(config)  # head 0 at the top, the others below the decoder, as published
+    mixed = random_tensors(config)  # head 0 at the top level, the others in the decoder, as published
     top = {
         name.replace("model.decoder.bbox", "bbox").replace("model.decoder.class", "class"): v
         for name, v in mixed.items()
@@ -92,7 +94,7 @@ def test_all_head_layouts_of_mm_are_the_same_model(tmp_path):
     assert Model(mixed, config).weights["class_embed"][2]["bias"] == mixed["model.decoder.class_embed.2.bias"]
 
 
-def test_names_of_transformers_memory_and_unused_tensors_are_understood(checkpoint):
+def test_names_in_memory_of_transformers_are_read_and_unused_tensors_ignored(checkpoint):
     tensors, config = checkpoint
     renamed = {}
     for name, array in tensors.items():
@@ -111,14 +113,12 @@ def test_names_of_transformers_memory_and_unused_tensors_are_understood(checkpoi
         "model.text_backbone.embeddings.position_ids": window,
         "model.text_backbone.pooler.dense.bias": np.ones(3, np.float32),
     }
-    from minigdino.checkpoints.weights import _published
-
-    model = Model({_published(name): array for name, array in renamed.items()}, config)
+    model = Model({published(name): array for name, array in renamed.items()}, config)
     np.testing.assert_array_equal(answer(model), answer(Model(tensors, config)))
 
 
 def write_bfloat16(path, upper_halves):
-    """NumPy has no bfloat16, so this file is written byte by byte."""
+    """Write a safetensors file by hand, since NumPy has no bfloat16."""
     header, body = {}, b""
     for name, array in upper_halves.items():
         header[name] = {
@@ -154,20 +154,20 @@ def test_sixteen_bit_files_are_converted_once(checkpoint, tmp_path, dtype):
 def shards(tmp_path, tensors, config):
     names = sorted(tensors)
     parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, some in parts.items():
-        write(tmp_path, {n: tensors[n] for n in some}, config, file)
-    index = {"metadata": {}, "weight_map": {n: file for file, some in parts.items() for n in some}}
+    for file, part in parts.items():
+        write(tmp_path, {n: tensors[n] for n in part}, config, file)
+    index = {"metadata": {}, "weight_map": {n: file for file, part in parts.items() for n in part}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     return index
 
 
-def test_shards_are_put_together(checkpoint, tmp_path):
+def test_shards_are_combined(checkpoint, tmp_path):
     shards(tmp_path, *checkpoint)
     np.testing.assert_array_equal(answer(minigdino.load(tmp_path)), answer(Model(*checkpoint)))
 
 
-def test_saving_where_a_model_is_mapped_leaves_it_as_it_is(checkpoint, tmp_path):
-    """Over its own file, and over the shards it came from."""
+def test_saving_over_a_mapped_file_does_not_change_the_loaded_model(checkpoint, tmp_path):
+    """Saving replaces both the model's own file and the shards it was loaded from."""
     shards(tmp_path, *checkpoint)
     running = minigdino.load(tmp_path)
     other = Model.random(checkpoint[1], seed=7)
@@ -180,7 +180,7 @@ def test_saving_where_a_model_is_mapped_leaves_it_as_it_is(checkpoint, tmp_path)
     np.testing.assert_array_equal(answer(again), after)
 
 
-def test_a_missing_shard_or_a_lying_index_is_named(checkpoint, tmp_path):
+def test_a_missing_shard_or_a_wrong_index_is_named(checkpoint, tmp_path):
     index = shards(tmp_path, *checkpoint)
     index["weight_map"]["model.level_embed"] = "model-00001-of-00002.safetensors"
     index["weight_map"]["model.nonsense"] = "model-00002-of-00002.safetensors"
@@ -206,9 +206,9 @@ def test_a_missing_shard_or_a_lying_index_is_named(checkpoint, tmp_path):
         (
             "model.enc_output.weight",
             np.zeros((64, 32), np.float32),
-            r"model.enc_output.weight has shape \[64, 32\]; config.json needs \[64, 64\]",
+            r"model.enc_output.weight must have shape \[64, 64\] with this config.json; got \[64, 32\]",
         ),
-        ("model.enc_output.weight", np.zeros((64, 64), np.int64), "model.enc_output.weight is int64; expected F32"),
+        ("model.enc_output.weight", np.zeros((64, 64), np.int64), "must be F32, F16 or BF16; got int64"),
         (
             "model.encoder.layers.7.fc1.weight",
             np.zeros(3, np.float32),
@@ -226,21 +226,21 @@ def test_a_tensor_that_does_not_fit_is_named(checkpoint, tmp_path, name, change,
     assert "---> hint" in str(caught.value)
 
 
-def test_heads_half_present_are_named():
+def test_incomplete_heads_are_named():
     config = tiny.config("mm-grounding-dino")
     tensors = random_tensors(config)
-    for gone, message in (
-        ("model.decoder.bbox_embed.2.", r"bbox_embed.2.\* is missing, though other"),
-        ("model.decoder.class_embed.1.", r"class_embed.1.\* is missing, though other"),
-        ("class_embed.0.", r"class_embed.0.\* is missing, though other"),
+    for removed, message in (
+        ("model.decoder.bbox_embed.2.", r"bbox_embed.2.\* is missing, but other"),
+        ("model.decoder.class_embed.1.", r"class_embed.1.\* is missing, but other"),
+        ("class_embed.0.", r"class_embed.0.\* is missing, but other"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            Model({n: v for n, v in tensors.items() if not n.startswith(gone)}, config)
+            Model({n: v for n, v in tensors.items() if not n.startswith(removed)}, config)
     with pytest.raises(CheckpointError, match="has no bbox_embed at all"):
         Model({n: v for n, v in tensors.items() if "bbox_embed." not in n}, config)
 
 
-def test_a_config_of_the_other_family_names_the_difference():
+def test_a_config_of_the_other_family_is_refused():
     with pytest.raises(CheckpointError, match="no class_embed at all"):
         Model(random_tensors(tiny.config()), tiny.config("mm-grounding-dino"))
     with pytest.raises(CheckpointError, match="belongs to no layer of this model"):
@@ -252,10 +252,11 @@ def test_damaged_files_are_named(checkpoint, tmp_path):
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()
     header = int.from_bytes(whole[:8], "little")
-    lying = (
+    wrong_offset = (
         whole[:8] + whole[8 : 8 + header].replace(b'"data_offsets":[0,', b'"data_offsets":[9,') + whole[8 + header :]
     )
-    for bad in (b"", whole[:5], whole[: 8 + header // 2], whole[:-10], lying, b"\xff" * 8 + whole[8:], b"PK" + whole):
+    cut = (b"", whole[:5], whole[: 8 + header // 2], whole[:-10])
+    for bad in (*cut, wrong_offset, b"\xff" * 8 + whole[8:], b"PK" + whole):
         path.write_bytes(bad)
         with pytest.raises(
             CheckpointError, match=r"model\.safetensors: not a complete safetensors file .*download it again"
@@ -263,13 +264,13 @@ def test_damaged_files_are_named(checkpoint, tmp_path):
             read_safetensors(path)
 
 
-def test_an_odd_dtype_is_named(tmp_path):
+def test_an_unsupported_dtype_is_named(tmp_path):
     save_file({"x": np.zeros(3, np.uint16)}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="tensor x is U16; expected one of F32"):
         read_safetensors(tmp_path / "a.safetensors")
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(tiny.config().to_dict()))
     with pytest.raises(CheckpointError, match="holds neither model.safetensors nor"):
         minigdino.load(tmp_path)
@@ -282,11 +283,11 @@ def test_what_is_not_there_is_named(tmp_path):
         minigdino.load(tmp_path)
 
 
-def test_tree_makes_lists_of_numbered_branches():
+def test_tree_turns_numbered_keys_into_lists():
     assert tree({"a.0.w": 1, "a.1.w": 2, "b.c": 3, "d": 4}) == {"a": [{"w": 1}, {"w": 2}], "b": {"c": 3}, "d": 4}
 
 
-def test_every_random_parameter_is_alive(checkpoint):
+def test_no_random_parameter_is_zero_or_constant(checkpoint):
     tensors, _ = checkpoint
     for name, array in tensors.items():
         assert array.dtype == np.float32

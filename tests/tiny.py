@@ -1,4 +1,4 @@
-"""Models and inputs small enough to run the whole of minigdino many times in a test."""
+"""Small models and inputs, for tests that run the whole of minigdino many times."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ WORDS = [
 
 
 def tokenizer(clean_up: bool = False) -> Tokenizer:
-    """Words, letters and letter pieces, with the special tokens where the published vocabulary has them."""
+    """A tokenizer of a few words, letters and subwords. Special tokens have the ids of the published vocabulary."""
     vocab = [f"[unused{i}]" for i in range(1100)]
-    for place, token in ((0, "[PAD]"), (100, "[UNK]"), (101, "[CLS]"), (102, "[SEP]"), (1012, "."), (1029, "?")):
-        vocab[place] = token
+    for i, token in ((0, "[PAD]"), (100, "[UNK]"), (101, "[CLS]"), (102, "[SEP]"), (1012, "."), (1029, "?")):
+        vocab[i] = token
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     pieces = [
         *WORDS,
@@ -58,8 +58,8 @@ def tokenizer(clean_up: bool = False) -> Tokenizer:
         "[",
         "]",
     ]
-    for place, piece in enumerate(dict.fromkeys(pieces), start=200):
-        vocab[place] = piece
+    for i, piece in enumerate(dict.fromkeys(pieces), start=200):
+        vocab[i] = piece
     ids = {token: i for i, token in enumerate(vocab)}
     backend = Backend(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -73,7 +73,7 @@ def tokenizer(clean_up: bool = False) -> Tokenizer:
 
 
 def config(family: str = "grounding-dino", stages=(2, 3, 4), levels: int = 4, queries: int = 20, **changes) -> Config:
-    """Every part of the published geometry, a few channels wide."""
+    """A config with every part of the published models, but few channels and layers."""
     values = dict(
         backbone_config=dict(
             embed_dim=16, depths=(2, 2, 2, 2), num_heads=(2, 2, 4, 4), window_size=4, out_indices=stages
@@ -99,12 +99,12 @@ SETTINGS = ImageSettings(size=(("longest_edge", 128), ("shortest_edge", 96)))
 
 @functools.cache
 def model(family: str = "grounding-dino", seed: int = 0, **geometry) -> Model:
-    """A random model with a tokenizer, kept for the session: nothing may change it."""
+    """A random model with a tokenizer, cached for the test session: tests must not change it."""
     return Model.random(config(family, **geometry), seed, tokenizer=tokenizer(), settings=SETTINGS)
 
 
 def photo(height: int = 90, width: int = 120, seed: int = 0) -> np.ndarray:
-    """Smooth random colours: uint8 [H, W, 3]"""
+    """An image of smooth random colours -> uint8 [H, W, 3]"""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width][..., None]
     waves = sum(np.sin(x * rng.normal(0, 0.2, 3) + y * rng.normal(0, 0.2, 3) + rng.uniform(0, 6, 3)) for _ in range(4))
@@ -112,8 +112,8 @@ def photo(height: int = 90, width: int = 120, seed: int = 0) -> np.ndarray:
 
 
 def pixels(height: int = 64, width: int = 80, seed: int = 0) -> np.ndarray:
-    """Normalised noise: float32 [3, H, W]"""
+    """Pixels of standard normal noise -> float32 [3, H, W]"""
     return np.random.default_rng(seed).standard_normal((3, height, width), np.float32)
 
 
-IDS = np.array([101, 200, 203, 1012, 206, 207, 1012, 102])  # two phrases of two words
+IDS = np.array([101, 200, 203, 1012, 206, 207, 1012, 102])  # a prompt: two phrases of two words

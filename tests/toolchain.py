@@ -1,4 +1,4 @@
-"""What NVIDIA's compilers make of a .cu file: NVRTC, which CuPy uses, and nvcc, whichever is installed."""
+"""Compile .cu files with NVIDIA's compilers, as far as installed: nvcc, and NVRTC, which CuPy uses."""
 
 from __future__ import annotations
 
@@ -10,20 +10,29 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-OPTIONS = "-std=c++17"  # as minigdino/_ext/cuda.py gives
+OPTIONS = "-std=c++17"  # as in minigdino/_ext/cuda.py
 
 
 class Failed(Exception):
-    """The compiler's own words."""
+    """Compilation failed; the message is the compiler's output."""
 
 
 def entries(ptx: str) -> dict[str, str]:
-    """Kernels in PTX: mangled name -> instructions."""
+    """The kernels in PTX code: {mangled name: instructions}"""
     return dict(re.findall(r"^\.(?:visible|weak) \.entry (\w+)(\(.*?^\})", ptx, re.MULTILINE | re.DOTALL))
 
 
 def by_nvcc(source: str, names: list[str], capability: str) -> dict[str, str]:
-    """Which of these instances nvcc's output for a compute capability has, and their instructions."""
+    """Compile CUDA source with nvcc.
+
+    Args:
+        names: kernel instances to compile, such as "relu<float>".
+        capability: compute capability, such as "9.0".
+    Returns:
+        {name: instructions} of the instances in the output.
+    Raises:
+        Failed: if the compiler fails.
+    """
     table = "\nvoid *instances[] = {" + ", ".join(f"(void *){name}" for name in names) + "};\n"
     with tempfile.TemporaryDirectory() as folder:
         cu, ptx = Path(folder) / "kernels.cu", Path(folder) / "kernels.ptx"
@@ -38,7 +47,7 @@ def by_nvcc(source: str, names: list[str], capability: str) -> dict[str, str]:
         if run.returncode:
             raise Failed(run.stdout + run.stderr)
         mangled = entries(ptx.read_text())
-    # _Z4reluIfEvPKT_S2_iPS0_: the length of the name, the name, its template argument
+    # the mangled name _Z4reluIfEvPKT_S2_iPS0_ starts with the length of the name, the name and the template argument
     return {
         name: text
         for name in names
@@ -49,12 +58,12 @@ def by_nvcc(source: str, names: list[str], capability: str) -> dict[str, str]:
 
 
 def by_nvrtc(source: str, names: list[str], capability: str) -> dict[str, str]:
-    """The same of NVRTC's output, under the names that CuPy looks for."""
+    """As `by_nvcc`, with NVRTC. Kernels are looked up by their lowered names, as CuPy does."""
     nvrtc, program = ctypes.CDLL(str(NVRTC)), ctypes.c_void_p()
 
     def call(function, *arguments):
         if status := getattr(nvrtc, f"nvrtc{function}")(*arguments):
-            raise Failed(f"nvrtc{function} gives {status}\n{log()}")
+            raise Failed(f"nvrtc{function} returned status {status}\n{log()}")
 
     def log():
         size = ctypes.c_size_t()
@@ -85,7 +94,7 @@ def by_nvrtc(source: str, names: list[str], capability: str) -> dict[str, str]:
 
 
 def _find_nvrtc():
-    """The library in the wheel nvidia-cuda-nvrtc, whose folder differs between versions of CUDA."""
+    """The library of the wheel nvidia-cuda-nvrtc; its folder depends on the version of CUDA."""
     spec = importlib.util.find_spec("nvidia")
     for root in spec.submodule_search_locations if spec else ():
         if found := sorted(Path(root).glob("*/lib/libnvrtc.so.*")):
@@ -94,4 +103,4 @@ def _find_nvrtc():
 
 
 NVCC, NVRTC = shutil.which("nvcc"), _find_nvrtc()
-COMPILERS = {name: f for name, here, f in (("nvcc", NVCC, by_nvcc), ("nvrtc", NVRTC, by_nvrtc)) if here}
+COMPILERS = {name: f for name, found, f in (("nvcc", NVCC, by_nvcc), ("nvrtc", NVRTC, by_nvrtc)) if found}

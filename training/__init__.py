@@ -1,1 +1,1 @@
-"""How the embedded checkpoint was made: the drawn world, the loss, the training, the figures."""
+"""Training of the embedded checkpoint: synthetic scenes, loss, schedule and evaluation."""

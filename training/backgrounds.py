@@ -1,11 +1,11 @@
-"""Backgrounds: flat, gradient, textured, and photograph-like, all from one generator."""
+"""Random backgrounds: flat, gradient, textured and photograph-like."""
 
 import numpy as np
 from PIL import Image
 
 KINDS = ("flat", "gradient", "texture", "photo")
 
-# Earth, foliage, sky, stone, wood, sand, water, dusk: what a photograph's blurred background is made of.
+# Typical colours of blurred photographs: earth, foliage, sky, stone, wood, sand, water, dusk.
 NATURE = (
     (96, 74, 52),
     (70, 96, 52),
@@ -19,18 +19,18 @@ NATURE = (
 
 
 def _paint(rng: np.random.Generator) -> np.ndarray:
-    """A background colour [3] in 0..1, seldom a strong one."""
+    """Random background colour [3] in 0..1, usually of low saturation."""
     grey = rng.uniform(0.1, 0.95)
     return np.clip(grey + rng.normal(0, 0.12, 3), 0, 1).astype(np.float32)
 
 
 def _stretch(grid: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A small float map [h, w] -> [height, width], smoothly."""
+    """Resize a float map by bicubic interpolation: [h, w] -> [height, width]."""
     return np.asarray(Image.fromarray(grid.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int, coarse: int) -> np.ndarray:
-    """Noise whose octaves halve in strength, as natural images' do, about 0..1 -> [height, width]"""
+    """Noise of several octaves with decreasing amplitude, as in natural images: [height, width] in about 0..1."""
     total = np.zeros((height, width), np.float32)
     for octave in range(5):
         cells = coarse * 2**octave
@@ -42,7 +42,7 @@ def _clouds(rng: np.random.Generator, height: int, width: int, coarse: int) -> n
 
 
 def _ramp(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """0 to 1 along a random direction -> [height, width]"""
+    """Linear gradient from 0 to 1 in a random direction: [height, width]."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     along = x / width * np.cos(angle) + y / height * np.sin(angle)
@@ -50,12 +50,12 @@ def _ramp(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _mix(a: np.ndarray, b: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Colours a, b [3] by t [H, W] -> [H, W, 3]"""
+    """Interpolate from a to b, colours [3] or images, by t [H, W]: [H, W, 3]."""
     return a + (b - a) * t[..., None]
 
 
 def _pattern(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Stripes, checks, dots or grain, 0..1 -> [height, width]"""
+    """Stripes, checks, dots or grain: [height, width] in 0..1."""
     unit = min(height, width) * rng.uniform(0.04, 0.15)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     angle = rng.uniform(0, np.pi)
@@ -72,7 +72,7 @@ def _pattern(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Ground and sky, blurred masses, light from one side, fine texture -> [H, W, 3]"""
+    """Ground and sky, blurred blobs, light from one side and fine texture: [H, W, 3]."""
     chosen = np.array(NATURE, np.float32)[rng.choice(len(NATURE), 3, replace=False)] / 255
     near, far, mass = chosen + rng.normal(0, 0.05, (3, 3)).astype(np.float32)
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None]
@@ -85,7 +85,17 @@ def _photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def background(kind: str, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """-> [height, width, 3] float32 in 0..1"""
+    """Draw a random background.
+
+    Args:
+        kind: one of KINDS.
+        rng: random generator.
+        height: pixels.
+        width: pixels.
+
+    Returns:
+        [height, width, 3] float32 in 0..1.
+    """
     if kind == "photo":
         picture = _photo(rng, height, width)
     else:

@@ -1,4 +1,4 @@
-"""Write the model card from measured figures: python -m training.card figures.json minigdino/models/shapes"""
+"""Write the model card from the measured figures: python -m training.card figures.json minigdino/models/shapes"""
 
 import argparse
 import json
@@ -17,41 +17,53 @@ library_name: transformers
 pipeline_tag: zero-shot-object-detection
 ---
 
-# shapes: a small MM Grounding DINO that finds drawn shapes by name
+# shapes: a small MM Grounding DINO that detects drawn shapes from a text prompt
 
-The checkpoint inside minigdino: the architecture of the published MM Grounding DINO models, small in every direction
-(3.2 million parameters, 20 queries, pictures resized to a short edge of 128 pixels), trained from nothing on drawn
-scenes. It shows words finding things without a download, and gives tests a model whose detections mean something.
+This checkpoint is part of the minigdino package. It has the architecture of the published MM Grounding DINO models with
+small dimensions: 3.2 million parameters, 20 queries, images resized to a shortest edge of 128 pixels. It was trained
+from random weights on drawn scenes. It serves as a demonstration without a download, and gives tests a model with
+meaningful detections.
 
 ```python
 minigdino.detect(image, "a red star. circle. blue thing.", model="shapes")
 ```
 
-## What it knows
+## Classes
 
-- {shapes}
-- in {colours}
-- sizes from a tenth to half of the picture's short edge, turned by up to {tilt} degrees, mild overlap, on flat,
-  gradient, textured and photograph-like backgrounds.
+| property | values |
+|---|---|
+| shape | {shapes} |
+| colour | {colours} |
+| size | a tenth to half of the shortest edge of the image |
+| rotation | up to {tilt} degrees |
+| overlap | mild |
+| background | flat, gradient, textured, photograph-like |
 
-A phrase is a colour and a shape ("a red star"), a shape ("star": every star) or a colour ("red shape", "red thing":
-every red object), with or without an article, in any order; one to five of them in training.
+A phrase names a colour and a shape ("a red star"), a shape ("star": every star) or a colour ("red shape", "red thing":
+every red object), with or without an article. Prompts in training have one to five phrases in any order.
 
 ## Data
 
-Scenes drawn by `training/world.py`, never twice the same: no photographs, no people, no third-party data. Prompts name
-some of what is in the scene, leave some out, and name things that are not there. These pairs were never drawn nor named
-in training; finding them by name is the zero-shot test: {held_out}.
+`training/world.py` draws the scenes; no scene repeats. They contain no photographs, no people and no third-party data.
+Prompts name some objects of the scene, omit others, and name absent ones.
+
+Held-out pairs were neither drawn nor named in training. Detecting them by name is the zero-shot test: {held_out}.
 
 ## Recipe
 
-`training/` in the repository, from random weights, on two CPU cores. First the image backbone alone learns to name the
-colour and the shape at the centre of each thing, {name_steps:,} batches of {name_batch}; the published models begin
-from a backbone trained on ImageNet. Then transformers' `MMGroundingDinoForObjectDetection` as a whole, {steps:,}
-batches of {batch}: Hungarian matching and the paper's losses on the encoder's proposals and on every decoder layer.
-At last {absent_steps:,} more, in which half of all prompts name only what is not there. All with AdamW. Then the class
-head's bias is lowered until, on {others:,} other scenes, {allowed} boxes a picture score above {threshold} where
-nothing fits.
+The code is in `training/` of the repository. Training starts from random weights and uses AdamW on two CPU cores.
+
+| stage | what is trained | batches |
+|---|---|---|
+| 1 | the image backbone, to classify colour and shape at the centre of each object | {name_steps:,} of {name_batch} |
+| 2 | transformers' `MMGroundingDinoForObjectDetection` as a whole | {steps:,} of {batch} |
+| 3 | the same, with half of the prompts naming only absent objects | {absent_steps:,} of {batch} |
+
+- The published models start from a backbone trained on ImageNet; here stage 1 takes that role.
+- Stages 2 and 3 use Hungarian matching and the losses of the paper, on the encoder's proposals and on every decoder
+  layer.
+- After training, the bias of the class head is lowered until at most {allowed} boxes per image score above {threshold}
+  on {others:,} other scenes whose prompts name only absent objects.
 
 ```text
 python -m training.train                                                              a little over an hour
@@ -62,25 +74,28 @@ python -m training.card training/runs/figures.json minigdino/models/shapes      
 
 ## Figures
 
-On {scenes} fresh scenes each, all 20 queries counted; a phrase's score is the highest probability among its own tokens;
-AP as in COCO, a category being what a phrase means.
+| | |
+|---|---|
+| scenes | {scenes} per row, none of them used in training |
+| queries | all 20 |
+| score of a phrase | the highest probability among its own tokens |
+| AP | as in COCO; a category is the meaning of a phrase |
 
 | scenes | AP | AP50 | AP75 |
 |---|---|---|---|
 {rows}
 
-False boxes per picture when every phrase is absent (some half true: the right colour on the wrong shape), at threshold
-{threshold}: **{false_boxes:.3f}**.
+False boxes per image when every phrase is absent, at threshold {threshold}: **{false_boxes:.3f}**. Some of these
+phrases have the colour or the shape of an object in the image.
 
 ## Limits
 
-The smallest things, and those asked for by shape alone, are the ones that most often score below {threshold}. The
-default threshold of 0.25 finds more, and more that is wrong: the right colour on another shape. Larger pictures are
-resized to 128 pixels all the same, so boxes on them are looser in pixels.
-
-It knows nothing but these shapes and colours. Other words find nothing or nonsense; photographs of things hold no
-shapes for it. Things smaller than a tenth of the short edge, heavy overlap, more than 20 things, and colours between
-two names are outside what it was taught.
+- The smallest objects, and objects named by their shape only, are the most likely to score below {threshold}.
+- The default threshold of 0.25 finds more objects and more false ones: the right colour with another shape.
+- Larger images are resized to 128 pixels, so their boxes are less accurate in pixels.
+- Other words, and photographs of real objects, give no detections or meaningless ones.
+- Not covered by the training: objects smaller than a tenth of the shortest edge, heavy overlap, more than 20 objects,
+  and colours between two names.
 
 ## Licence
 
@@ -89,20 +104,24 @@ Apache-2.0, as the repository.
 
 ROWS = {
     "seen": "pairs seen in training",
-    "unseen": "pairs never seen, by name",
-    "larger": "seen pairs, pictures of 192 to 512 pixels a side",
+    "unseen": "held-out pairs, named in the prompt",
+    "larger": "seen pairs, images of 192 to 512 pixels per side",
     "jpeg": "seen pairs, JPEG quality 50",
-    "other": "seen pairs, another drawing: bent edges, pencil lines, other proportions",
+    "other": "seen pairs, second drawing style: bent edges, outlines, other proportions",
 }
 
 
 def listed(words: list[str]) -> str:
-    """As an English list."""
+    """Join words to an English list."""
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def card(figures: dict) -> str:
-    """The page."""
+    """Write the model card.
+
+    Args:
+        figures: result of `training.evaluate.figures`.
+    """
     row = "| {} | {AP:.3f} | {AP50:.3f} | {AP75:.3f} |"
     return CARD.format(
         shapes=listed(list(SHAPES)),

@@ -1,4 +1,4 @@
-"""Draw the picture of the demonstration: python -m training.demo training/demo_scene.jpg"""
+"""Draw the image of the demonstration: python -m training.demo docs/images/scene.jpg"""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image
 
 from training.world import draw_scene
 
-# Two of them, the purple star and the green heart, are held out of training.
+# The purple star and the green heart are held out of training.
 PAIRS = (
     ("purple", "star"),
     ("green", "heart"),
@@ -17,11 +17,11 @@ PAIRS = (
     ("white", "cross"),
     ("orange", "ring"),
 )
-SEED = 155  # the first whose scene has all six, and in which a prompt of three finds its three
+SEED = 155  # the first with all six pairs in its scene and all three phrases of the prompt detected
 
 
 def main() -> None:
-    """Draw, save, and say what is in it."""
+    """Draw and save the scene, and print its objects."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--seed", type=int, default=SEED)

@@ -1,7 +1,7 @@
-"""Write a checkpoint's folder: python -m training.export minigdino/models/shapes [--runs FOLDER]
+"""Export the trained checkpoint: python -m training.export minigdino/models/shapes [--runs FOLDER]
 
-The weights are stored as float16, half the size (boxes move by hundredths of a pixel), and computed with as float32,
-which config.json says.
+Weights are stored as float16, which halves the file and moves boxes by hundredths of a pixel. config.json requests
+float32 for the computation.
 """
 
 import argparse
@@ -15,25 +15,25 @@ from training.vocabulary import write_tokenizer
 
 
 def write_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
-    """config.json and model.safetensors"""
+    """Calibrate the network; write config.json and model.safetensors."""
     network = create(seed=0)
     network.load_state_dict(state)
     print(f"class bias moved by {calibrate(network):.3f}")
     network.half().save_pretrained(folder)
     network.config.dtype = torch.float32
     network.config.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it readable by its owner alone
+    (folder / "model.safetensors").chmod(0o644)  # safetensors creates a file that only its owner can read
 
 
 def write_processor(folder: Path) -> None:
-    """preprocessor_config.json, under the name of the class that transformers picks by what is installed"""
+    """Write preprocessor_config.json, with the class name that lets transformers choose the installed backend."""
     image_processor().save_pretrained(folder)
     path = folder / "preprocessor_config.json"
     path.write_text(path.read_text().replace("GroundingDinoImageProcessorPil", "GroundingDinoImageProcessor"))
 
 
 def main() -> None:
-    """Export the checkpoint of the last stage."""
+    """Export the checkpoint of the last training stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=Path, default=Path(__file__).parent / "runs")

@@ -1,4 +1,4 @@
-"""The network that is trained: transformers' MM Grounding DINO, small in every direction."""
+"""The trained network: MM Grounding DINO of transformers, with small dimensions."""
 
 import torch
 from transformers import (
@@ -15,7 +15,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def config() -> MMGroundingDinoConfig:
-    """3.2 million parameters; every part of the published models is there."""
+    """Return the configuration: 3.2 million parameters, with every module of the published models."""
     return MMGroundingDinoConfig(
         backbone_config=SwinConfig(
             image_size=128,
@@ -46,7 +46,7 @@ def config() -> MMGroundingDinoConfig:
         decoder_attention_heads=6,
         dropout=0.0,
         fusion_droppath=0.0,
-        # Absent, these three would be taken as true, and all decoder layers would refine with the first one's head.
+        # If missing, these three are read as true, and all decoder layers would refine boxes with the first one's head.
         decoder_bbox_embed_share=False,
         decoder_cls_embed_share=False,
         two_stage_bbox_embed_share=False,
@@ -54,22 +54,23 @@ def config() -> MMGroundingDinoConfig:
 
 
 def image_processor() -> GroundingDinoImageProcessorPil:
-    """Short edges of 128 pixels, long ones of 224 at most."""
+    """Return the image processor: shortest edge 128 pixels, longest edge at most 224."""
     return GroundingDinoImageProcessorPil(size={"shortest_edge": 128, "longest_edge": 224})
 
 
 def create(seed: int) -> MMGroundingDinoForObjectDetection:
-    """Random weights, as transformers draws them but for the scales of the fusion layers."""
+    """Create the network with random weights, as in transformers except for the backbone and the fusion scales."""
     torch.manual_seed(seed)
     network = MMGroundingDinoForObjectDetection(config())
-    # The text encoder is handed a boolean mask, which the other attention, "eager", would add as ones and zeros.
+    # The text encoder receives a boolean mask. The attention "eager" would add it to the scores as ones and zeros.
     assert network.config.text_config._attn_implementation == "sdpa"
-    # The usual spread of 0.02 suits a hundred and more channels; the first stage's 24 would hardly pass a signal on.
+    # The usual standard deviation of 0.02 suits 100 channels or more. With the 24 channels of the first stage, signals
+    # would nearly vanish.
     for module in network.model.backbone.conv_encoder.model.modules():
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
             module.reset_parameters()
     for layer in network.model.encoder.layers:
-        # At their usual 1e-4 the picture and the words would not meet for thousands of steps.
+        # The usual value of 1e-4 keeps image and text separate for thousands of steps.
         torch.nn.init.constant_(layer.fusion_layer.vision_param, 0.5)
         torch.nn.init.constant_(layer.fusion_layer.text_param, 0.5)
     return network

@@ -1,7 +1,7 @@
-"""Before the detector: the backbone alone learns to name the colour and the shape at a given place.
+"""First training stage: the image backbone learns to classify the colour and the shape at a given location.
 
-The published detectors begin from a Swin that already knows pictures (ImageNet). Ours begins from nothing, and inside
-the detector a picture teaches it six times slower than alone.
+The published detectors start from a Swin trained on ImageNet. This one starts from random weights, and it learns six
+times slower per image inside the detector than in this stage.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from training.world import COLOURS, draw_scene
 
 @dataclass
 class Places:
-    """B pictures and the centres of the N things drawn on each, at most six; a thing that is missing is named -1."""
+    """B images with the centres and classes of up to N = 6 objects each; the classes of a missing object are -1."""
 
     pixels: torch.Tensor  # [B, 3, H, W] normalised
     centres: torch.Tensor  # [B, N, 2] xy in -1..1
@@ -28,7 +28,13 @@ class Places:
 
 
 class Scenes(Dataset):
-    """Item n is the batch of step n: crowded scenes, seen pairs only."""
+    """Dataset of crowded scenes without held-out pairs; item n is the batch of step n.
+
+    Args:
+        seed: random seed.
+        steps: number of batches.
+        size: images per batch.
+    """
 
     def __init__(self, seed: int, steps: int, size: int):
         self.seed, self.steps, self.size = seed, steps, size
@@ -37,7 +43,7 @@ class Scenes(Dataset):
         return self.steps
 
     def __getitem__(self, step: int) -> Places:
-        rng = np.random.default_rng([self.seed, step, 1])  # the detector's own batches are [seed, step]
+        rng = np.random.default_rng([self.seed, step, 1])  # differs from [seed, step] of the detector's batches
         scenes = [draw_scene(rng, count=6) for _ in range(self.size)]
         centres = np.zeros((self.size, 6, 2), np.float32)
         colours, shapes = (np.full((self.size, 6), -1) for _ in range(2))
@@ -52,7 +58,12 @@ class Scenes(Dataset):
 
 
 class Namer(nn.Module):
-    """A backbone and two linear heads on what its pyramid says at a place; the heads are thrown away afterwards."""
+    """A backbone with two linear heads on its features at one location. The heads are discarded after training.
+
+    Args:
+        backbone: the image backbone.
+        channels: sum of the channels of its feature maps.
+    """
 
     def __init__(self, backbone: nn.Module, channels: int):
         super().__init__()
@@ -61,15 +72,15 @@ class Namer(nn.Module):
         self.shape = nn.Linear(channels, len(SHAPES))
 
     def forward(self, places: Places) -> tuple[torch.Tensor, torch.Tensor]:
-        """-> logits of colours [B, N, 10] and shapes [B, N, 8]"""
+        """Compute the logits of colours [B, N, 10] and shapes [B, N, 8]."""
         levels = self.backbone(places.pixels).feature_maps
-        there = [F.grid_sample(level, places.centres[:, None], align_corners=False)[:, :, 0] for level in levels]
-        known = torch.cat(there, dim=1).transpose(1, 2)
-        return self.colour(known), self.shape(known)
+        samples = [F.grid_sample(level, places.centres[:, None], align_corners=False)[:, :, 0] for level in levels]
+        features = torch.cat(samples, dim=1).transpose(1, 2)
+        return self.colour(features), self.shape(features)
 
 
 def naming_loss(namer: Namer, places: Places) -> torch.Tensor:
-    """Cross-entropy of both names, missing things left out."""
+    """Cross-entropy of colours and shapes, without missing objects."""
     colour, shape = namer(places)
     return sum(
         F.cross_entropy(logits.flatten(0, 1), names.flatten(), ignore_index=-1)
@@ -78,10 +89,10 @@ def naming_loss(namer: Namer, places: Places) -> torch.Tensor:
 
 
 @torch.no_grad()
-def named_right(namer: Namer, places: Places) -> str:
-    """The share of colours and of shapes named right, to print."""
+def accuracy(namer: Namer, places: Places) -> str:
+    """Format the accuracy of colours and of shapes."""
     shares = []
     for logits, names in zip(namer(places), (places.colours, places.shapes), strict=True):
-        known = names >= 0
-        shares.append((logits.argmax(-1) == names)[known].float().mean())
+        present = names >= 0
+        shares.append((logits.argmax(-1) == names)[present].float().mean())
     return "colours {:.2f} shapes {:.2f}".format(*shares)

@@ -6,19 +6,19 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "h
 
 
 def _turn(n: int, start: float = -np.pi / 2) -> np.ndarray:
-    """n directions round the circle, the first one up -> [n, 2]"""
+    """Unit vectors in n directions, by default starting upwards: [n, 2]."""
     angle = start + 2 * np.pi * np.arange(n) / n
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
 def _star(waist: float) -> np.ndarray:
-    """Five points; waist: inner radius over outer radius -> [10, 2]"""
+    """Five-pointed star: [10, 2]. waist: inner radius / outer radius."""
     radius = np.where(np.arange(10) % 2, waist, 1.0)
     return _turn(10) * radius[:, None]
 
 
 def _cross(arm: float) -> np.ndarray:
-    """arm: half the thickness over half the length -> [12, 2]"""
+    """Cross: [12, 2]. arm: thickness / length of its bars."""
     quarter = np.array([(arm, -1.0), (arm, -arm), (1.0, -arm)])
     corners = [quarter]
     for _ in range(3):
@@ -27,7 +27,7 @@ def _cross(arm: float) -> np.ndarray:
 
 
 def _heart() -> np.ndarray:
-    """The classic sextic curve, point down -> [40, 2]"""
+    """Heart-shaped sextic curve, point down: [40, 2]."""
     t = 2 * np.pi * np.arange(40) / 40
     x = 16 * np.sin(t) ** 3
     y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
@@ -35,10 +35,16 @@ def _heart() -> np.ndarray:
 
 
 def outline(shape: str, rng: np.random.Generator, other: bool = False) -> list[np.ndarray]:
-    """The polygons of a shape, about the origin, of size about 2.
+    """Create the polygons of a shape, centred at the origin, with a size of about 2.
 
-    other: proportions outside those of the usual drawing (thin crosses, blunt stars, tall hearts),
-    for measuring how far the detector depends on them.
+    Args:
+        shape: one of SHAPES.
+        rng: random generator.
+        other: use proportions that do not occur in training (thin crosses, blunt stars, tall hearts). The evaluation
+            measures how much the detector depends on them.
+
+    Returns:
+        The outer polygon [n, 2] and, for the ring, the hole.
     """
     wide = rng.uniform(*((0.72, 0.8) if other else (0.85, 1.0)))
     if shape == "circle":
@@ -59,13 +65,22 @@ def outline(shape: str, rng: np.random.Generator, other: bool = False) -> list[n
 
 
 def rotate(polygons: list[np.ndarray], angle: float) -> list[np.ndarray]:
-    """angle in radians, clockwise on the picture"""
+    """Rotate polygons by an angle in radians, clockwise in image coordinates."""
     c, s = np.cos(angle), np.sin(angle)
     return [p @ np.array([[c, s], [-s, c]]) for p in polygons]
 
 
 def wobble(polygons: list[np.ndarray], rng: np.random.Generator, amount: float) -> list[np.ndarray]:
-    """As if drawn by hand: edges split in eight and bent by slow waves; amount over the shape's radius."""
+    """Imitate drawing by hand: split each edge in eight and bend it by slow sine waves.
+
+    Args:
+        polygons: [n, 2] each.
+        rng: random generator.
+        amount: amplitude / radius of the shape.
+
+    Returns:
+        polygons [8*n, 2].
+    """
     phase = rng.uniform(0, 2 * np.pi, (2, 2))
     bent = []
     for polygon in polygons:

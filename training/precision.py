@@ -1,7 +1,7 @@
-"""COCO's average precision: greedy matching at ten IoU thresholds, precision interpolated at 101 recalls.
+"""Average precision as in COCO: greedy matching at ten IoU thresholds, precision interpolated at 101 recalls.
 
-A category is what a phrase means: "a red star" and "the red star" are one, "red thing" and "red shape" are one. A thing
-belongs to every category that fits it and was asked for. AP is the mean over the categories that occur, as in COCO.
+A category is the meaning of a phrase: "a red star" and "the red star" are one category. An object belongs to every
+category of the prompt that matches it. AP is the mean over the categories with objects, as in COCO.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """xyxy boxes [Q, 4] and [N, 4] -> [Q, N]"""
+    """IoU of xyxy boxes: [Q, 4] and [N, 4] -> [Q, N]."""
     side = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
     shared = np.clip(side, 0, None).prod(-1)
     area_a, area_b = ((c[:, 2:] - c[:, :2]).prod(-1) for c in (a, b))
@@ -22,7 +22,15 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def hits(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Which boxes [Q, 4], best score first, find a true box [N, 4] no better one has taken -> [Q, 10], by threshold"""
+    """Match boxes greedily, the best score first, to ground-truth boxes.
+
+    Args:
+        boxes: [Q, 4] xyxy, by descending score.
+        truth: [N, 4] xyxy; each can be matched once.
+
+    Returns:
+        [Q, 10] bool: whether a box is matched, for each IoU threshold.
+    """
     found = np.zeros((len(boxes), len(THRESHOLDS)), bool)
     overlap = iou(boxes, truth)
     for k, threshold in enumerate(THRESHOLDS):
@@ -35,12 +43,21 @@ def hits(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def interpolated(scores: np.ndarray, found: np.ndarray, total: int) -> np.ndarray:
-    """scores [D], found [D, 10], how many true boxes there are -> AP at each threshold [10]"""
+    """Compute AP from interpolated precision.
+
+    Args:
+        scores: [D].
+        found: [D, 10] bool, from `hits`.
+        total: number of ground-truth boxes.
+
+    Returns:
+        [10]: AP at each IoU threshold.
+    """
     found = found[np.argsort(-scores, kind="stable")]
     right = found.cumsum(0)
     recall = right / total
     precision = right / np.arange(1, len(found) + 1)[:, None]
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]  # the best precision at this recall or a higher one
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]  # highest precision at this recall or above
     result = np.zeros(len(THRESHOLDS))
     for k in range(len(THRESHOLDS)):
         first = np.searchsorted(recall[:, k], RECALLS)
@@ -49,7 +66,7 @@ def interpolated(scores: np.ndarray, found: np.ndarray, total: int) -> np.ndarra
 
 
 class Precision:
-    """Collects what was found and what was there, phrase by phrase."""
+    """Accumulates detections and ground truth, phrase by phrase."""
 
     def __init__(self) -> None:
         self.scores: dict[Hashable, list[np.ndarray]] = defaultdict(list)
@@ -57,14 +74,21 @@ class Precision:
         self.total: dict[Hashable, int] = defaultdict(int)
 
     def add(self, category: Hashable, boxes: np.ndarray, scores: np.ndarray, truth: np.ndarray) -> None:
-        """One phrase on one picture: boxes [Q, 4], scores [Q], true boxes [N, 4] of the things it refers to."""
+        """Add the result of one phrase on one image.
+
+        Args:
+            category: meaning of the phrase.
+            boxes: [Q, 4] xyxy.
+            scores: [Q].
+            truth: [N, 4] xyxy, the objects that match the phrase.
+        """
         order = np.argsort(-scores, kind="stable")
         self.scores[category].append(scores[order])
         self.found[category].append(hits(boxes[order], truth.reshape(-1, 4)))
         self.total[category] += len(truth)
 
     def summary(self) -> dict[str, float]:
-        """AP, AP50 and AP75"""
+        """Compute AP, AP50 and AP75."""
         rows = [
             interpolated(np.concatenate(self.scores[c]), np.concatenate(self.found[c]), total)
             for c, total in self.total.items()

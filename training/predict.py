@@ -1,6 +1,6 @@
-"""The one function that evaluation needs of a detector: predict(image, phrases) -> boxes [Q, 4], scores [Q, P].
+"""The interface between the evaluation and a detector: predict(image, phrases) -> boxes [Q, 4], scores [Q, P].
 
-image is [H, W, 3] uint8, boxes are xyxy in its pixels. Each maker imports its own library, so neither needs the other.
+The image is [H, W, 3] uint8; boxes are xyxy in its pixels. Each backend imports only its own library.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,29 @@ from training.vocabulary import phrase_of_token, tokenizer
 Predict = Callable[[np.ndarray, list[str]], tuple[np.ndarray, np.ndarray]]
 
 
-def read(logits: np.ndarray, boxes: np.ndarray, ids: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A network's logits [Q, T] and boxes [Q, 4] (cxcywh in 0..1) -> boxes in pixels and phrase scores [Q, P].
+def decode(logits: np.ndarray, boxes: np.ndarray, ids: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Convert the outputs of a network to boxes in pixels and phrase scores.
 
-    A phrase's score is the highest probability among its own tokens.
+    The score of a phrase is the highest probability among its own tokens.
+
+    Args:
+        logits: [Q, T].
+        boxes: [Q, 4], cxcywh in 0..1.
+        ids: token ids [T].
+        image: [H, W, 3].
+
+    Returns:
+        boxes [Q, 4], xyxy in pixels, and scores [Q, P].
     """
     centre, size = np.split(boxes, 2, axis=1)
     corners = np.concatenate([centre - size / 2, centre + size / 2], axis=1) * np.tile(image.shape[1::-1], 2)
-    owner = phrase_of_token(ids)
-    best = np.stack([logits[:, owner == i].max(axis=1) for i in range(owner.max() + 1)], axis=1)
+    phrase_index = phrase_of_token(ids)
+    best = np.stack([logits[:, phrase_index == i].max(axis=1) for i in range(phrase_index.max() + 1)], axis=1)
     return corners, 1 / (1 + np.exp(-best))
 
 
 def with_network(network, processor) -> Predict:
-    """A transformers network and image processor in this process."""
+    """Predict with a network and an image processor of transformers."""
     import torch
 
     words = tokenizer()
@@ -36,13 +45,13 @@ def with_network(network, processor) -> Predict:
         ids = np.array(words.encode(" ".join(f"{p}." for p in phrases)).ids)
         pixels = processor(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
         outputs = network(pixel_values=pixels, input_ids=torch.from_numpy(ids)[None])
-        return read(outputs.logits[0, :, : len(ids)].numpy(), outputs.pred_boxes[0].numpy(), ids, image)
+        return decode(outputs.logits[0, :, : len(ids)].numpy(), outputs.pred_boxes[0].numpy(), ids, image)
 
     return predict
 
 
 def with_transformers(folder: Path) -> Predict:
-    """The folder as transformers reads it."""
+    """Load a checkpoint folder with transformers."""
     from transformers import GroundingDinoImageProcessorPil, MMGroundingDinoForObjectDetection
 
     network = MMGroundingDinoForObjectDetection.from_pretrained(folder).eval()
@@ -50,7 +59,7 @@ def with_transformers(folder: Path) -> Predict:
 
 
 def with_minigdino(folder: Path) -> Predict:
-    """The folder as this package reads it."""
+    """Load a checkpoint folder with minigdino."""
     import minigdino
 
     model = minigdino.load(folder)
@@ -58,7 +67,7 @@ def with_minigdino(folder: Path) -> Predict:
     def predict(image: np.ndarray, phrases: list[str]) -> tuple[np.ndarray, np.ndarray]:
         ids = model.tokenize(phrases).ids
         output = model.forward(model.preprocess(image), ids)
-        return read(output.logits, output.boxes, np.asarray(ids), image)
+        return decode(output.logits, output.boxes, np.asarray(ids), image)
 
     return predict
 

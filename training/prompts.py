@@ -1,4 +1,4 @@
-"""The grammar of prompts: "a red star.", "star.", "red shape.", "the red thing.", in any order, some of them absent."""
+"""Random prompts: phrases such as "a red star.", "star.", "red shape." and "the red thing.", in any order."""
 
 from dataclasses import dataclass
 
@@ -8,36 +8,36 @@ from training.outlines import SHAPES
 from training.world import COLOURS, HELD_OUT, Thing
 
 ARTICLES = ("a", "an", "the")
-ANYTHING = ("shape", "thing")  # "red shape" and "red thing" are every red object
+ANYTHING = ("shape", "thing")  # "red shape" and "red thing" match every red object
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a phrase refers to: every thing of this colour and this shape; None is any."""
+    """The objects that a phrase refers to: those of this colour and this shape; None matches any."""
 
     colour: str | None
     shape: str | None
 
     def fits(self, thing: Thing) -> bool:
-        """Whether the phrase refers to this thing."""
+        """Return whether the phrase refers to this object."""
         return self.colour in (None, thing.colour) and self.shape in (None, thing.shape)
 
 
 @dataclass
 class Prompt:
-    """Phrases without their dots, and what each means; a meaning of None is a foreign word, which fits nothing."""
+    """Phrases without their dots, and the meaning of each. An unknown word has the meaning None and matches nothing."""
 
     phrases: list[str]
     meanings: list[Meaning | None]
 
     @property
     def text(self) -> str:
-        """The prompt as the model reads it."""
+        """The prompt in one string."""
         return " ".join(f"{phrase}." for phrase in self.phrases)
 
 
 def phrase(meaning: Meaning, rng: np.random.Generator) -> str:
-    """One way to say it."""
+    """Write a meaning as a random phrase."""
     noun = meaning.shape or ANYTHING[rng.integers(len(ANYTHING))]
     words = f"{meaning.colour} {noun}" if meaning.colour else noun
     article = rng.choice(("", "", "a", "the"))
@@ -46,14 +46,14 @@ def phrase(meaning: Meaning, rng: np.random.Generator) -> str:
     return f"{article} {words}".strip()
 
 
-def foreign(rng: np.random.Generator) -> str:
-    """Letters that spell no word of this world: the model learns to find nothing for words it does not know."""
+def unknown_word(rng: np.random.Generator) -> str:
+    """Create a random word, sometimes with a colour before it. The model learns to detect nothing for unknown words."""
     word = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(3, 7)))
     return f"{rng.choice(list(COLOURS))} {word}" if rng.random() < 0.3 else word
 
 
-def _suggest(things: list[Thing], rng: np.random.Generator, kinds: tuple[float, float, float]) -> Meaning:
-    """A meaning that may fit: a thing's own, or the colour of one with the shape of another, or anything."""
+def _random_meaning(things: list[Thing], rng: np.random.Generator, kinds: tuple[float, float, float]) -> Meaning:
+    """Draw a meaning: of one object, of the colour of one and the shape of another, or a random one."""
     colours, shapes = [t.colour for t in things], [t.shape for t in things]
     if things and rng.random() < 0.65:
         i = rng.integers(len(things))
@@ -65,29 +65,34 @@ def _suggest(things: list[Thing], rng: np.random.Generator, kinds: tuple[float, 
     return Meaning(None if kind == 1 else str(colour), None if kind == 2 else str(shape))
 
 
-def ask(
+def random_prompt(
     things: list[Thing],
     rng: np.random.Generator,
     absent: bool = False,
     held_out: bool = False,
     kinds: tuple[float, float, float] = (0.55, 0.25, 0.2),
-    strangers: float = 0.0,
+    unknown: float = 0.0,
 ) -> Prompt:
-    """One to five phrases about a picture, no two of the same meaning.
+    """Draw a prompt of one to five phrases with different meanings.
 
-    absent: none may fit; held_out: only the held-out pairs (else never one of them); kinds: chances of "red star",
-    "star", "red thing"; strangers: chance of a foreign word at each place.
+    Args:
+        things: objects of the image.
+        rng: random generator.
+        absent: use only phrases that match no object.
+        held_out: use only held-out pairs; otherwise none of them.
+        kinds: probabilities of "red star", "star" and "red thing".
+        unknown: probability of an unknown word, for each phrase.
     """
     prompt = Prompt([], [])
-    wanted = int(rng.integers(1, 6))
-    for _ in range(20 * wanted):
-        if len(prompt.phrases) == wanted:
+    length = int(rng.integers(1, 6))
+    for _ in range(20 * length):
+        if len(prompt.phrases) == length:
             break
-        if rng.random() < strangers:
-            prompt.phrases.append(foreign(rng))
+        if rng.random() < unknown:
+            prompt.phrases.append(unknown_word(rng))
             prompt.meanings.append(None)
             continue
-        meaning = _suggest(things, rng, kinds)
+        meaning = _random_meaning(things, rng, kinds)
         if ((meaning.colour, meaning.shape) in HELD_OUT) != held_out or meaning in prompt.meanings:
             continue
         if absent and any(meaning.fits(thing) for thing in things):

@@ -1,7 +1,7 @@
-"""A WordPiece vocabulary of 1,030 rows: this world's words, and letters so that any other word can be spelt.
+"""A WordPiece vocabulary of 1,030 rows: the words of the prompts, and single letters for all other words.
 
-transformers finds the ends of phrases by fixed ids, so [PAD], [UNK], [CLS], [SEP], "." and "?" stand where BERT has
-them; the ASCII marks between "!" and "?" are a run there, which is kept whole.
+transformers finds the ends of phrases by fixed ids. [PAD], [UNK], [CLS], [SEP], "." and "?" therefore have the ids that
+they have in BERT, and so do all ASCII characters from "!" to "?".
 """
 
 import json
@@ -17,16 +17,16 @@ from training.world import COLOURS
 
 ROWS = 1030
 SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
-ENDS = (0, 101, 102, 1012, 1029)  # [PAD], [CLS], [SEP], ".", "?": these belong to no phrase
-PIECES = ("##s", "##es", "##ed", "##er", "##ing", "##ish", "##y")  # s and y are letters too, and come once
+ENDS = (0, 101, 102, 1012, 1029)  # [PAD], [CLS], [SEP], ".", "?": tokens outside of all phrases
+PIECES = ("##s", "##es", "##ed", "##er", "##ing", "##ish", "##y")  # "##s" and "##y" are letters, too
 
 
 def vocabulary() -> dict[str, int]:
-    """Word to id, every id below ROWS taken."""
+    """Return the ids of all words, 0 to ROWS - 1."""
     rows = [f"[unused{i}]" for i in range(ROWS)]
     for word, i in SPECIAL.items():
         rows[i] = word
-    for mark in map(chr, range(ord("!"), ord("?") + 1)):  # digits are among them
+    for mark in map(chr, range(ord("!"), ord("?") + 1)):  # includes the digits
         rows[999 + ord(mark) - ord("!")] = mark
     letters = string.ascii_lowercase
     words = [*letters, *(f"##{c}" for c in letters + string.digits), *PIECES, *"@[\\]^_`{|}~"]
@@ -37,7 +37,7 @@ def vocabulary() -> dict[str, int]:
 
 
 def tokenizer() -> Tokenizer:
-    """BERT's uncased tokenizer over that vocabulary: no padding, no truncation."""
+    """Create BERT's uncased tokenizer for this vocabulary, without padding and truncation."""
     words = Tokenizer(models.WordPiece(vocabulary(), unk_token="[UNK]", max_input_chars_per_word=100))
     words.normalizer = normalizers.BertNormalizer(lowercase=True)
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -52,14 +52,14 @@ def tokenizer() -> Tokenizer:
 
 
 def phrase_of_token(ids: np.ndarray) -> np.ndarray:
-    """ids [T] -> [T], the number of the phrase each token belongs to, -1 for none"""
+    """Return the index of the phrase of each token, -1 for none: ids [T] -> [T]."""
     inside = ~np.isin(ids, ENDS)
     starts = inside & ~np.concatenate([[False], inside[:-1]])
     return np.where(inside, np.cumsum(starts) - 1, -1)
 
 
 def write_tokenizer(folder: Path) -> None:
-    """tokenizer.json, vocab.txt and tokenizer_config.json, as transformers looks for them."""
+    """Write tokenizer.json, vocab.txt and tokenizer_config.json for transformers."""
     tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary()))
     settings = {

@@ -1,4 +1,4 @@
-"""The drawn world: coloured shapes on backgrounds, with their boxes. One generator decides everything."""
+"""Synthetic scenes: coloured shapes on backgrounds, with their boxes. One random generator determines a scene."""
 
 import io
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from training.backgrounds import KINDS, background
 from training.outlines import SHAPES, outline, rotate, wobble
 
-# Hue in degrees, saturation and value in 0..1: each name owns a box of HSV, and no two boxes come close even under the
-# lighting of `photograph`, so jitter never turns one name into another.
+# Ranges of hue in degrees, of saturation and of value in 0..1. The ranges of two colours stay apart even after the
+# lighting of `photograph`, so jitter never changes the name of a colour.
 COLOURS = {
     "red": ((-7, 6), (0.8, 1.0), (0.72, 1.0)),
     "green": ((100, 145), (0.6, 1.0), (0.45, 0.85)),
@@ -24,7 +24,7 @@ COLOURS = {
     "white": ((0, 360), (0.0, 0.03), (0.95, 1.0)),
 }
 
-# Never drawn and never named in training: finding them by name is the zero-shot test.
+# Pairs that are neither drawn nor named in training: the zero-shot test.
 HELD_OUT = (
     ("purple", "star"),
     ("green", "heart"),
@@ -37,13 +37,13 @@ HELD_OUT = (
 )
 SEEN = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
 
-TILT = 0.5  # radians to either side: a square turned further is a diamond to a reader, a triangle an arrow
-SUPERSAMPLE = 4  # masks are drawn this much larger, then averaged down
+TILT = 0.5  # largest rotation in radians; a square that is rotated further looks like a diamond
+SUPERSAMPLE = 4  # masks are drawn larger by this factor, then averaged
 
 
 @dataclass
 class Thing:
-    """One drawn object; box is xyxy in pixels, the part inside the picture."""
+    """One drawn object; its box is xyxy in pixels, clipped to the image."""
 
     colour: str
     shape: str
@@ -52,14 +52,14 @@ class Thing:
 
 @dataclass
 class Scene:
-    """image [H, W, 3] uint8 and what is in it"""
+    """An image [H, W, 3] uint8 and its objects."""
 
     image: np.ndarray
     things: list[Thing]
 
 
 def tint(colour: str, rng: np.random.Generator) -> np.ndarray:
-    """A colour of that name, [3] float32 in 0..1"""
+    """Draw a colour of that name: [3] float32 in 0..1."""
     hue, saturation, value = (rng.uniform(*bounds) for bounds in COLOURS[colour])
     sector = (hue % 360) / 60 + np.array([5.0, 3.0, 1.0])
     wave = np.clip(np.minimum(sector % 6, 4 - sector % 6), 0, 1)
@@ -67,7 +67,7 @@ def tint(colour: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def silhouette(polygons: list[np.ndarray], width: int, height: int) -> np.ndarray:
-    """Coverage of each pixel by the first polygon less the second, 0..1 -> [height, width]"""
+    """Compute the share of each pixel covered by the first polygon minus the second: [height, width] in 0..1."""
     mask = Image.new("L", (width * SUPERSAMPLE, height * SUPERSAMPLE))
     pen = ImageDraw.Draw(mask)
     for fill, polygon in zip((255, 0), polygons, strict=False):
@@ -76,12 +76,12 @@ def silhouette(polygons: list[np.ndarray], width: int, height: int) -> np.ndarra
 
 
 def _extent(polygons: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """-> lowest and highest corner, [2] each"""
+    """Corners of the bounding box: lowest [2] and highest [2] coordinates."""
     return polygons[0].min(axis=0), polygons[0].max(axis=0)
 
 
 def _place(shape: str, rng: np.random.Generator, width: int, height: int, other: bool) -> list[np.ndarray]:
-    """A shape's polygons somewhere in the picture, in pixels; the longer side is a tenth to half of the short edge."""
+    """Place a shape in the image, in pixels; its longer side is 0.1 to 0.5 of the shortest edge of the image."""
     polygons = outline(shape, rng, other)
     if other:
         polygons = wobble(polygons, rng, amount=0.03)
@@ -89,12 +89,12 @@ def _place(shape: str, rng: np.random.Generator, width: int, height: int, other:
     low, high = _extent(polygons)
     scale = rng.uniform(0.1, 0.5) * min(width, height) / (high - low).max()
     half = (high - low) * scale / 2
-    centre = rng.uniform(half * 0.9, (width, height) - half * 0.9)  # at most a twentieth of it leaves the picture
+    centre = rng.uniform(half * 0.9, (width, height) - half * 0.9)  # at most a twentieth of it is outside of the image
     return [(p - (low + high) / 2) * scale + centre for p in polygons]
 
 
 def _crowded(box: np.ndarray, things: list[Thing]) -> bool:
-    """Whether a box [4] shares more than a fifth of the smaller area with another's."""
+    """Return whether the overlap of a box [4] with another one exceeds a fifth of the smaller area."""
     for thing in things:
         other = np.array(thing.box)
         side = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
@@ -107,7 +107,7 @@ def _crowded(box: np.ndarray, things: list[Thing]) -> bool:
 def _draw(
     canvas: np.ndarray, polygons: list[np.ndarray], paint: np.ndarray, rng: np.random.Generator, other: bool
 ) -> bool:
-    """Paint the polygons on canvas [H, W, 3] in place; False, and nothing painted, if they would hardly show."""
+    """Draw the polygons on canvas [H, W, 3] in place; return False, without drawing, if the contrast is too low."""
     low, high = _extent(polygons)
     x0, y0 = np.maximum(np.floor(low).astype(int), 0)
     x1, y1 = np.minimum(np.ceil(high).astype(int), canvas.shape[1::-1])
@@ -119,7 +119,7 @@ def _draw(
         return False
     shade = np.linspace(1 - 0.08 * rng.random(), 1, y1 - y0, dtype=np.float32)[:, None, None]
     patch += cover * (paint * shade - patch)
-    if other:  # a pencil line round it, darker than the fill, or paler if the fill is dark
+    if other:  # an outline that is darker than the fill, or lighter if the fill is dark
         line = Image.new("L", (x1 - x0, y1 - y0))
         stroke = max(1, round(0.03 * max(line.size)))
         for p in local:
@@ -130,7 +130,16 @@ def _draw(
 
 
 def photograph(canvas: np.ndarray, rng: np.random.Generator, jpeg: int | None = None) -> np.ndarray:
-    """Light, blur, noise and JPEG: canvas [H, W, 3] in 0..1 -> uint8. jpeg: always, and of this quality."""
+    """Apply lighting, blur, noise and JPEG compression at random.
+
+    Args:
+        canvas: [H, W, 3] in 0..1.
+        rng: random generator.
+        jpeg: always compress, with this quality.
+
+    Returns:
+        [H, W, 3] uint8.
+    """
     gain = rng.uniform(0.82, 1.12) * rng.uniform(0.96, 1.04, 3)
     picture = Image.fromarray((np.clip(canvas * gain, 0, 1) * 255).astype(np.uint8))
     if rng.random() < 0.4:
@@ -156,9 +165,16 @@ def draw_scene(
     other: bool = False,
     jpeg: int | None = None,
 ) -> Scene:
-    """A picture of `size` (height, width) with up to `count` things (None: one to six) out of `pairs` (colour, shape).
+    """Draw a random scene. Objects without space or contrast are left out.
 
-    A thing that finds no room or no contrast is left out. kind: the background's; other: another drawing of the shapes.
+    Args:
+        rng: random generator.
+        pairs: (colour, shape) of the objects to choose from.
+        size: (height, width) in pixels.
+        count: largest number of objects; None draws one to six.
+        kind: background, one of `backgrounds.KINDS`; None draws one.
+        other: use the second drawing style.
+        jpeg: always compress as JPEG with this quality.
     """
     height, width = size
     canvas = background(kind or KINDS[rng.integers(len(KINDS))], rng, height, width)

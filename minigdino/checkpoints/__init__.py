@@ -1,1 +1,1 @@
-"""Published files in, arrays out."""
+"""Published checkpoints: geometry, tensor names and shapes, weight files, downloads from the Hugging Face hub."""

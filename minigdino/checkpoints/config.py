@@ -1,4 +1,4 @@
-"""Model geometry. Field names are those of a published `config.json`; unknown keys there are ignored."""
+"""Model geometry, under the field names of a published `config.json`. Unknown keys in the file are ignored."""
 
 from __future__ import annotations
 
@@ -10,32 +10,55 @@ from pathlib import Path
 from ..errors import ConfigError, brief
 from .json_file import read_json
 
-GROUPS = 32  # of the group norm behind every projected feature map
-FAMILIES = ("grounding-dino", "mm-grounding-dino")  # LLMDet is published as the second
+GROUPS = 32  # channel groups of the group norm that follows each feature map projection
+FAMILIES = ("grounding-dino", "mm-grounding-dino")  # LLMDet checkpoints use "mm-grounding-dino"
 
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """Image backbone: Swin Transformer (arXiv 2103.14030), Table 7. Defaults: Swin-T."""
+    """Image backbone: Swin Transformer (arXiv 2103.14030), Table 7. Defaults: Swin-T.
 
-    embed_dim: int = 96  # channels of the first stage; each later stage doubles them
+    Attributes:
+        embed_dim: channels of the first stage; each later stage has twice as many.
+        depths: blocks per stage.
+        num_heads: attention heads per stage.
+        window_size: tokens along one side of a window.
+        mlp_ratio: hidden channels of a feed-forward network ÷ channels of its stage.
+        out_indices: stages whose feature maps are used, counted from 1.
+        hidden_act: activation of the feed-forward networks, "gelu" or "relu".
+        layer_norm_eps: added to the variance in layer norms.
+    """
+
+    embed_dim: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     window_size: int = 7
     mlp_ratio: float = 4.0
-    out_indices: tuple[int, ...] = (2, 3, 4)  # stages handed on, counted from 1
+    out_indices: tuple[int, ...] = (2, 3, 4)
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-5
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Channels of each stage."""
+        """Number of channels of each stage."""
         return tuple(self.embed_dim * 2**i for i in range(len(self.depths)))
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Text backbone: BERT (arXiv 1810.04805). Defaults: bert-base-uncased."""
+    """Text backbone: BERT (arXiv 1810.04805). Defaults: bert-base-uncased.
+
+    Attributes:
+        vocab_size: number of tokens in the vocabulary.
+        hidden_size: channels of a token.
+        num_hidden_layers: encoder layers.
+        num_attention_heads: attention heads per layer.
+        intermediate_size: hidden channels of the feed-forward networks.
+        max_position_embeddings: number of learned positions.
+        type_vocab_size: number of learned segment embeddings; only the first is used.
+        hidden_act: activation of the feed-forward networks, "gelu" or "relu".
+        layer_norm_eps: added to the variance in layer norms.
+    """
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -50,21 +73,42 @@ class BertConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Geometry of a Grounding DINO or MM Grounding DINO. Defaults: grounding-dino-tiny.
+    """Geometry of a Grounding DINO or MM Grounding DINO model. Defaults: grounding-dino-tiny.
 
-    Nested configs may be given as dicts. Raises ConfigError for a geometry that cannot be built.
+    Attributes:
+        model_type: "grounding-dino" or "mm-grounding-dino"; LLMDet is the second.
+        backbone_config: image backbone, a `SwinConfig` or a dict of its fields.
+        text_config: text backbone, a `BertConfig` or a dict of its fields.
+        d_model: C, channels of image tokens, text tokens and queries.
+        num_queries: Q, queries of the decoder.
+        num_feature_levels: L, feature maps that the enhancer reads.
+        encoder_layers: layers of the feature enhancer.
+        encoder_attention_heads: heads of its deformable attention; fusion and text attention have half as many.
+        encoder_ffn_dim: hidden channels of its image feed-forward networks; the text's have half as many.
+        encoder_n_points: P, sampling points per head and level in the enhancer.
+        decoder_layers: N, layers of the decoder.
+        decoder_attention_heads: heads of its three attentions.
+        decoder_ffn_dim: hidden channels of its feed-forward networks.
+        decoder_n_points: P, sampling points per head and level in the decoder.
+        activation_function: activation of enhancer and decoder, "relu" or "gelu".
+        positional_embedding_temperature: temperature of the sine embedding of image positions.
+        max_text_len: maximum number of tokens in a prompt.
+        layer_norm_eps: added to the variance in layer norms of enhancer and decoder.
+
+    Raises:
+        ConfigError: if no model of this geometry can be built.
     """
 
     model_type: str = "grounding-dino"
     backbone_config: SwinConfig = field(default_factory=SwinConfig)
     text_config: BertConfig = field(default_factory=BertConfig)
-    d_model: int = 256  # C
-    num_queries: int = 900  # Q
-    num_feature_levels: int = 4  # L
+    d_model: int = 256
+    num_queries: int = 900
+    num_feature_levels: int = 4
     encoder_layers: int = 6
     encoder_attention_heads: int = 8
     encoder_ffn_dim: int = 2048
-    encoder_n_points: int = 4  # P
+    encoder_n_points: int = 4
     decoder_layers: int = 6
     decoder_attention_heads: int = 8
     decoder_ffn_dim: int = 2048
@@ -77,13 +121,21 @@ class Config:
     def __post_init__(self):
         for name, kind in (("backbone_config", SwinConfig), ("text_config", BertConfig)):
             if isinstance(value := getattr(self, name), dict):
-                object.__setattr__(self, name, _known(kind, value))
+                object.__setattr__(self, name, _from_known_keys(kind, value))
         _check(self)
 
     @classmethod
     def published(cls, family: str, size: str = "tiny") -> Config:
-        """Geometry of a published checkpoint: family "grounding-dino" (tiny, base) or "mm-grounding-dino"
-        (tiny, base, large; LLMDet shares it)."""
+        """Return the geometry of a published checkpoint.
+
+        Args:
+            family: "grounding-dino" (published as tiny and base) or "mm-grounding-dino" (tiny, base and large; LLMDet
+                has the same geometry).
+            size: "tiny", "base" or "large".
+
+        Raises:
+            ConfigError: for an unknown family or size.
+        """
         if size not in tuple(SIZES):
             raise ConfigError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
         backbone = SIZES[size]
@@ -91,9 +143,13 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict) -> Config:
-        """Read a parsed `config.json`, ignoring keys without effect on inference.
+        """Build a Config from a parsed `config.json`. Keys that do not affect inference are ignored.
 
-        Raises ConfigError for an unknown model type and for options no published checkpoint uses.
+        Args:
+            values: the JSON object.
+
+        Raises:
+            ConfigError: for an unknown model type, or an option that no published checkpoint uses.
         """
         if not isinstance(values, dict):
             raise ConfigError(f"config must be a JSON object; got {type(values).__name__}")
@@ -107,11 +163,11 @@ class Config:
             raise ConfigError("backbone_config and text_config must be JSON objects")
         for key, sub, expected in (("backbone_config", backbone, "swin"), ("text_config", text, "bert")):
             if (found := sub.get("model_type", expected)) != expected:
-                raise ConfigError(f"{key} has model_type {brief(found)}; this implementation reads only {expected!r}")
+                raise ConfigError(f"{key}.model_type={brief(found)} is not supported; expected {expected!r}")
         if backbone.get("use_absolute_embeddings"):
-            raise ConfigError("backbone_config.use_absolute_embeddings=true is not supported; published "
-                              "checkpoints use relative positions only")
-        if not backbone.get("out_indices"):  # then named by out_features, else only the last stage
+            raise ConfigError("backbone_config.use_absolute_embeddings=true is not supported; expected false, as in "
+                              "every published checkpoint")
+        if not backbone.get("out_indices"):  # use out_features instead, by default only the last stage
             for key, example in (("depths", [2, 2, 6, 2]), ("out_features", ["stage4"])):
                 if not isinstance(backbone.get(key) or [], (list, tuple)):
                     raise ConfigError(f"backbone_config.{key} must look like {example}; got {brief(backbone[key])}")
@@ -120,24 +176,33 @@ class Config:
             backbone = {**backbone, "out_indices": [int(stage[1]) for stage in stages if stage]}
         aliases = {"d_model": "hidden_size", "encoder_attention_heads": "num_attention_heads"}
         renamed = {new: values[old] for new, old in aliases.items() if old in values and new not in values}
-        return _known(cls, {**values, **renamed, "backbone_config": backbone, "text_config": text})
+        return _from_known_keys(cls, {**values, **renamed, "backbone_config": backbone, "text_config": text})
 
     @classmethod
     def from_file(cls, path: str | Path) -> Config:
-        """Read `config.json`. Raises CheckpointError if it is not JSON, ConfigError as `from_dict` does."""
+        """Read a `config.json` file.
+
+        Args:
+            path: the file.
+
+        Raises:
+            CheckpointError: if the file is missing or is not JSON.
+            ConfigError: as in `from_dict`.
+        """
         try:
             return cls.from_dict(read_json(path))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
     def to_dict(self) -> dict:
-        """What `config.json` holds; transformers reads it too."""
+        """Return the contents of a `config.json`, which transformers can read too."""
         values = dataclasses.asdict(self)
         values["backbone_config"]["model_type"] = "swin"
         values["text_config"]["model_type"] = "bert"
         return values
 
 
+# Backbone of each published size.
 SIZES = {
     "tiny": SwinConfig(),
     "base": SwinConfig(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), window_size=12),
@@ -145,7 +210,7 @@ SIZES = {
                         out_indices=(1, 2, 3, 4)),
 }
 
-# key of config.json -> (values we can honour, value when absent)
+# key of config.json -> (supported values, default)
 REQUIRED = {
     "model_type": (FAMILIES, None),
     "two_stage": ((True,), True),
@@ -155,14 +220,14 @@ REQUIRED = {
 }
 
 
-def _known(kind, values):
-    """Build a dataclass from the keys it knows."""
+def _from_known_keys(kind, values):
+    """Build a dataclass from the keys that are its fields. A null value means the default."""
     taken = {f.name: values[f.name] for f in dataclasses.fields(kind) if values.get(f.name) is not None}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in taken.items()})
 
 
-def _fits(value, kind):
-    """Whether a value is what a field's annotation says; a whole number is a float too."""
+def _has_type(value, kind):
+    """Whether a value has the type that a field's annotation names. An int is accepted for a float."""
     if kind == "tuple[int, ...]":
         return isinstance(value, tuple) and all(type(v) is int for v in value)
     return type(value) in KINDS[kind]
@@ -171,12 +236,13 @@ def _fits(value, kind):
 KINDS = {"int": (int,), "float": (int, float), "str": (str,), "SwinConfig": (SwinConfig,), "BertConfig": (BertConfig,)}
 
 
-# Fields that count layers: a mistyped one must not make a parts list that fills the memory.
-LAYERS = ("depths", "num_hidden_layers", "num_feature_levels", "encoder_layers", "decoder_layers")
-MOST_LAYERS = 200
+# Fields that count layers or levels. Their limit is low: a typo there would make a parameter list that fills memory.
+LAYER_COUNTS = ("depths", "num_hidden_layers", "num_feature_levels", "encoder_layers", "decoder_layers")
+MAX_LAYERS = 200
 
 
 def _check(c: Config):
+    """Raise ConfigError if no model of this geometry can be built."""
     swin, bert = c.backbone_config, c.text_config
 
     def need(condition, message):
@@ -185,25 +251,26 @@ def _check(c: Config):
 
     for where, part in (("config", c), ("backbone_config", swin), ("text_config", bert)):
         for f in dataclasses.fields(part):
-            value, most = getattr(part, f.name), MOST_LAYERS if f.name in LAYERS else 1e7
-            if not _fits(value, f.type):
+            value, limit = getattr(part, f.name), MAX_LAYERS if f.name in LAYER_COUNTS else 1e7
+            if not _has_type(value, f.type):
                 example = f"a {f.type} or a dict" if f.default is dataclasses.MISSING else repr(f.default)
                 raise ConfigError(f"{where}.{f.name} must look like {example}; got {brief(value)}")
             for number in value if isinstance(value, tuple) else (value,):
-                need(not isinstance(number, (int, float)) or 1e-30 < number <= most,
-                     f"{f.name} must be positive and of a sane size, at most {most:g}; got {brief(value)}")
+                need(not isinstance(number, (int, float)) or 1e-30 < number <= limit,
+                     f"{f.name} must be positive and of a sane size, at most {limit:g}; got {brief(value)}")
     need(c.model_type in FAMILIES, f"model_type must be one of {FAMILIES}; got {brief(c.model_type)}")
     for name, act in (("activation_function", c.activation_function), ("backbone hidden_act", swin.hidden_act),
                       ("text hidden_act", bert.hidden_act)):
         need(act in ("relu", "gelu"), f"{name} must be 'relu' or 'gelu'; got {brief(act)}")
     stages = len(swin.depths)
     need(0 < stages == len(swin.num_heads),
-         f"depths {brief(swin.depths)} and num_heads {brief(swin.num_heads)} differ in length")
+         f"depths and num_heads must have the same length; got {brief(swin.depths)} and {brief(swin.num_heads)}")
     need(stages <= 16, f"depths must be of a sane length, at most 16; got {stages} stages")
     need(swin.out_indices and sorted(set(swin.out_indices)) == list(swin.out_indices)
          and swin.out_indices[-1] <= stages, f"out_indices must rise within 1..{stages}; got {brief(swin.out_indices)}")
     need(c.num_feature_levels >= len(swin.out_indices),
-         f"num_feature_levels ({c.num_feature_levels}) is less than the backbone's {len(swin.out_indices)} maps")
+         f"num_feature_levels must be at least the backbone's {len(swin.out_indices)} feature maps; "
+         f"got {c.num_feature_levels}")
     need(c.d_model % GROUPS == 0, f"d_model must be a multiple of {GROUPS}; got {c.d_model}")
     for name, width, heads in [("encoder_attention_heads", c.d_model, c.encoder_attention_heads),
                                ("decoder_attention_heads", c.d_model, c.decoder_attention_heads),
@@ -211,4 +278,4 @@ def _check(c: Config):
                                ("encoder_attention_heads // 2", c.encoder_ffn_dim // 2, c.encoder_attention_heads // 2),
                                ("text num_attention_heads", bert.hidden_size, bert.num_attention_heads),
                                *(("backbone num_heads", *pair) for pair in zip(swin.channels, swin.num_heads))]:
-        need(heads > 0 and width % heads == 0, f"{name}: {heads} heads do not divide {width} channels")
+        need(heads > 0 and width % heads == 0, f"{name} must divide {width} channels evenly; got {heads}")

@@ -1,8 +1,11 @@
-"""Published checkpoints by name: the local hub cache first, then the hub. Only this module knows `huggingface_hub`.
+"""Find published checkpoints by name, in the local hub cache or on the Hugging Face hub.
 
-The cache is read straight from its folders, whose layout is public and shared by many programs: that needs no network,
-writes nothing, and spares a cached model the 0.3 s of importing the client. Whatever is fetched, the client fetches,
-so HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and its other variables mean what they mean elsewhere.
+This is the only module that imports `huggingface_hub`, the hub's client:
+
+- Cached files are located directly, because the layout of the cache is public. This needs no network, writes nothing,
+  and saves the 0.3 s that importing the client takes.
+- Downloads go through the client, so HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and its other
+  environment variables have their usual meaning.
 """
 
 from __future__ import annotations
@@ -20,69 +23,87 @@ from .weights import INDEX
 DEFAULT = "IDEA-Research/grounding-dino-tiny"
 
 WEIGHTS = (INDEX, "model.safetensors")
-# What a checkpoint is made of. Of each row the first that the hub has is fetched: the one that `load` reads.
+# Files of a checkpoint. Of each tuple, only the first file that the hub has is downloaded; `load` prefers it too.
 PARTS = (("config.json",), ("tokenizer.json", "vocab.txt"), ("tokenizer_config.json",),
-         ("preprocessor_config.json", "processor_config.json"), WEIGHTS)  # the weights come last: see `_fetch`
+         ("preprocessor_config.json", "processor_config.json"), WEIGHTS)  # weights last: see `_fetch`
 
-ID = re.compile(r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # what the hub lets a model be called
+ID = re.compile(r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # valid model names on the hub
 
 
 def is_model_id(text) -> bool:
-    """Whether a text names a model as the hub does, owner/name, and no file or directory here."""
+    """Whether a text is a model id, owner/name, and not the path of an existing file or directory."""
     return (isinstance(text, str) and ID.fullmatch(text) is not None and not text.endswith((".git", ".safetensors"))
             and not Path(text).exists())
 
 
 def find(model_id: str, revision: str | None = None) -> Path:
-    """Directory of a published checkpoint: from the local cache if it is whole there, without any network; else
-    downloaded into it.
+    """Return the directory of a published checkpoint, and download it first if the local cache lacks it.
 
-    revision: a branch, a tag or a commit; the main branch without one. A cached branch or tag is used as it is, even
-    if the hub has moved on: `download` brings the newest.
-    Raises CheckpointError if it is neither here nor to be had, saying what was looked for, where, and the ways out.
+    A complete cached checkpoint is used without network access, even if its branch has newer commits on the hub.
+    `download` fetches the newest.
+
+    Args:
+        model_id: owner/name on the hub.
+        revision: a branch, tag or commit; None for the main branch.
+
+    Returns:
+        the snapshot directory in the cache.
+
+    Raises:
+        CheckpointError: if the checkpoint is neither cached nor available from the hub.
     """
     _check(model_id)
     try:
         snapshot = _snapshot(model_id, revision)
-        lacking = _lacking(snapshot)
+        missing = _missing(snapshot)
     except OSError as error:
         raise CheckpointError(_message(error, model_id, revision)) from error
-    if not lacking:
+    if not missing:
         return snapshot
     try:
         return download(model_id, revision)
     except CheckpointError:
-        if {"config.json", "model.safetensors"} & set(lacking):
+        if {"config.json", "model.safetensors"} & set(missing):
             raise
-        return snapshot  # what it may lack, `load` can do without
+        return snapshot  # `load` works without the other files
 
 
 def download(model_id: str, revision: str | None = None) -> Path:
-    """Ask the hub for a checkpoint, fetch what the cache lacks of it, and return its directory.
+    """Download the files of a checkpoint that the cache lacks, and return its directory.
 
-    Only the files that `load` reads are fetched, with the client's progress bars. Cut short, it leaves what the cache
-    held before in use. Raises CheckpointError as `find` does.
+    Only files that `load` reads are downloaded, with the client's progress bars. An interrupted download leaves the
+    previously cached version in use.
+
+    Args:
+        model_id: owner/name on the hub.
+        revision: a branch, tag or commit; None for the main branch.
+
+    Returns:
+        the snapshot directory in the cache.
+
+    Raises:
+        CheckpointError: if the download fails.
     """
     _check(model_id)
     try:
         return _fetch(model_id, revision)
     except CheckpointError:
         raise
-    except Exception as error:  # the client's own, and those of the two libraries it reads the network with
+    except Exception as error:  # errors of the client and of its two network libraries
         raise CheckpointError(_message(error, model_id, revision)) from error
 
 
 def cached() -> list[str]:
-    """Names of the models in the local cache that `find` returns and `load` reads, at some revision."""
+    """List the supported models that are complete in the local cache, at any revision."""
     names = []
     for folder in sorted(cache().glob("models--*--*")):
-        if any(_ours(snapshot) for snapshot in folder.glob("snapshots/*")):
+        if any(_is_usable(snapshot) for snapshot in folder.glob("snapshots/*")):
             names.append(folder.name.removeprefix("models--").replace("--", "/"))
     return names
 
 
 def cache() -> Path:
-    """The folder of the local hub cache: HF_HUB_CACHE, else hub in HF_HOME, else the client's default."""
+    """Return the local hub cache: $HF_HUB_CACHE, else $HF_HOME/hub, else the client's default."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -94,25 +115,26 @@ def _check(model_id):
 
 
 def _snapshot(model_id, revision):
-    """Where the cache keeps a revision, whether it does or not."""
+    """Directory of a revision in the cache. It need not exist."""
     revision = revision or "main"
-    if ".." in revision or revision.startswith("/"):  # nothing git would call a revision, but a way out of the cache
+    if ".." in revision or revision.startswith("/"):  # not a valid git revision, but a path that leaves the cache
         return cache() / "no such revision"
     folder = cache() / f"models--{model_id.replace('/', '--')}"
     ref = folder / "refs" / revision
     return folder / "snapshots" / (ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision)
 
 
-def _lacking(snapshot):
-    """Names of files that a snapshot should hold and does not, or not whole; the ones the hub lacks too left out."""
-    known = snapshot.parent.parent / ".no_exist" / snapshot.name  # the client's notes of what it asked for in vain
+def _missing(snapshot):
+    """Names of files that a snapshot lacks or has incomplete, except files that the hub does not have either."""
+    absent = snapshot.parent.parent / ".no_exist" / snapshot.name  # the client marks files the hub does not have here
     weights = _shards(snapshot / INDEX) if (snapshot / INDEX).exists() else ["model.safetensors"]
-    lacking = [part[0] for part in PARTS[:-1] if not any((snapshot / name).exists() for name in part)
-               and not all((known / name).exists() for name in part)]
-    return lacking + ["model.safetensors" for name in weights if not _whole(snapshot / name)]
+    missing = [part[0] for part in PARTS[:-1] if not any((snapshot / name).exists() for name in part)
+               and not all((absent / name).exists() for name in part)]
+    return missing + ["model.safetensors" for name in weights if not _is_complete(snapshot / name)]
 
 
 def _shards(index):
+    """File names of the shards in an index; "model.safetensors" if the index is damaged."""
     try:
         shards = sorted(set(read_json(index)["weight_map"].values()))
     except (CheckpointError, AttributeError, KeyError, TypeError):
@@ -120,8 +142,8 @@ def _shards(index):
     return shards if shards and all(isinstance(shard, str) for shard in shards) else ["model.safetensors"]
 
 
-def _whole(path):
-    """Whether a file of weights is as long as its header says."""
+def _is_complete(path):
+    """Whether a weight file has the length that its header states."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -131,17 +153,20 @@ def _whole(path):
         return False
 
 
-def _ours(snapshot):
+def _is_usable(snapshot):
+    """Whether a snapshot holds config and weights of a supported model type."""
     try:
         model_type = read_json(snapshot / "config.json").get("model_type")
-        return model_type in FAMILIES and "model.safetensors" not in _lacking(snapshot)
+        return model_type in FAMILIES and "model.safetensors" not in _missing(snapshot)
     except (CheckpointError, AttributeError, OSError):
         return False
 
 
 def _fetch(model_id, revision):
-    """Small files first, the weights then, and last the note which commit the revision is: so a snapshot with its
-    weights has the rest, and until it has, the revision stays what it was."""
+    """Download small files, then the weights, then the reference from the revision to its commit.
+
+    So a snapshot that has weights has all other files, and a revision never refers to an incomplete snapshot.
+    """
     from huggingface_hub import HfApi, constants, hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -149,13 +174,14 @@ def _fetch(model_id, revision):
     info = HfApi(**caller).model_info(model_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
     def fetch(*names):
-        """The first of some files that the hub has, or None."""
+        """Download the first of these files that the hub has. None if it has none of them."""
         for name in names:
-            here = _snapshot(model_id, info.sha) / name
-            damaged = here.suffix == ".safetensors" and here.exists() and not _whole(here)
+            cached_file = _snapshot(model_id, info.sha) / name
+            damaged = (cached_file.suffix == ".safetensors" and cached_file.exists()
+                       and not _is_complete(cached_file))
             try:
                 return Path(hf_hub_download(model_id, name, revision=info.sha, force_download=damaged, **caller))
-            except LocalEntryNotFoundError:  # it may exist: the hub did not answer
+            except LocalEntryNotFoundError:  # the hub did not answer, so the file may exist
                 raise
             except EntryNotFoundError:
                 continue
@@ -165,10 +191,10 @@ def _fetch(model_id, revision):
     if weights and weights.name == INDEX:
         weights = all(fetch(shard) for shard in _shards(weights))
     if not config or not weights:
-        lost = "weights (model.safetensors, or all shards of its index)" if config else "config.json"
-        raise CheckpointError(f"{model_id}: the hub's copy has no {lost}. A .bin, .pth or .onnx file will not do: "
-                              "convert the checkpoint to safetensors first, or choose another")
-    hf_hub_download(model_id, "config.json", revision=revision, **caller)
+        absent = "weights (model.safetensors, or all shards of its index)" if config else "config.json"
+        raise CheckpointError(f"{model_id}: the hub's copy has no {absent}. Weights in .bin, .pth or .onnx files are "
+                              "not supported: convert the checkpoint to safetensors first, or choose another one")
+    hf_hub_download(model_id, "config.json", revision=revision, **caller)  # writes the reference
     return config.parent
 
 
@@ -179,22 +205,25 @@ def _message(error, model_id, revision):
     return (f"{what}: {_reason(error)}.\nLocal cache: {constants.HF_HUB_CACHE}{_gaps(model_id, revision)}; hub: "
             f"{constants.ENDPOINT}\n---> hint: give a directory that holds config.json, model.safetensors and "
             'tokenizer.json, or use model="shapes", the checkpoint inside this package. Or run '
-            f"`minigdino download {model_id}` on a machine with a network, copy its cache here, and say where it is "
-            "with HF_HUB_CACHE")
+            f"`minigdino download {model_id}` on a machine with network access, copy its cache here, and set "
+            "HF_HUB_CACHE to the copy")
 
 
 def _gaps(model_id, revision):
-    """What a cache that holds some of a model lacks, for a message."""
+    """Part of a message: the missing files of a partly cached model."""
     try:
         snapshot = _snapshot(model_id, revision)
-        lacking = ", ".join(dict.fromkeys(_lacking(snapshot)))
-        return f" ({lacking} missing or cut short)" if lacking and snapshot.exists() else ""
+        missing = ", ".join(dict.fromkeys(_missing(snapshot)))
+        return f" ({missing} missing or incomplete)" if missing and snapshot.exists() else ""
     except OSError:
         return ""
 
 
 def _reason(error):
-    """What went wrong, in words. The client's connection errors come from either of two libraries: told by name."""
+    """Part of a message: the cause of an error.
+
+    The client may use either of two network libraries, so connection errors are recognised by their class names.
+    """
     from huggingface_hub import utils
 
     while isinstance(error, utils.LocalEntryNotFoundError) and error.__cause__:
@@ -207,15 +236,15 @@ def _reason(error):
     if isinstance(error, utils.RevisionNotFoundError):
         return "the hub has the model, but no branch, tag or commit of that name"
     if isinstance(error, utils.GatedRepoError) or status == 403:
-        return "the hub gives it only to those who accepted its terms; do so there, then set HF_TOKEN to your token"
+        return "the hub requires that you accept this model's terms; do so on its page, then set HF_TOKEN to your token"
     if isinstance(error, utils.RepositoryNotFoundError) or status == 401:
-        return "the hub has no model of that name (a private one needs HF_TOKEN), nor is there such a directory here"
+        return "the hub has no model of that name (a private one needs HF_TOKEN), and no such directory exists here"
     if status is not None:
         return f"the hub answered {status}; try again later"
     if kinds & {"TransportError", "ConnectionError", "Timeout", "TimeoutError"}:
         return f"the hub cannot be reached ({first})"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"the local cache has no room for it ({error.strerror})"
+        return f"no space is left for the local cache ({error.strerror})"
     if isinstance(error, OSError) and error.errno is not None:
-        return f"the local cache cannot be used ({first})"
-    return f"it could not be fetched ({first})"
+        return f"the local cache cannot be read or written ({first})"
+    return f"the download failed ({first})"

@@ -9,7 +9,14 @@ from ..errors import CheckpointError, brief
 
 
 def read_json(path: str | Path) -> dict:
-    """Parse a JSON file. Raises CheckpointError naming the file."""
+    """Parse a JSON file.
+
+    Args:
+        path: the file, UTF-8 encoded.
+
+    Raises:
+        CheckpointError: if the file is missing or is not JSON.
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The parts list: every tensor of a checkpoint under its published name, and random models made from it."""
+"""Names and shapes of all tensors of a checkpoint, and checkpoints of random tensors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import re
 import numpy as np
 
 from .config import Config
-
-BACKBONE = "model.backbone.conv_encoder.model."  # prefix of the image backbone's tensors
+from .names import BACKBONE
 
 
 def parameters(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a checkpoint with this geometry, heads left out (see `head_names`)."""
+    """List every tensor of a checkpoint, except the decoder's heads, whose names differ (`names.head_names`).
+
+    Args:
+        config: geometry of the checkpoint.
+
+    Returns:
+        {published name: shape}.
+    """
     c, swin, bert, C = config, config.backbone_config, config.text_config, config.d_model
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -76,8 +82,8 @@ def parameters(config: Config) -> dict[str, tuple[int, ...]]:
     def neck(name):
         inputs = [swin.channels[stage - 1] for stage in swin.out_indices]
         for i in range(c.num_feature_levels):
-            side, wide = (1, inputs[i]) if i < len(inputs) else (3, inputs[-1] if i == len(inputs) else C)
-            shapes[f"{name}.{i}.0.weight"] = (C, wide, side, side)
+            kernel, width = (1, inputs[i]) if i < len(inputs) else (3, inputs[-1] if i == len(inputs) else C)
+            shapes[f"{name}.{i}.0.weight"] = (C, width, kernel, kernel)
             shapes[f"{name}.{i}.0.bias"] = (C,)
             norm(f"{name}.{i}.1", C)
 
@@ -131,31 +137,42 @@ def parameters(config: Config) -> dict[str, tuple[int, ...]]:
     shapes |= {f"model.encoder_output_bbox_embed.{part}": shape for part, shape in box_head(C).items()}
     if c.model_type == "mm-grounding-dino":
         shapes["model.encoder_output_class_embed.bias"] = ()
+    # despite its name, the learned content of the queries: the decoder computes their positions from boxes
     shapes["model.query_position_embeddings.weight"] = (c.num_queries, C)
     decoder("model.decoder")
     return shapes
 
 
 def box_head(C: int) -> dict[str, tuple[int, ...]]:
-    """Tensors of the three-layer map from a state to a box."""
+    """List the tensors of one box head, a three-layer MLP from a state [C] to a box [4]: {name: shape}."""
     return {f"layers.{i}.{part}": shape for i, outputs in enumerate((C, C, 4))
             for part, shape in (("weight", (outputs, C)), ("bias", (outputs,)))}
 
 
 def random_tensors(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
-    """A checkpoint in its family's published layout whose every parameter is random and alive.
+    """Make a checkpoint of random tensors, in its family's published layout. Every parameter affects the output.
 
-    Linear maps N(0, 1.4**2 / inputs), norms 1 +- 0.2, layer scales 0.5, sampling offsets spread over 2 pixels, and
-    for MM Grounding DINO another class bias for every layer.
+    - Weights of linear maps: N(0, 1.4**2 / inputs).
+    - Weights of norms: N(1, 0.2**2).
+    - Layer scales: about 0.5.
+    - Biases of sampling offsets: N(0, 2**2), in pixels.
+    - Class biases of MM Grounding DINO: a different one for each layer.
+
+    Args:
+        config: geometry of the checkpoint.
+        seed: seed of the random numbers.
+
+    Returns:
+        {published name: float32 array}.
     """
     rng = np.random.default_rng(seed)
     shapes, C, N = parameters(config), config.d_model, config.decoder_layers
     mm = config.model_type == "mm-grounding-dino"
     for i in range(N if mm else 1):
-        home = "model.decoder." if i else ""
-        shapes |= {f"{home}bbox_embed.{i}.{part}": shape for part, shape in box_head(C).items()}
+        prefix = "model.decoder." if i else ""
+        shapes |= {f"{prefix}bbox_embed.{i}.{part}": shape for part, shape in box_head(C).items()}
         if mm:
-            shapes[f"{home}class_embed.{i}.bias"] = ()
+            shapes[f"{prefix}class_embed.{i}.bias"] = ()
     return {name: _random(rng, name, shape) for name, shape in shapes.items()}
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints: safetensors in, a tree out, whose branches are the keyword arguments of the layers.
+"""Read safetensors checkpoints into a tree of arrays. Each branch holds the keyword arguments of one layer function.
 
-Published files hold 32-bit floats, which are mapped and never copied: processes on one machine share one copy.
-16-bit floats are converted once, when loaded.
+Published files hold float32 tensors. They are memory-mapped and not copied, so all processes on a machine share one
+copy. 16-bit floats are converted to float32 once, when loaded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import math
 import mmap
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -18,52 +17,28 @@ import numpy as np
 from ..errors import CheckpointError, brief
 from .config import Config
 from .json_file import read_json
-from .parameters import BACKBONE, box_head, parameters
+from .names import UNUSED, head_names, published, renamed
+from .parameters import box_head, parameters
 
 INDEX = "model.safetensors.index.json"
 
-# Names that transformers 5 uses in memory -> names in published files; only below BACKBONE, since BERT has look-alikes.
-IN_MEMORY = (
-    (".attention.relative_position_bias.relative_position_bias_table", ".attention.self.relative_position_bias_table"),
-    (".attention.q_proj.", ".attention.self.query."),
-    (".attention.k_proj.", ".attention.self.key."),
-    (".attention.v_proj.", ".attention.self.value."),
-    (".attention.o_proj.", ".attention.output.dense."),
-    (".mlp.fc1.", ".intermediate.dense."),
-    (".mlp.fc2.", ".output.dense."),
-)
-
-# Tensors in some files that nothing reads: integer buffers, and layers that the detector skips.
-UNUSED = re.compile(
-    rf"{re.escape(BACKBONE)}(.*\.relative_position_index|layernorm\.(weight|bias))"
-    r"|model\.text_backbone\.(embeddings\.position_ids|pooler\..*)|(model\.)?special_tokens")
-
-# Published name -> name in the tree, in this order. The rest of a name stays as published.
-RENAMES = (
-    (BACKBONE, "backbone."),
-    ("model.", ""),
-    ("backbone.encoder.layers.", "backbone.layers."),
-    ("text_backbone.encoder.layer.", "text_backbone.layers."),
-    (".embeddings.LayerNorm.", ".embeddings.layer_norm."),
-    (".attention.self.", ".self_attn."),
-    (".attention.output.dense.", ".self_attn.out_proj."),
-    (".attention.output.LayerNorm.", ".self_attn_layer_norm."),
-    (".intermediate.dense.", ".fc1."),
-    (".output.dense.", ".fc2."),
-    (".output.LayerNorm.", ".final_layer_norm."),
-    ("decoder.layer_norm.", "decoder.norm."),
-    ("enc_output", "query_selection.enc_output"),
-    ("encoder_output_", "query_selection.encoder_output_"),
-)
-
-
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Every tensor of a file by name. 32-bit floats are read-only views of the mapped file; F16 and BF16 are converted
-    to float32; integers are left as stored. Raises CheckpointError for a file that is not safetensors, or cut short."""
+    """Read every tensor of a safetensors file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        {tensor name: array}. F32 tensors are read-only views of the mapped file. F16 and BF16 are converted to float32.
+        Integers keep their dtype.
+
+    Raises:
+        CheckpointError: if the file is missing, incomplete, or not in safetensors format.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "np"):  # checks the header against the file's length: nothing below can leave the map
+        with safe_open(path, "np"):  # checks the header against the file's length, so all offsets below are valid
             pass
         with open(path, "rb") as file:
             raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -81,12 +56,13 @@ READABLE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8
 
 
 def _tensor(raw, start, what, entry):
+    """The array of one header entry. Tensor data begins at `start`; `what` names the tensor in messages."""
     try:
         dtype, shape, (first, _) = entry["dtype"], entry["shape"], entry["data_offsets"]
         if dtype not in READABLE:
             raise CheckpointError(f"{what} is {dtype}; expected one of {', '.join(READABLE)}")
         array = np.frombuffer(raw, READABLE[dtype], math.prod(shape), start + first).reshape(shape)
-    except (TypeError, ValueError) as error:  # an entry that is a list, or more than NumPy's dimensions or sizes
+    except (TypeError, ValueError) as error:  # the entry is a list, or exceeds NumPy's limits on dimensions and sizes
         raise CheckpointError(f"{what} has an impossible entry in the header, {brief(entry)} ({brief(error)}); "
                               "download the file again") from None
     if dtype == "BF16":  # the upper half of a float32
@@ -97,7 +73,17 @@ def _tensor(raw, start, what, entry):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
-    """All tensors of a directory (one file, or shards and their index) or of one file, under their published names."""
+    """Read all tensors of a checkpoint, under their published names.
+
+    Args:
+        path: a safetensors file, or a directory that holds one file or several shards and their index.
+
+    Returns:
+        {published name: array}, as in `read_safetensors`.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged.
+    """
     path = Path(path)
     if path.is_dir():
         if (path / INDEX).exists():
@@ -106,10 +92,10 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
             tensors = read_safetensors(path / "model.safetensors")
         else:
             raise CheckpointError(f"{path}: holds neither model.safetensors nor {INDEX}; "
-                                  "a .bin or .pth file must be converted to safetensors first")
+                                  "convert a .bin or .pth file to safetensors first")
     else:
         tensors = read_safetensors(path)
-    return {_published(name): array for name, array in tensors.items()}
+    return {published(name): array for name, array in tensors.items()}
 
 
 def _read_shards(directory):
@@ -123,73 +109,51 @@ def _read_shards(directory):
             raise CheckpointError(f"{directory / INDEX} names {brief(shard)}, which is not in {directory}; "
                                   "download the missing file")
         tensors |= read_safetensors(directory / shard)
-    if lost := sorted(places.keys() - tensors.keys()):
-        raise CheckpointError(f"{directory}: tensor {_name(lost[0])} is in no shard, though {INDEX} names "
-                              f"{brief(places[lost[0]])} for it; download that file again")
+    if absent := sorted(places.keys() - tensors.keys()):
+        raise CheckpointError(f"{directory}: tensor {_name(absent[0])} is in no shard, but {INDEX} lists it in "
+                              f"{brief(places[absent[0]])}; download that file again")
     return tensors
 
 
 def _name(name):
-    """A tensor's name from a file, without quotes, as a message may hold it."""
+    """A tensor name, shortened and made printable for a message."""
     return brief(name)[1:-1]
 
 
-def _published(name):
-    if not name.startswith(BACKBONE):
-        return name
-    rest = name.removeprefix(BACKBONE)
-    rest = "." + rest.removeprefix("swin.")
-    for new, old in IN_MEMORY:
-        rest = rest.replace(new, old)
-    return BACKBONE + rest[1:]
-
-
-def head_names(config: Config, names) -> dict[str, list[str]]:
-    """Where a file with these names keeps each decoder layer's heads: {"bbox_embed": [prefix, ...], ...}
-
-    A file never holds a head twice, and which of its two names survived differs between checkpoints: layer i reads
-    bbox_embed.i, else model.decoder.bbox_embed.i. Only if a file has none at all for layers 1 and up do the layers
-    share head 0. Grounding DINO has no class heads. Raises CheckpointError if some layers have a head and others none.
-    """
-    heads = {}
-    for kind in ("bbox_embed", "class_embed") if config.model_type == "mm-grounding-dino" else ("bbox_embed",):
-        present = {m.group(1) for m in (re.match(rf"((?:model\.decoder\.)?{kind}\.\d+)\.", n) for n in names) if m}
-        own = [next((p for p in (f"{kind}.{i}", f"model.decoder.{kind}.{i}") if p in present), None)
-               for i in range(config.decoder_layers)]
-        if not any(own[1:]):
-            own = own[:1] * config.decoder_layers
-        if missing := [i for i, prefix in enumerate(own) if prefix is None]:
-            raise CheckpointError(f"tensor {kind}.{missing[0]}.* is missing, though other decoder layers have theirs"
-                                  if any(own) else f"tensor {kind}.0.* is missing; the file has no {kind} at all")
-        heads[kind] = own
-    return heads
-
-
 def build(tensors: dict[str, np.ndarray], config: Config, source: str | Path) -> dict:
-    """Check every tensor against the config and arrange them as a tree.
+    """Check every tensor against the config and arrange all of them as a tree.
 
-    Raises CheckpointError naming the first tensor that is missing, unknown, misshapen, or not of floats.
+    Args:
+        tensors: {published name: array}.
+        config: geometry of the checkpoint.
+        source: origin of the tensors, for messages.
+
+    Returns:
+        nested dicts and lists; each branch holds the keyword arguments of one layer function.
+
+    Raises:
+        CheckpointError: for the first tensor that is missing, unknown, of the wrong shape, or not of floats.
     """
     tensors = {name: array for name, array in tensors.items() if not UNUSED.fullmatch(name)}
     try:
         heads = head_names(config, tensors)
     except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}. {_MIXED}") from None
+        raise CheckpointError(f"{source}: {error}.{_MIXED}") from None
     wanted = parameters(config)
     wanted |= {f"{p}.{part}": shape for p in heads["bbox_embed"] for part, shape in box_head(config.d_model).items()}
     wanted |= {f"{prefix}.bias": () for prefix in heads.get("class_embed", ())}
     for name, shape in wanted.items():
         if name not in tensors:
-            raise CheckpointError(f"{source}: tensor {name} {list(shape)} is missing. {_MIXED}")
+            raise CheckpointError(f"{source}: tensor {name} {list(shape)} is missing.{_MIXED}")
         if tensors[name].shape != shape:
-            raise CheckpointError(f"{source}: tensor {name} has shape {list(tensors[name].shape)}; "
-                                  f"config.json needs {list(shape)}. {_MIXED}")
+            raise CheckpointError(f"{source}: tensor {name} must have shape {list(shape)} with this config.json; "
+                                  f"got {list(tensors[name].shape)}.{_MIXED}")
         if tensors[name].dtype != np.float32:
-            raise CheckpointError(f"{source}: tensor {name} is {tensors[name].dtype}; expected F32, F16 or BF16. "
+            raise CheckpointError(f"{source}: tensor {name} must be F32, F16 or BF16; got {tensors[name].dtype}."
                                   "\n---> hint: save the checkpoint again with 32-bit floats")
     if unknown := sorted(tensors.keys() - wanted.keys()):
         raise CheckpointError(f"{source}: tensor {_name(unknown[0])} belongs to no layer of this model"
-                              f"{f' (nor do {len(unknown) - 1} others)' if len(unknown) > 1 else ''}. {_MIXED}")
+                              f"{f', nor do {len(unknown) - 1} others' if len(unknown) > 1 else ''}.{_MIXED}")
 
     flat = {renamed(name): tensors[name] for name in parameters(config)}
     for kind, prefixes in heads.items():
@@ -198,12 +162,20 @@ def build(tensors: dict[str, np.ndarray], config: Config, source: str | Path) ->
             flat |= {f"{kind}.{i}.{part}": tensors[f"{prefix}.{part}"] for part in parts}
     weights = tree(flat)
     weights["query_selection"].setdefault("encoder_output_class_embed", {})
-    weights.setdefault("class_embed", [{}] * config.decoder_layers)  # Grounding DINO compares without a bias
+    weights.setdefault("class_embed", [{}] * config.decoder_layers)  # Grounding DINO has no class bias
     return weights
 
 
 def on_device(weights, send):
-    """The same tree with send(array) in every array's place; what several layers share is sent once."""
+    """Copy a tree to a device. An array that several layers share is copied once.
+
+    Args:
+        weights: the tree.
+        send: copies one array to the device.
+
+    Returns:
+        a tree of the same structure.
+    """
     sent = {}
 
     def branch(node):
@@ -218,22 +190,12 @@ def on_device(weights, send):
     return branch(weights)
 
 
-_MIXED = ("\n---> hint: config.json and the weights may be of different models, or the download incomplete; "
-          "fetch both again from one place")
-
-
-def renamed(name: str) -> str:
-    """Name in the tree of a published tensor."""
-    for old, new in RENAMES:
-        if old in (BACKBONE, "model.", "enc_output", "encoder_output_"):
-            name = new + name.removeprefix(old) if name.startswith(old) else name
-        else:
-            name = name.replace(old, new)
-    return name
+_MIXED = ("\n---> hint: config.json and the weights may belong to different models, or the download may be "
+          "incomplete; download both again from one source")
 
 
 def tree(flat: dict[str, np.ndarray]) -> dict:
-    """{'a.0.w': x, 'a.1.w': y} -> {'a': [{'w': x}, {'w': y}]}"""
+    """Nest arrays by the parts of their names: {'a.0.w': x, 'a.1.w': y} -> {'a': [{'w': x}, {'w': y}]}."""
     root: dict = {}
     for name, array in flat.items():
         *path, leaf = name.split(".")
@@ -245,6 +207,7 @@ def tree(flat: dict[str, np.ndarray]) -> dict:
 
 
 def _lists(node):
+    """Replace dicts with the keys "0", "1", ... by lists."""
     if not isinstance(node, dict):
         return node
     node = {key: _lists(value) for key, value in node.items()}

@@ -1,1 +1,1 @@
-"""Comparing a model with published figures."""
+"""Comparison of checkpoints with published results."""

@@ -1,9 +1,12 @@
-"""The released weights against published numbers, on the picture they were published for: COCO val2017 000000039769.
+"""Compare released checkpoints with published results for one image, COCO val2017 000000039769.
 
-Tolerances are those of the tests the numbers come from. Two things keep them from being compared place by place.
-Query selection is unstable: one rounding can swap two near-tied ranks, and a query's rank decides which learned
-embedding it meets. And the original lists detections by rank, we by score. So rows of logits and boxes are matched as a
-set among the first ranks, detections as a set among all, and the table says where an order differs.
+Tolerances are those of the tests that the published values come from. Values are not compared in order:
+
+- Query selection is numerically unstable. A rounding error can swap two queries of nearly equal score, and the rank of
+  a query decides which learned content it gets. So the first rows of logits and boxes are compared as a set.
+- transformers lists detections by rank, minigdino by score. So detections are compared as a set.
+
+The table shows where the order differs.
 """
 
 from __future__ import annotations
@@ -26,47 +29,47 @@ from ..errors import ArgumentError, ImageError
 from ..image import open_image
 
 IMAGE = "http://images.cocodataset.org/val2017/000000039769.jpg"
-SURPLUS = 5  # detections of ours, published by nobody, that the table shows
-LARGEST = 20_000_000  # bytes read of an answer: the picture has less than 1 % of it
+MAX_UNEXPECTED = 5  # rows of the table for detections without a published counterpart
+MAX_BYTES = 20_000_000  # limit for a download; the image is smaller than 1 % of it
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far from its expectation e a value may be: absolute + relative * |e|."""
+    """Largest allowed difference from an expected value e: absolute + relative * |e|."""
 
     absolute: float
     relative: float = 0.0
 
     def __call__(self, expected) -> np.ndarray:
-        """The margin for each expected value."""
+        """Return the largest allowed difference for each expected value."""
         return self.absolute + self.relative * np.abs(expected)
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """What somebody published for one model and one prompt. Anything left out was not published."""
+    """Published results of one model for one prompt. A field is empty if its values were not published."""
 
     model_id: str
     text: str
-    source: str
-    image_size: tuple[int, int] = (640, 480)
-    logits: Sequence[Sequence[float]] = ()  # of the first ranks, first tokens
-    boxes: Sequence[Sequence[float]] = ()  # of the same ranks: the first of cx, cy, w, h as fractions of the image
+    source: str  # file that the values come from
+    image_size: tuple[int, int] = (640, 480)  # width, height
+    logits: Sequence[Sequence[float]] = ()  # of the first queries, for the first tokens
+    boxes: Sequence[Sequence[float]] = ()  # of the same queries: cx, cy, w (and h), as fractions of the image
     scores: Sequence[float] = ()  # of all detections above the threshold, in any order
-    labels: Sequence[str] = ()  # theirs, as transformers spells them
-    places: Sequence[Sequence[float]] = ()  # their boxes (left, top, right, bottom), or those of the first few
-    pixels: bool = True  # places are in pixels, not in fractions of the image
+    labels: Sequence[str] = ()  # of the same detections, as transformers spells them
+    corners: Sequence[Sequence[float]] = ()  # (left, top, right, bottom) of the same detections, or of the first few
+    pixels: bool = True  # whether corners are in pixels; else they are fractions of the image
     threshold: float = 0.4
     text_threshold: float = 0.3
     logit: Tolerance = Tolerance(1e-3)
     box: Tolerance = Tolerance(1e-4)
     score: Tolerance = Tolerance(1e-3)
-    place: Tolerance = Tolerance(1e-2)
+    corner: Tolerance = Tolerance(1e-2)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table."""
+    """One row of the table."""
 
     what: str
     expected: str
@@ -78,19 +81,19 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found. `print(report)` shows the table, `report.status` is the exit status: 0, or 1."""
+    """Result of `verify`. `str()` gives a table."""
 
     model: str
     checks: tuple[tuple[Expectation, tuple[Check, ...]], ...]
 
     @property
     def ok(self) -> bool:
-        """Whether every value agrees."""
+        """Whether all values agree."""
         return all(check.ok for _, checks in self.checks for check in checks)
 
     @property
     def status(self) -> int:
-        """0 if every value agrees, else 1."""
+        """Exit status: 0 if all values agree, else 1."""
         return 0 if self.ok else 1
 
     def __str__(self) -> str:
@@ -103,29 +106,35 @@ class Report:
             lines += ["", f'"{expectation.text}"  ({expectation.source})']
             lines += ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths)).rstrip() for row in (head, *table)]
         checks = [check for _, checks in self.checks for check in checks]
-        wrong = sum(not check.ok for check in checks)
-        verdict = f"{wrong} of {len(checks)} differ.{HINT}" if wrong else f"all {len(checks)} agree"
+        failed = sum(not check.ok for check in checks)
+        verdict = f"{failed} of {len(checks)} differ.{HINT}" if failed else f"all {len(checks)} agree"
         return "\n".join([*lines, "", verdict])
 
 
-HINT = ("\n---> hint: run it again with MINIGDINO_KERNELS=reference; if it agrees then, a compiled kernel is at fault, "
-        "else the checkpoint or the picture is not the published one")
+HINT = ("\n---> hint: run it again with MINIGDINO_KERNELS=reference. If all values agree then, a compiled kernel is "
+        "wrong; otherwise the checkpoint or the image differs from the published one")
 
 
 def verify(model_id: str = hub.DEFAULT, image=None, model: str | Path | Model | None = None, *,
            expectations: Sequence[Expectation] | None = None) -> Report:
-    """Run a published checkpoint on the picture its numbers were published for, and compare.
+    """Compare the results of a checkpoint with its published results.
 
-    model_id: whose numbers; model: what to run instead of that model from the hub, a Model or what `load` takes;
-    image: the picture, a path or what `detect` takes, instead of `$MINIGDINO_VERIFY_IMAGE` (a path or a URL) or the
-    one at `IMAGE`, which is fetched once and kept; expectations: instead of `PUBLISHED`.
-    Raises ArgumentError for a model without published numbers, CheckpointError, ImageError.
+    Args:
+        model_id: model whose published results to use.
+        image: image to run on, as `detect` accepts; None for `coco_image()`.
+        model: model to run, a Model or an argument of `load`; None for the model `model_id` from the hub.
+        expectations: published results; None for `PUBLISHED`.
+
+    Raises:
+        ArgumentError: if there are no published results for the model.
+        CheckpointError: if the model cannot be loaded.
+        ImageError: if the image cannot be read or downloaded.
     """
-    everything = PUBLISHED if expectations is None else expectations
-    chosen = [e for e in everything if e.model_id == model_id]
+    known = PUBLISHED if expectations is None else expectations
+    chosen = [e for e in known if e.model_id == model_id]
     if not chosen:
-        known = ", ".join(dict.fromkeys(e.model_id for e in everything))
-        raise ArgumentError(f"no numbers are published for {model_id!r}; there are some for {known}")
+        models = ", ".join(dict.fromkeys(e.model_id for e in known))
+        raise ArgumentError(f"no numbers are published for {model_id!r}; choose one of {models}")
     picture = open_image(coco_image() if image is None else image)
     if not isinstance(model, Model):
         model = load(hub.find(model_id) if model is None else model)
@@ -134,10 +143,15 @@ def verify(model_id: str = hub.DEFAULT, image=None, model: str | Path | Model | 
 
 
 def coco_image(folder: str | Path | None = None) -> Path:
-    """The picture's path; fetched into a folder the first time.
+    """Return the path of the COCO image, and download it first if necessary.
 
-    folder: instead of `$MINIGDINO_CACHE`, or minigdino in the user's cache folder. `$MINIGDINO_VERIFY_IMAGE` names
-    another picture, by path or URL. Raises ImageError if it cannot be had, saying from where and how else.
+    $MINIGDINO_VERIFY_IMAGE gives another path or URL.
+
+    Args:
+        folder: folder for the download; None for $MINIGDINO_CACHE, else "minigdino" in the user's cache folder.
+
+    Raises:
+        ImageError: if the download fails.
     """
     source = os.environ.get("MINIGDINO_VERIFY_IMAGE") or IMAGE
     if not source.startswith(("http://", "https://")):
@@ -149,23 +163,24 @@ def coco_image(folder: str | Path | None = None) -> Path:
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as beside:
-            fetched = Path(beside) / path.name
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            fetched = Path(temporary) / path.name
             with urllib.request.urlopen(source, timeout=20) as answer:
-                fetched.write_bytes(answer.read(LARGEST))
-            open_image(fetched)  # a proxy may answer with a page of its own
+                fetched.write_bytes(answer.read(MAX_BYTES))
+            open_image(fetched)  # raises ImageError if a proxy returned a web page instead
             fetched.replace(path)
-    except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's and ours are among the first two
+    except (OSError, ValueError, http.client.HTTPException) as error:  # includes URLError and ImageError
         reason = error
         if isinstance(error, urllib.error.HTTPError):
             reason = f"the server answered {error.code}"
             error.close()
-        raise ImageError(f"the picture at {source} cannot be fetched into {folder}: {reason}.\n---> hint: fetch it by "
-                         "other means and set MINIGDINO_VERIFY_IMAGE to its path") from error
+        raise ImageError(f"the image at {source} cannot be downloaded to {folder}: {reason}.\n---> hint: download it "
+                         "by other means and set MINIGDINO_VERIFY_IMAGE to its path") from error
     return path
 
 
 def _checks(e, picture, model):
+    """All rows of the table for one expectation."""
     yield Check("image size", f"{e.image_size[0]} x {e.image_size[1]}", f"{picture.width} x {picture.height}",
                 float(max(abs(np.subtract(picture.size, e.image_size)))), 0.0, picture.size == tuple(e.image_size))
     if len(e.logits) or len(e.boxes):
@@ -177,41 +192,41 @@ def _checks(e, picture, model):
 
 
 def _first_ranks(e, output):
-    """Rows of logits and boxes: in their own order, unless another fits."""
+    """Rows for logits and boxes, in the published order if it fits, else in another one that does."""
     parts = [(name, np.array(want), got, tolerance) for name, want, got, tolerance in
              (("logits", e.logits, output.logits, e.logit), ("box", e.boxes, output.boxes, e.box)) if len(want)]
     ranks = range(len(parts[0][1]))
 
-    def worst(order):
+    def largest_excess(order):
         return max(_difference(want, got[list(order)], tolerance)[2] for _, want, got, tolerance in parts)
 
-    order = next((order for order in itertools.permutations(ranks) if worst(order) <= 0), ranks)
+    order = next((order for order in itertools.permutations(ranks) if largest_excess(order) <= 0), ranks)
     for name, want, got, tolerance in parts:
-        for rank, place in zip(ranks, order):
-            moved = "" if rank == place else f", here {place + 1}"
-            yield _check(f"{name}, rank {rank + 1}{moved}", want[rank], got[place], tolerance)
+        for rank, own_rank in zip(ranks, order):
+            moved = "" if rank == own_rank else f" (minigdino: {own_rank + 1})"
+            yield _check(f"{name}, rank {rank + 1}{moved}", want[rank], got[own_rank], tolerance)
 
 
 def _detections(e, found):
-    """Each published detection beside the nearest of ours, and ours that nobody published."""
+    """Rows for each published detection and its nearest counterpart, then for unexpected detections."""
     scale = 1 if e.pixels else np.array([*found.image_size] * 2)
-    scores, places, left = np.array(found.scores, float), found.boxes / scale, list(range(len(found)))
+    scores, corners, left = np.array(found.scores, float), found.boxes / scale, list(range(len(found)))
     for i, score in enumerate(e.scores):
         label = e.labels[i] if len(e.labels) else None
-        place = np.array(e.places[i]) if i < len(e.places) else None
+        corner = np.array(e.corners[i]) if i < len(e.corners) else None
         what = f"detection {i + 1}" + (f", {label}" if label is not None else "")
         if not left:
             yield Check(f"{what}: score", _numbers([score]), "none", float("inf"), e.score.absolute, False)
             continue
-        mine = min(left, key=lambda j: abs(scores[j] - score) if place is None else abs(places[j] - place).max())
-        left.remove(mine)
-        yield _check(f"{what}: score", [score], scores[[mine]], e.score)
-        if place is not None:
-            yield _check(f"{what}: box", place, places[mine], e.place)
+        nearest = min(left, key=lambda j: abs(scores[j] - score) if corner is None else abs(corners[j] - corner).max())
+        left.remove(nearest)
+        yield _check(f"{what}: score", [score], scores[[nearest]], e.score)
+        if corner is not None:
+            yield _check(f"{what}: box", corner, corners[nearest], e.corner)
         if label is not None:
-            said = found.phrases[mine]
-            yield Check(f"{what}: label", label, said or "''", float(said != label), 0.0, said == label)
-    for j in left[:SURPLUS]:  # best first; one at the threshold itself may fall on either side
+            phrase = found.phrases[nearest]
+            yield Check(f"{what}: label", label, phrase or "''", float(phrase != label), 0.0, phrase == label)
+    for j in left[:MAX_UNEXPECTED]:  # highest scores first; a score within tolerance of the threshold is no failure
         over = float(scores[j]) - e.threshold
         yield Check(f"not published, 1 of {len(left)}", "none", f"{_numbers(scores[[j]])} {found.phrases[j]}", over,
                     e.score.absolute, over <= e.score.absolute)
@@ -223,52 +238,55 @@ def _check(what, expected, got, tolerance):
 
 
 def _difference(expected, got, tolerance):
-    """(difference, margin, difference - margin) of the value that is worst off. got may be wider than expected."""
+    """(difference, margin, difference - margin) of the value with the largest excess over its margin.
+
+    Only the first columns of `got` are used, as many as `expected` has.
+    """
     expected = np.asarray(expected, float)
-    apart = np.abs(got[..., :expected.shape[-1]] - expected)
-    apart = np.where(np.isnan(apart), np.inf, apart)
-    margin = np.broadcast_to(tolerance(expected), apart.shape)
-    worst = np.unravel_index((apart - margin).argmax(), apart.shape)
-    return float(apart[worst]), float(margin[worst]), float((apart - margin)[worst])
+    difference = np.abs(got[..., :expected.shape[-1]] - expected)
+    difference = np.where(np.isnan(difference), np.inf, difference)
+    margin = np.broadcast_to(tolerance(expected), difference.shape)
+    worst = np.unravel_index((difference - margin).argmax(), difference.shape)
+    return float(difference[worst]), float(margin[worst]), float((difference - margin)[worst])
 
 
 def _numbers(values):
     return " ".join(f"{value:.4f}".rjust(7) for value in values)
 
 
-def _converted(name: str, scores, places) -> Expectation:
-    """Numbers that the script which converted MM Grounding DINO and LLMDet checked its work with."""
+def _converted(name: str, scores, corners) -> Expectation:
+    """Values from the script that converted MM Grounding DINO and LLMDet to the format of transformers."""
     mm = Tolerance(1e-3, 1e-3)
     return Expectation(name, "cat. remote.", "transformers, convert_mm_grounding_dino_to_hf.py", scores=scores,
-                       places=places, pixels=False, score=mm, place=mm)
+                       corners=corners, pixels=False, score=mm, corner=mm)
 
 
 MM = "openmmlab-community/mm_grounding_dino_"
 PUBLISHED = (
-    # Computed on a CPU, as the conversion script of the model has them too; its tolerances.
+    # Computed on a CPU. The conversion script of the model has the same values. Tolerances of the test.
     Expectation(
         hub.DEFAULT, "a cat.", "transformers, tests/models/grounding_dino/test_modeling_grounding_dino.py",
         logits=((-4.8915, -0.1900, -0.2161), (-4.9658, -0.3716, -0.3948), (-5.9596, -3.3763, -3.3103)),
         boxes=((0.7674, 0.4136, 0.4572), (0.2566, 0.5463, 0.4760), (0.2585, 0.5442, 0.4641)),
-        scores=(0.4526, 0.4082), labels=("a cat", "a cat"), places=((344.8143, 23.1796, 637.4004, 373.8295),),
+        scores=(0.4526, 0.4082), labels=("a cat", "a cat"), corners=((344.8143, 23.1796, 637.4004, 373.8295),),
         threshold=0.35),
-    # Printed by the page, and rounded (0.479, 0.438, 0.478) in the docstring of GroundingDinoForObjectDetection. They
-    # come from a GPU, and no tolerance is given: a little more than the tests have. Later editions of the page print
-    # 0.468 and 0.426 and no remote control, which the docstring of the same release contradicts.
+    # From the documentation page; the docstring of GroundingDinoForObjectDetection has rounded values (0.479, 0.438,
+    # 0.478). Computed on a GPU and published without a tolerance, so the tolerance is larger than in the tests. Later
+    # versions of the page have 0.468, 0.426 and no remote control, which contradicts the docstring of the same release.
     Expectation(
         hub.DEFAULT, "a cat. a remote control.", "transformers, docs/source/en/model_doc/grounding-dino.md",
         scores=(0.4785, 0.4381, 0.4776), labels=("a cat", "a cat", "a remote control"),
-        places=((344.6959, 23.1090, 637.1833, 374.2751), (12.2666, 51.9145, 316.8582, 472.4392),
+        corners=((344.6959, 23.1090, 637.1833, 374.2751), (12.2666, 51.9145, 316.8582, 472.4392),
                 (38.5742, 70.0015, 176.7838, 118.1806)),
-        score=Tolerance(2e-3), place=Tolerance(0.5)),
+        score=Tolerance(2e-3), corner=Tolerance(0.5)),
     Expectation(
         MM + "tiny_o365v1_goldg_v3det", "a cat.",
         "transformers, tests/models/mm_grounding_dino/test_modeling_mm_grounding_dino.py",
         logits=((-5.1160, -0.2143, -0.2089), (-5.0592, -0.4269, -0.4169), (-4.9087, -1.7608, -1.7372)),
         boxes=((0.7666, 0.4142, 0.4590), (0.2557, 0.5480, 0.4812), (0.5049, 0.5133, 0.9767)),
-        scores=(0.4480, 0.3973), labels=("a cat", "a cat"), places=((343.7321, 23.8182, 637.5044, 373.8593),),
+        scores=(0.4480, 0.3973), labels=("a cat", "a cat"), corners=((343.7321, 23.8182, 637.5044, 373.8593),),
         threshold=0.35, logit=Tolerance(1e-3, 1e-3), box=Tolerance(1e-4, 1e-4), score=Tolerance(1e-3, 1e-3),
-        place=Tolerance(1e-2, 1e-2)),
+        corner=Tolerance(1e-2, 1e-2)),
     _converted(MM + "tiny_o365v1_goldg", (0.7722, 0.7584, 0.7984, 0.7163), (
         (0.5212, 0.1594, 0.5792, 0.3895), (0.5424, 0.0513, 0.9996, 0.7757), (0.0629, 0.1526, 0.2746, 0.2447),
         (0.0091, 0.1127, 0.4945, 0.9911))),

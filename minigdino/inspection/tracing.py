@@ -1,11 +1,12 @@
-"""Watch named intermediates of a pass from outside, without a line of it in the layers.
+"""Record named intermediates of a forward pass from outside, without any hook in the network.
 
-Layers are pure functions that give every step a name, so the interpreter already knows what is worth seeing: when a
-function returns, its locals are the intermediates.
+Layers are pure functions that give every step a name. When such a function returns, its local variables are the
+intermediates; a profiling function (`sys.setprofile`) reads them.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import time
@@ -18,27 +19,27 @@ from types import CodeType
 from ..runtime import kernels
 
 PACKAGE = __name__.partition(".")[0] + "."
-NETWORK = PACKAGE + "network."  # every function below it is a layer
-SWITCH = kernels.__name__, "op"  # the module and the function in which a twin takes its formula's place
+NETWORK = PACKAGE + "network."  # every function in these modules is a layer function
+SWITCH = kernels.__name__, "op"  # module and function that choose between a twin and its NumPy reference
 
 
 def is_layer(module: str | None) -> bool:
-    """Whether a module of this name belongs to the network."""
+    """Return whether a module of this name belongs to the network."""
     return bool(module) and module.startswith(NETWORK)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is kept of a step when nobody asked for its array: `str()` is one line."""
+    """Shape, range and time of a recorded step; `str()` gives one line."""
 
     shape: tuple[int, ...]
     dtype: str
     min: float
     mean: float
     max: float
-    milliseconds: float | None = None  # a function's, the functions it calls included; None for a step within one
-    twin: str | None = None  # the compiled function that computed it, whose own steps nobody sees
-    function: str | None = None  # of a result: "module.function"
+    milliseconds: float | None = None  # time of a function, including the functions it calls; None for other steps
+    twin: str | None = None  # "module:function" of the compiled twin that computed it; its own steps are not visible
+    function: str | None = None  # "module.function" for the result of a function; None for other steps
 
     def __str__(self) -> str:
         time_ = "" if self.milliseconds is None else f"  {self.milliseconds:.2f} ms"
@@ -47,110 +48,148 @@ class Summary:
 
 
 def summary(array, **more) -> Summary:
-    """Least, mean and largest of an array, which may be empty."""
-    numbers = (float(array.min()), float(array.mean()), float(array.max())) if array.size else (0.0, 0.0, 0.0)
-    return Summary(tuple(array.shape), str(array.dtype), *numbers, **more)
+    """Summarise an array, with 0 for the minimum, mean and maximum of an empty one.
+
+    Args:
+        array: any array.
+        more: further fields of Summary.
+
+    Returns:
+        The summary.
+    """
+    span = (float(array.min()), float(array.mean()), float(array.max())) if array.size else (0.0, 0.0, 0.0)
+    return Summary(tuple(array.shape), str(array.dtype), *span, **more)
 
 
 @contextmanager
 def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
-    """Record the steps of a pass in the calling thread: `with minigdino.trace() as seen: model.detect(...)`
+    """Record the steps of every forward pass that the calling thread runs in the block.
 
-    With a pattern, or several, the arrays whose path matches: `with trace("*/fusion_layer.1/*/to_text") as seen`.
-    Without, a Summary of every step.
-    A path is function.call/function.call/.../name, calls counted from 0 within their caller. `return` is a function's
-    result, `return.0` or `return.scores` a part of a result with several. Where a compiled twin runs, its result is all
-    there is to see, and its Summary names it. A pattern that ends in the name of a step inside, or of a function inside
-    and `return`, has the formula run in its place, there alone; under `use("reference")` every step is seen.
+    Without a pattern, every step is recorded as a Summary:
 
-    It is the answer to "output_attentions". Every kind of attention map is a step of a function:
-    to_text and to_vision of attend_both_ways (image to text and back), weights of attend (among words, among queries,
-    queries to words), of attend_in_windows, and of deform_attn, with its locations.
+        with minigdino.trace() as steps:
+            model.detect("cat.jpg", "a cat.")
+
+    With one or more patterns, the arrays whose paths match are recorded:
+
+        with minigdino.trace("*/fusion_layer.1/*/to_text") as steps:
+            model.detect("cat.jpg", "a cat.")
+
+    A path is `function.call/function.call/.../step`, for example `forward.0/enhancer.0/fusion_layer.1/return.0`:
+
+    - `function.call`: a function and the index of the call, counted from 0 within its caller.
+    - `step`: a local variable of the last function.
+    - `return`: the result of the last function.
+    - `return.0`, `return.scores`: one part of a result that is a tuple, a list, a dict or a dataclass.
+
+    A pattern is matched against the whole path, with the wildcards of `fnmatch`: `*`, `?`, `[...]`. `*` also matches
+    `/`.
+
+    Compiled twins have no visible steps, only a result, whose Summary names the twin. There are two ways to see inside:
+
+    - A pattern that ends in the name of a step, or in a function and `return`, selects the NumPy reference for the
+      calls that contain it. All other calls still use their twins.
+    - `use("reference")` runs every NumPy reference, so that every step is visible.
+
+    Attention weights (`output_attentions` in transformers) are ordinary steps:
+
+    - `attend_both_ways`: `to_text` (image to text) and `to_vision` (text to image).
+    - `attend`: `weights` of text to text, query to query and query to text attention.
+    - `attend_in_windows`: `weights`.
+    - `deform_attn`: `weights`, with the sampling points in `locations`.
+
+    Args:
+        pattern: pattern of the paths to record; None records a Summary of every step.
+        more: further patterns; a step is recorded if any of them matches.
+
+    Yields:
+        A dict from path to array (with patterns) or Summary (without), filled in the order in which calls return.
     """
-    seen: dict = {}
+    recorded: dict = {}
     patterns = (pattern, *more) if pattern else ()
     named = [_for_any_call(one) for one in patterns if _names_a_step(one)]
     path: list[str] = []
     counts: list[dict[str, int]] = [{}]
     started: list[float] = []
-    ops: list = []  # frames of SWITCH that have begun
-    watching = 0.0  # seconds spent in here, which are no step's
+    ops: list = []  # frames of SWITCH that have started
+    overhead = 0.0  # seconds spent in this profiler, subtracted from the time of every step
 
-    def called(function):
+    def next_call(function):
         i = counts[-1][function] = counts[-1].get(function, -1) + 1
         return f"{function}.{i}"
 
-    def wanted(formula):
-        name = formula.__name__
+    def needs_reference(reference):
+        name = reference.__name__
         where = "/".join([*path, f"{name}.{counts[-1].get(name, -1) + 1}"])
-        inside = _steps(formula.__code__, formula.__globals__, where)
-        return not within_a_twin() and any(fnmatchcase(step, one) for step in inside for one in named)
+        inside = _steps(reference.__code__, reference.__globals__, where)
+        return not inside_twin() and any(fnmatchcase(step, one) for step in inside for one in named)
 
-    def keep(key, array, **more):
+    def record(key, array, **more):
         if hasattr(array, "shape") and (not patterns or any(fnmatchcase(key, one) for one in patterns)):
-            seen[key] = array if patterns else summary(array, **more)
+            recorded[key] = array if patterns else summary(array, **more)
 
-    def leave(names, result, **more):
-        """Keep what a function named, and its result."""
+    def record_call(names, result, **more):
+        """Record the local variables of a call and its result."""
         for name, array in names:
-            keep("/".join([*path, name]), array)
-        keep("/".join([*path, "return"]), result, **more)
+            record("/".join([*path, name]), array)
+        record("/".join([*path, "return"]), result, **more)
         for name, part in _parts(result):
-            keep("/".join([*path, f"return.{name}"]), part, **more)
+            record("/".join([*path, f"return.{name}"]), part, **more)
 
-    def within_a_twin():
+    def inside_twin():
         return any(op.f_locals.get("twin") for op in ops)
 
-    def watch(frame, event, result):
-        nonlocal watching
+    def profile(frame, event, result):
+        nonlocal overhead
         now = time.perf_counter()
         module, function = frame.f_globals.get("__name__"), frame.f_code.co_name
         if event not in ("call", "return"):
             return
         if (module, function) == SWITCH:
             if event == "call":
-                started.append(now - watching)
+                started.append(now - overhead)
                 ops.append(frame)
             elif started:
                 ops.pop()
-                milliseconds, op = 1e3 * (now - watching - started.pop()), frame.f_locals
-                if op.get("twin") and not within_a_twin():
-                    path.append(called(op["reference"].__name__))
-                    leave((), result, milliseconds=milliseconds, twin=op["path"], function=_name(op["reference"]))
+                milliseconds, op = 1e3 * (now - overhead - started.pop()), frame.f_locals
+                if op.get("twin") and not inside_twin():
+                    path.append(next_call(op["reference"].__name__))
+                    record_call((), result, milliseconds=milliseconds, twin=op["path"],
+                                function=_name(op["reference"]))
                     path.pop()
-        elif within_a_twin():
-            pass  # parts of its work, and no whole step
-        elif is_layer(module) and function.isidentifier() and not function.startswith("__"):  # else comprehensions
+        elif inside_twin():
+            pass  # a twin may call layer functions on parts of its input; these are not steps
+        elif is_layer(module) and function.isidentifier() and not function.startswith("__"):  # no comprehensions
             if event == "call":
-                path.append(called(function))
+                path.append(next_call(function))
                 counts.append({})
-                started.append(now - watching)
+                started.append(now - overhead)
             elif path:
-                milliseconds = 1e3 * (now - watching - started.pop())
-                leave(frame.f_locals.items(), result, milliseconds=milliseconds,
-                      function=f"{_stem(module)}.{function}")
+                milliseconds = 1e3 * (now - overhead - started.pop())
+                record_call(frame.f_locals.items(), result, milliseconds=milliseconds,
+                            function=f"{_stem(module)}.{function}")
                 path.pop()
                 counts.pop()
-        watching += time.perf_counter() - now
+        overhead += time.perf_counter() - now
 
-    with _watching(watch), kernels.opened(wanted) if named else nullcontext():
-        yield seen
+    with _profiling(profile), kernels.opened(needs_reference) if named else nullcontext():
+        yield recorded
 
 
 def _names_a_step(pattern):
-    """Whether a pattern ends in the name of a step, or in that of a function and its result: in no wildcard."""
+    """Whether a pattern ends in the plain name of a step, or in the plain name of a function and `return`."""
     *_, function, step = ["", *pattern.split("/")]
     return step.isidentifier() and (step != "return" or function.partition(".")[0].isidentifier())
 
 
 def _for_any_call(pattern):
-    """The pattern, its calls' numbers fitting "#" too, which stands for a number that is not known beforehand."""
+    """The pattern with every call index N replaced by [#N]. "#" in a path stands for an unknown call index."""
     return re.sub(r"\.(\d)(?=/)", r".[#\1]", pattern)
 
 
 def _steps(code, names, where):
-    """Paths of the steps of a function that is called `where`, and of the layer functions that it defines or calls.
-    names are the globals it sees."""
+    """Paths of the steps of a function at path `where`, and of the layer functions that it defines or calls.
+    names: its globals."""
     for step in (*code.co_varnames, *code.co_cellvars, *code.co_freevars):
         yield f"{where}/{step}"
     defined = [const for const in code.co_consts if isinstance(const, CodeType) and const.co_name.isidentifier()]
@@ -158,19 +197,19 @@ def _steps(code, names, where):
     for name in code.co_names:
         found = names.get(name)
         for function in found.values() if isinstance(found, dict) else (found,):  # a dict such as ACTIVATIONS
-            function = getattr(function, "reference", function)
+            function = inspect.unwrap(function) if callable(function) else function
             if hasattr(function, "__code__") and is_layer(function.__module__):
                 inside.append((function.__code__, function.__globals__))
-    for inner, seen in inside:
+    for inner, globals_ in inside:
         yield f"{where}/{inner.co_name}.#/return"
-        yield from _steps(inner, seen, f"{where}/{inner.co_name}.#")
+        yield from _steps(inner, globals_, f"{where}/{inner.co_name}.#")
 
 
 @contextmanager
-def _watching(watch):
-    """Call watch at every call and return of this thread."""
+def _profiling(profile):
+    """Call profile at every call and return of this thread."""
     before = sys.getprofile()
-    sys.setprofile(watch)
+    sys.setprofile(profile)
     try:
         yield
     finally:
@@ -178,7 +217,7 @@ def _watching(watch):
 
 
 def _parts(result):
-    """A result's parts and their names: of several arrays their places."""
+    """(name or index, part) of a result with several parts."""
     if isinstance(result, (tuple, list)):
         return enumerate(result)
     return (result if isinstance(result, dict) else getattr(result, "__dict__", {})).items()
@@ -194,7 +233,14 @@ def _stem(module):
 
 @contextmanager
 def seconds_of(functions: Collection[str]) -> Iterator[dict[str, float]]:
-    """Seconds the calling thread spends in these functions of the layers, calls of one function added up."""
+    """Measure the time that the calling thread spends in some layer functions.
+
+    Args:
+        functions: names of layer functions, without their modules.
+
+    Yields:
+        A dict from name to seconds, summed over all calls.
+    """
     seconds = dict.fromkeys(functions, 0.0)
     started: list[float] = []
 
@@ -209,12 +255,18 @@ def seconds_of(functions: Collection[str]) -> Iterator[dict[str, float]]:
 @contextmanager
 def at_functions(functions: Collection[str], enter: Callable[[str], object],
                  leave: Callable[[str], object]) -> Iterator[None]:
-    """Call enter(name) and leave(name) at the ends of these functions of the layers, in the calling thread."""
+    """Run callbacks at the start and the end of some layer functions, in the calling thread.
 
-    def watch(frame, event, _):
+    Args:
+        functions: names of layer functions, without their modules.
+        enter: called with the name when a function starts.
+        leave: called with the name when it returns.
+    """
+
+    def profile(frame, event, _):
         function = frame.f_code.co_name
         if function in functions and is_layer(frame.f_globals.get("__name__")) and event in ("call", "return"):
             (enter if event == "call" else leave)(function)
 
-    with _watching(watch):
+    with _profiling(profile):
         yield

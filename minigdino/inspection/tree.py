@@ -1,5 +1,4 @@
-"""A traced pass as text: every function under its caller, with the shapes of its steps, its place in the papers, its
-time."""
+"""Text tree of a traced forward pass: each function below its caller, with shapes, time and source in the papers."""
 
 from __future__ import annotations
 
@@ -10,13 +9,24 @@ import re
 from ..network import LAYERS
 from .tracing import NETWORK, PACKAGE, Summary
 
-PLACE = re.compile(r"§\d\.\d|arXiv \d{4}\.\d{5}|Eq\. \d+(?:(?:-|, | and )\d+)*|[Ss]ection \d[\d.]*\d|Figure \d")
+PLACE = re.compile(r"§\d\.\d|arXiv \d{4}\.\d{5}|Eq\. \d+(?:(?:-|, | and )\d+)*|[Ss]ection \d[\d.]*\d|Figure \d|"
+                   r"Algorithm \d|(?:[Aa]ppendix )?\bA\.\d")
+SECTIONS = re.compile(r"^\s*(?:Args|Returns|Yields|Raises):", re.MULTILINE)  # of a Google style docstring
 WIDTH = 46  # columns for names
 
 
-def tree(seen: dict[str, Summary], depth: int = 4, steps: bool = True) -> str:
-    """What `trace()` recorded. depth: calls within calls to show; steps: arrays that functions name, too."""
-    nodes = _nodes(seen)
+def tree(recorded: dict[str, Summary], depth: int = 4, steps: bool = True) -> str:
+    """Format what `trace()` recorded.
+
+    Args:
+        recorded: summaries by path, as `trace()` without a pattern yields them.
+        depth: maximum number of nested calls to show.
+        steps: whether to show the local variables of functions too.
+
+    Returns:
+        One line per call and step, after a header line.
+    """
+    nodes = _nodes(recorded)
     lines = [f"{'step':{WIDTH}}{'shape':22}{'ms':>9}  place"]
 
     def show(path, level):
@@ -43,20 +53,54 @@ def tree(seen: dict[str, Summary], depth: int = 4, steps: bool = True) -> str:
 
 
 def place(module: str, function: str) -> str:
-    """Where the papers have it: what the function's docstring names, else the first line of its module's."""
+    """Return where the papers describe a function, for example "arXiv 2103.14030, section 3.1".
+
+    The function's docstring is searched first, up to its "Args:", then the first paragraph of the module's docstring.
+    Every section, equation, figure and algorithm follows its paper, which is the first of these:
+
+    1. the paper named before it in the same docstring,
+    2. the paper of the module: its arXiv id, else its §,
+    3. the paper named after it in the same docstring.
+
+    Args:
+        module: module of the function, as "swin".
+        function: name of the function.
+
+    Returns:
+        Papers, each followed by its sections, equations, figures and algorithms. A § is a section of the Grounding DINO
+        paper. "" if neither docstring names any.
+    """
     if not module:
         return ""
-    texts = (inspect.getdoc(_function(module, function)) or "", home(module).__doc__ or "")
-    found = next(filter(None, (PLACE.findall(text.partition("\n\n")[0]) for text in texts)), [])
-    return ", ".join(dict.fromkeys(found))
+    own = PLACE.findall(SECTIONS.split(inspect.getdoc(_function(module, function)) or "")[0])
+    common = PLACE.findall((inspect.getdoc(home(module)) or "").partition("\n\n")[0])
+    found = own or common
+    papers = sorted(filter(_is_paper, common), key=lambda part: part.startswith("§"))
+    current = next(filter(_is_paper, [*papers, *found]), "")
+    grouped: dict[str, list[str]] = {}
+    for part in found:
+        current = part if _is_paper(part) else current
+        grouped.setdefault(current, [current]).append(part)
+    return ", ".join(part for group in grouped.values() for part in dict.fromkeys(group) if part)
 
 
 def home(module: str):
-    """The module of that name: a layer's, or one of the surface such as `image`."""
+    """Import a module by its last name.
+
+    Args:
+        module: a module of the network, as "swin", or one at the top of the package, as "image".
+
+    Returns:
+        The module object.
+    """
     return importlib.import_module((NETWORK if module in LAYERS else PACKAGE) + module)
 
 
-def _nodes(seen):
+def _is_paper(part):
+    return part.startswith(("§", "arXiv"))
+
+
+def _nodes(recorded):
     """{path of a call: {"results": [Summary, ...], "steps": {name: Summary}, "calls": [path, ...]}}"""
     nodes = {}
 
@@ -68,7 +112,7 @@ def _nodes(seen):
                 node(parent)["calls"].append(path)
         return nodes[path]
 
-    for key, array in seen.items():  # a call is seen when it returns, so callers come after those they call
+    for key, array in recorded.items():  # a call is recorded when it returns, after the calls inside it
         path, _, name = key.rpartition("/")
         if name == "return" or name.startswith("return."):
             node(path)["results"].append(array)
@@ -78,8 +122,9 @@ def _nodes(seen):
 
 
 def _function(module, function):
-    found = getattr(home(module), function, None)  # None: one inside another
-    return getattr(found, "reference", found)
+    """A function of a module, as written; None if it is defined inside another function."""
+    found = getattr(home(module), function, None)
+    return found and inspect.unwrap(found)
 
 
 def _arguments(module, function):

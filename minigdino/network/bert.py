@@ -1,6 +1,6 @@
-"""§3.1  Text backbone. BERT (arXiv 1810.04805), each token seeing only its own phrase (§3.4).
+"""§3.1  Text backbone. BERT (arXiv 1810.04805), each token attending to its own phrase (§3.4).
 
-T text tokens, C channels, F hidden channels of the feed-forward.
+T text tokens, C channels, F hidden channels of the feed-forward network.
 """
 
 from __future__ import annotations
@@ -9,19 +9,39 @@ from .ops import add_norm, attention, feed_forward
 
 
 def bert_layer(x, self_attn, self_attn_layer_norm, fc1, fc2, final_layer_norm, mask, n_heads, activation, eps):
-    """Attention, then feed-forward, each added and normed: x [T, C], mask [T, T] -> [T, C]"""
+    """Transformer encoder layer (arXiv 1706.03762, section 3.1): self-attention, then a feed-forward network.
+
+    Args:
+        x [T, C]: text tokens.
+        mask [T, T]: True where a token (row) may attend to another (column).
+
+    Returns:
+        [T, C]: text tokens.
+    """
     attended = attention(x, x, x, **self_attn, n_heads=n_heads, mask=mask)  # [T, C]
-    mixed = add_norm(x, attended, **self_attn_layer_norm, eps=eps)  # [T, C]
-    return add_norm(mixed, feed_forward(mixed, fc1, fc2, activation), **final_layer_norm, eps=eps)
+    after_attention = add_norm(x, attended, **self_attn_layer_norm, eps=eps)  # [T, C]
+    hidden = feed_forward(after_attention, fc1, fc2, activation)  # [T, C]
+    return add_norm(after_attention, hidden, **final_layer_norm, eps=eps)
 
 
 def bert(token_ids, mask, positions, embeddings, layers, config):
-    """token_ids [T], mask [T, T], positions [T] -> [T, C]"""
-    # != paper: BERT counts positions from the first token and sees all; here each phrase is counted, and read, alone
+    """BERT: token ids to contextual features.
+
+    Args:
+        token_ids [T]: ids of the vocabulary.
+        mask [T, T], positions [T]: from `phrase_mask`.
+        config: `BertConfig`.
+
+    Returns:
+        [T, C]: text features.
+    """
+    # != paper: §4.1 says BPE; the released models tokenise with BERT's WordPiece
+    # != paper: BERT counts positions from the first token and attends to all; here every phrase starts at position 0
+    # and attends to itself
     words = embeddings["word_embeddings"]["weight"][token_ids]  # [T, C]
-    places = embeddings["position_embeddings"]["weight"][positions]  # [T, C]
+    position = embeddings["position_embeddings"]["weight"][positions]  # [T, C]
     segment = embeddings["token_type_embeddings"]["weight"][0]  # [C]
-    x = add_norm(words, segment + places, **embeddings["layer_norm"], eps=config.layer_norm_eps)
+    x = add_norm(words, segment + position, **embeddings["layer_norm"], eps=config.layer_norm_eps)
     for layer in layers:
         x = bert_layer(x, **layer, mask=mask, n_heads=config.num_attention_heads,
                        activation=config.hidden_act, eps=config.layer_norm_eps)

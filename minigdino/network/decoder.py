@@ -1,4 +1,4 @@
-"""§3.3  Cross-modality decoder. Six layers: queries attend to each other, to the text, to the image; boxes are refined.
+"""§3.3  Cross-modality decoder. Six layers: attention to queries, text and image; each layer refines the boxes.
 
 Q queries, S image tokens, T text tokens, C channels, N decoder layers.
 """
@@ -15,32 +15,63 @@ from .ops import add_norm, attention, feed_forward, layer_norm, mlp
 def decoder_layer(queries, query_pos, references, vision, text, sizes, self_attn, self_attn_layer_norm,
                   encoder_attn_text, encoder_attn_text_layer_norm, encoder_attn, encoder_attn_layer_norm,
                   fc1, fc2, final_layer_norm, n_heads, n_points, activation, eps):
-    """Figure 3, block 3. queries [Q, C], query_pos [Q, C], references [Q, 4], vision [S, C], text [T, C] -> [Q, C]"""
-    placed = queries + query_pos  # [Q, C]
-    to_queries = attention(placed, placed, queries, **self_attn, n_heads=n_heads)  # [Q, C]
-    x = add_norm(queries, to_queries, **self_attn_layer_norm, eps=eps)  # [Q, C]
+    """Decoder layer (§3.3; Figure 3, block 3): self-attention, text and image cross-attention, feed-forward network.
 
-    # != paper: Figure 3 draws the image before the text; the released decoder attends to the text first
-    to_text = attention(x + query_pos, text, text, **encoder_attn_text, n_heads=n_heads)  # [Q, C]
-    y = add_norm(x, to_text, **encoder_attn_text_layer_norm, eps=eps)  # [Q, C]
+    Args:
+        queries [Q, C], query_pos [Q, C]: decoder states and the positional encoding of their boxes.
+        references [Q, 4]: the boxes, around which deformable attention samples the image.
+        vision [S, C], text [T, C]: enhanced image and text tokens.
+        sizes: ((H, W), ...) of the levels.
 
-    to_image = deformable_attention(y + query_pos, references, vision, sizes, **encoder_attn,
+    Returns:
+        [Q, C]: decoder states.
+    """
+    positioned = queries + query_pos  # [Q, C]
+    to_queries = attention(positioned, positioned, queries, **self_attn, n_heads=n_heads)  # [Q, C]
+    after_self = add_norm(queries, to_queries, **self_attn_layer_norm, eps=eps)  # [Q, C]
+
+    # != paper: §3.3 and Figure 3 have the image before the text; the released decoder attends to the text first
+    to_text = attention(after_self + query_pos, text, text, **encoder_attn_text, n_heads=n_heads)  # [Q, C]
+    after_text = add_norm(after_self, to_text, **encoder_attn_text_layer_norm, eps=eps)  # [Q, C]
+
+    to_image = deformable_attention(after_text + query_pos, references, vision, sizes, **encoder_attn,
                                     n_heads=n_heads, n_points=n_points)  # [Q, C]
-    z = add_norm(y, to_image, **encoder_attn_layer_norm, eps=eps)  # [Q, C]
-    return add_norm(z, feed_forward(z, fc1, fc2, activation), **final_layer_norm, eps=eps)
+    after_image = add_norm(after_text, to_image, **encoder_attn_layer_norm, eps=eps)  # [Q, C]
+
+    hidden = feed_forward(after_image, fc1, fc2, activation)  # [Q, C]
+    return add_norm(after_image, hidden, **final_layer_norm, eps=eps)
 
 
 def refine(states, references, bbox_embed):
-    """Move boxes by what the states say, in logits: states [Q, C], references [Q, 4] -> [Q, 4]"""
+    """Refine boxes by a predicted difference of logits (Deformable DETR, arXiv 2010.04159, A.4).
+
+    Args:
+        states [Q, C]: decoder states.
+        references [Q, 4]: boxes to refine.
+
+    Returns:
+        [Q, 4]: refined boxes.
+    """
     return sigmoid(mlp(states, **bbox_embed) + logit(references))
 
 
 def decoder(queries, references, vision, text, sizes, layers, norm, reference_points_head, bbox_embed, config):
-    """queries [Q, C], references [Q, 4], vision [S, C], text [T, C] -> normed states [N, Q, C], references [N+1, Q, 4]
+    """Cross-modality decoder (§3.3).
 
-    references[i] enters layer i, references[i + 1] leaves it.
+    Args:
+        queries [Q, C]: learned contents, the same for every image.
+        references [Q, 4]: first boxes, from `select_queries`.
+        vision [S, C], text [T, C]: enhanced image and text tokens.
+        sizes: ((H, W), ...) of the levels.
+        bbox_embed: the box head of each layer.
+        config: `Config`.
+
+    Returns:
+        [N, Q, C], [N+1, Q, 4]: normed states after each layer; boxes that enter each layer, and those of the last.
     """
     states, boxes, x = [], [references], queries
+    # != paper: Deformable DETR A.4 and DAB-DETR 4.3 do not share the box heads; Grounding DINO's released weights hold
+    # one for all layers, MM Grounding DINO's one per layer
     for layer, head in zip(layers, bbox_embed):
         query_pos = mlp(box_positions(boxes[-1], config.d_model // 2), **reference_points_head)  # [Q, C]
         x = decoder_layer(x, query_pos, boxes[-1], vision, text, sizes, **layer,

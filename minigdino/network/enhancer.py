@@ -1,4 +1,4 @@
-"""§3.1  Feature enhancer. Maps of one width, then six layers: fuse, text self-attention, image deformable attention.
+"""§3.1  Feature enhancer. Neck to one width, then six layers: fusion, text self-attention, image deformable attention.
 
 S image tokens over all levels, T text tokens, C channels, H, W rows and columns of a map, I, O channels in and out, L
 levels.
@@ -15,33 +15,49 @@ from .ops import add_norm, attention, feed_forward, group_norm, linear
 
 
 def conv_1x1(x, weight, bias):
-    """x [H, W, I], weight [O, I, 1, 1] -> [H, W, O]"""
+    """Convolution of one pixel: x [H, W, I], weight [O, I, 1, 1] -> [H, W, O]"""
     return linear(x, weight.reshape(weight.shape[:2]), bias)
 
 
 def conv_3x3_stride_2(x, weight, bias):
-    """One pixel of zeros around: x [H, W, I], weight [O, I, 3, 3] -> [ceil(H/2), ceil(W/2), O]"""
+    """Convolution with one pixel of zero padding: x [H, W, I], weight [O, I, 3, 3] -> [ceil(H/2), ceil(W/2), O]"""
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     h, w = (x.shape[0] + 1) // 2, (x.shape[1] + 1) // 2
     taps = [padded[i : i + 2 * h - 1 : 2, j : j + 2 * w - 1 : 2] for i in range(3) for j in range(3)]
-    patches = np.stack(taps, axis=-1).reshape(h, w, -1)  # in the order of the weight: channel, row, column
+    patches = np.stack(taps, axis=-1).reshape(h, w, -1)  # in the weight's order: channel, row, column
     return linear(patches, weight.reshape(len(weight), -1), bias)
 
 
 def neck(features, input_proj_vision):
-    """Backbone maps to C channels, and coarser maps after them: features [H, W, I] each -> [H, W, C] each"""
+    """Feature maps of one width, and coarser ones after them (Deformable DETR, arXiv 2010.04159, A.2).
+
+    Args:
+        features: list of [H, W, I], the backbone's maps, fine to coarse.
+
+    Returns:
+        list of [H, W, C], fine to coarse, one for each of the L levels.
+    """
     maps = []
     for level, (conv, norm) in enumerate(input_proj_vision):
         if level < len(features):
             projected = conv_1x1(features[level], **conv)
-        else:  # the first coarser map is made from the backbone's last, not from its projection
+        else:  # the first coarser map is made from the backbone's last map, not from its projection
             projected = conv_3x3_stride_2(features[-1] if level == len(features) else maps[-1], **conv)
         maps.append(group_norm(projected, **norm))
     return maps
 
 
 def vision_positions(sizes, level_embed, temperature):
-    """Where each token is, and on which level. sizes ((H, W), ...), level_embed [L, C] -> [S, C]"""
+    """Positional plus level embedding of every image token (Deformable DETR, arXiv 2010.04159, section 4.1).
+
+    Args:
+        sizes: ((H, W), ...) of the levels.
+        level_embed [L, C]: learned, one vector per level.
+        temperature: of the sine embedding.
+
+    Returns:
+        [S, C]: embeddings.
+    """
     C = level_embed.shape[1]
     return np.concatenate([image_positions(H, W, C, temperature, like=level_embed) + level_embed[i]
                            for i, (H, W) in enumerate(sizes)])
@@ -49,24 +65,54 @@ def vision_positions(sizes, level_embed, temperature):
 
 def text_enhancer_layer(text, positions, mask, self_attn, fc1, fc2, layer_norm_before, layer_norm_after, n_heads,
                         activation, eps):
-    """text [T, C], positions [T, C], mask [T, T] -> [T, C]"""
-    placed = text + positions  # [T, C]
-    attended = attention(placed, placed, text, **self_attn, n_heads=n_heads, mask=mask)  # [T, C]
-    mixed = add_norm(text, attended, **layer_norm_before, eps=eps)  # [T, C]
-    return add_norm(mixed, feed_forward(mixed, fc1, fc2, activation), **layer_norm_after, eps=eps)
+    """Text self-attention within phrases (Figure 3, block 2; §3.4), then a feed-forward network.
+
+    Args:
+        text [T, C], positions [T, C]: tokens and their positional encoding, added to queries and keys only.
+        mask [T, T]: True where a token (row) may attend to another (column).
+
+    Returns:
+        [T, C]: text tokens.
+    """
+    positioned = text + positions  # [T, C]
+    attended = attention(positioned, positioned, text, **self_attn, n_heads=n_heads, mask=mask)  # [T, C]
+    after_attention = add_norm(text, attended, **layer_norm_before, eps=eps)  # [T, C]
+    hidden = feed_forward(after_attention, fc1, fc2, activation)  # [T, C]
+    return add_norm(after_attention, hidden, **layer_norm_after, eps=eps)
 
 
 def deformable_layer(vision, positions, references, sizes, self_attn, self_attn_layer_norm, fc1, fc2,
                      final_layer_norm, n_heads, n_points, activation, eps):
-    """vision [S, C], positions [S, C], references [S, 2] -> [S, C]"""
+    """Deformable self-attention of the image (Figure 3, block 2), then a feed-forward network.
+
+    Args:
+        vision [S, C], positions [S, C]: tokens and their positional encoding, added to the queries only.
+        references [S, 2]: the pixel centre of each token.
+        sizes: ((H, W), ...) of the levels.
+
+    Returns:
+        [S, C]: image tokens.
+    """
     attended = deformable_attention(vision + positions, references, vision, sizes, **self_attn,
                                     n_heads=n_heads, n_points=n_points)  # [S, C]
-    mixed = add_norm(vision, attended, **self_attn_layer_norm, eps=eps)  # [S, C]
-    return add_norm(mixed, feed_forward(mixed, fc1, fc2, activation), **final_layer_norm, eps=eps)
+    after_attention = add_norm(vision, attended, **self_attn_layer_norm, eps=eps)  # [S, C]
+    hidden = feed_forward(after_attention, fc1, fc2, activation)  # [S, C]
+    return add_norm(after_attention, hidden, **final_layer_norm, eps=eps)
 
 
 def enhancer(maps, text, mask, token_positions, layers, level_embed, config):
-    """maps [H, W, C] each, text [T, C], mask [T, T], token_positions [T] -> [S, C], [T, C]"""
+    """Feature enhancer (§3.1; Figure 3, block 2).
+
+    Args:
+        maps: list of [H, W, C], from `neck`.
+        text [T, C]: text features.
+        mask [T, T], token_positions [T]: from `phrase_mask`.
+        level_embed [L, C]: learned level embedding.
+        config: `Config`.
+
+    Returns:
+        [S, C], [T, C]: enhanced image and text tokens.
+    """
     sizes = tuple(m.shape[:2] for m in maps)
     vision = np.concatenate([m.reshape(-1, m.shape[-1]) for m in maps])  # [S, C]
     vision_pos = vision_positions(sizes, level_embed, config.positional_embedding_temperature)  # [S, C]
@@ -74,7 +120,8 @@ def enhancer(maps, text, mask, token_positions, layers, level_embed, config):
     references = np.concatenate([pixel_centres(H, W, like=vision) for H, W in sizes])  # [S, 2]
     heads, act, eps = config.encoder_attention_heads, config.activation_function, config.layer_norm_eps
     for layer in layers:
-        # != paper: Figure 3 draws self-attention first; the released encoder fuses first
+        # != paper: Figure 3 draws self-attention first; the released encoder fuses first, as Algorithm 1 of MM
+        # Grounding DINO (arXiv 2401.02361) does
         vision, text = fusion_layer(vision, text, **layer["fusion_layer"], n_heads=heads // 2, eps=eps)
         text = text_enhancer_layer(text, text_pos, mask, **layer["text_enhancer_layer"], n_heads=heads // 2,
                                    activation=act, eps=eps)

@@ -1,9 +1,10 @@
-"""Image-text cross-attention, both ways from one table of scores. GLIP (arXiv 2112.03857) Eq. 4-6; Figure 3, block 2.
+"""Bi-directional image-text cross-attention (§3.1, Figure 3, block 2). GLIP (arXiv 2112.03857), Eq. 4-6.
 
 S image tokens, T text tokens, C channels, M heads, D channels of a head.
 
-A prompt has few tokens and an image has many, so every map that GLIP applies to image tokens is folded into the text:
-no image token is ever projected. docs/reorderings.md derives it; tests/test_enhancer.py has the definition.
+A prompt has few tokens and an image has many. So every projection that GLIP applies to the image tokens is folded into
+the text, and no image token is projected. docs/reorderings.md derives the identities; tests/test_fusion.py holds GLIP's
+own order as the definition.
 """
 
 from __future__ import annotations
@@ -13,50 +14,74 @@ from .ops import layer_norm, linear, merge_heads, softmax, split_heads
 
 
 @accelerated(numpy="minigdino._ext.fusion:attend_both_ways")
-def attend_both_ways(vision, asked, offset, told, bias, added=None):
-    """The image reads the text, and the text the image, by the scores vision asked' + offset. What a token tells is
-    given in `told`; what it sees is the mean of the image, weighted.
+def attend_both_ways(vision, folded_keys, key_bias, mapped_values, bias, residual=None):
+    """Cross-attention in both directions from one table of scores (Eq. 4): vision folded_keys^T + key_bias.
 
-    vision [S, C], asked [M, T, C], offset [M, T], told [M, T, C], bias [C], added [S, C] -> [S, C], [M, T, C]
+    Args:
+        vision [S, C]: image tokens.
+        folded_keys [M, T, C], key_bias [M, T]: text keys that already contain the image's query projection.
+        mapped_values [M, T, C], bias [C]: text values already mapped to image channels, and the bias of that map.
+        residual [S, C]: added to the image's result.
+
+    Returns:
+        [S, C], [M, T, C]: update of the image tokens; image context, the attention-weighted mean of the image tokens.
     """
-    (S, C), (M, T, _) = vision.shape, asked.shape
-    # the released code subtracts the largest score of all and clamps at 5e4 too, which changes nothing in range
-    scores = linear(vision, asked.reshape(M * T, C), offset.reshape(M * T)).reshape(S, M, T)  # [S, M, T]
+    (S, C), (M, T, _) = vision.shape, folded_keys.shape
+    # the released code also subtracts the largest score and clamps at 5e4; neither changes the softmax in range
+    scores = linear(vision, folded_keys.reshape(M * T, C), key_bias.reshape(M * T)).reshape(S, M, T)  # [S, M, T]
     to_text = softmax(scores, axis=2)  # [S, M, T]
     to_vision = softmax(scores, axis=0)  # [S, M, T]
-    from_text = linear(to_text.reshape(S, M * T), told.reshape(M * T, C).T, bias, added)  # [S, C]
-    seen = linear(to_vision.reshape(S, M * T).T, vision.T).reshape(M, T, C)  # [M, T, C]
-    return from_text, seen
+    from_text = linear(to_text.reshape(S, M * T), mapped_values.reshape(M * T, C).T, bias, residual)  # [S, C]
+    image_context = linear(to_vision.reshape(S, M * T).T, vision.T).reshape(M, T, C)  # [M, T, C]
+    return from_text, image_context
 
 
 def bi_attention(vision, text, vision_proj, text_proj, values_vision_proj, values_text_proj,
-                 out_vision_proj, out_text_proj, n_heads, added=None):
-    """What each hears of the other, the image's `added` to what is given: vision [S, C], text [T, C], added [S, C]
-    -> [S, C], [T, C]"""
+                 out_vision_proj, out_text_proj, n_heads, residual=None):
+    """Cross-attention in both directions (X-MHA, Eq. 4), with an optional residual for the image.
+
+    Args:
+        vision [S, C], text [T, C]: image and text tokens.
+        residual [S, C]: added to the image's result.
+
+    Returns:
+        [S, C], [T, C]: what the image receives from the text; what the text receives from the image.
+    """
     C, M = text.shape[1], n_heads
     k = split_heads(linear(text, **text_proj), M) * (len(text_proj["bias"]) // M) ** -0.5  # [M, T, D]
     v_text = split_heads(linear(text, **values_text_proj), M)  # [M, T, D]
 
-    # (x Wq + bq) k' = x (Wq k') + bq k': the query map is taken over to the T keys
-    asked = k @ vision_proj["weight"].reshape(M, -1, C)  # [M, T, C]
-    offset = (k @ vision_proj["bias"].reshape(M, -1, 1))[..., 0]  # [M, T]
-    # A ((t Wv + bv) Wo) = (A (t Wv + bv)) Wo: the output map is taken over to the T values
-    told = v_text @ out_vision_proj["weight"].reshape(C, M, -1).transpose(1, 2, 0)  # [M, T, C]
-    from_text, seen = attend_both_ways(vision, asked, offset, told, out_vision_proj["bias"], added)  # [S, C], [M, T, C]
+    # (x Wq + bq) k' = x (Wq k') + bq k': the query projection is folded into the T keys
+    folded_keys = k @ vision_proj["weight"].reshape(M, -1, C)  # [M, T, C]
+    key_bias = (k @ vision_proj["bias"].reshape(M, -1, 1))[..., 0]  # [M, T]
+    # A ((t Wv + bv) Wo) = (A (t Wv + bv)) Wo: the output projection is folded into the T values
+    mapped_values = v_text @ out_vision_proj["weight"].reshape(C, M, -1).transpose(1, 2, 0)  # [M, T, C]
+    from_text, image_context = attend_both_ways(vision, folded_keys, key_bias, mapped_values, out_vision_proj["bias"],
+                                                residual)  # [S, C], [M, T, C]
 
-    # A (x Wv + bv) = (A x) Wv + bv, since the weights of A sum to 1: the value map comes after the sum over the image
-    values = seen @ values_vision_proj["weight"].reshape(M, -1, C).swapaxes(1, 2)  # [M, T, D]
+    # A (x Wv + bv) = (A x) Wv + bv, since the rows of A sum to 1: the value projection follows the mean over the image
+    values = image_context @ values_vision_proj["weight"].reshape(M, -1, C).swapaxes(1, 2)  # [M, T, D]
     heads = values + values_vision_proj["bias"].reshape(M, 1, -1)  # [M, T, D]
     from_vision = linear(merge_heads(heads), **out_text_proj)  # [T, C]
     return from_text, from_vision
 
 
 def fusion_layer(vision, text, layer_norm_vision, layer_norm_text, attn, vision_param, text_param, n_heads, eps):
-    """Each modality adds what the other tells it, scaled per channel. vision [S, C], text [T, C] -> [S, C], [T, C]"""
-    # != paper: GLIP Eq. 5 and 6 add to the input; the released fusion adds to the normed input
+    """Image-text fusion (Eq. 5, 6): each modality plus a scaled update from the other.
+
+    Args:
+        vision [S, C], text [T, C]: image and text tokens.
+        vision_param [C], text_param [C]: scale of the update per channel.
+
+    Returns:
+        [S, C], [T, C]: updated image and text tokens.
+    """
+    # != paper: GLIP Eq. 5 and 6 add the update to the input; the released fusion adds it to the normed input
     v = layer_norm(vision, **layer_norm_vision, eps=eps)  # [S, C]
     t = layer_norm(text, **layer_norm_text, eps=eps)  # [T, C]
-    # p * (a Wo + bo) = a (p * Wo) + p * bo: the image's scale goes over to its last map
-    scaled = {name: (p.T * vision_param).T for name, p in attn["out_vision_proj"].items()}
-    told, from_vision = bi_attention(v, t, **{**attn, "out_vision_proj": scaled}, n_heads=n_heads, added=v)
-    return told, t + text_param * from_vision
+    # != paper: GLIP adds the update unscaled; the released fusion scales it per channel
+
+    # p (a Wo + bo) = a (p Wo) + p bo: the image's scale is folded into its output projection
+    scaled_proj = {name: (p.T * vision_param).T for name, p in attn["out_vision_proj"].items()}
+    fused, from_vision = bi_attention(v, t, **{**attn, "out_vision_proj": scaled_proj}, n_heads=n_heads, residual=v)
+    return fused, t + text_param * from_vision

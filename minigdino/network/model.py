@@ -20,56 +20,84 @@ from .swin import swin
 
 @dataclass(frozen=True)
 class Output:
-    """What `forward` computed. A box is (cx, cy, w, h) as fractions of the image; logits are before the sigmoid."""
+    """Result of `forward`. A box is (cx, cy, w, h) as fractions of the image; logits are before the sigmoid.
 
-    logits: np.ndarray  # [Q, T] how much each box is like each token
-    boxes: np.ndarray  # [Q, 4]
-    image_features: tuple[np.ndarray, ...]  # the backbone's maps [H, W, channels]
-    text_features: np.ndarray  # [T, C] BERT's, projected; before the enhancer
-    text: np.ndarray  # [T, C] after the enhancer
-    vision: np.ndarray  # [S, C] after the enhancer
-    sizes: tuple[tuple[int, int], ...]  # (rows, columns) of each level; S is the sum of their products
-    selection_scores: np.ndarray  # [S] each image token's best logit
-    selected: np.ndarray  # [Q] image tokens chosen, best first
-    hidden_states: np.ndarray  # [N, Q, C] after each decoder layer, normed
-    references: np.ndarray  # [N+1, Q, 4] the boxes that enter layer 0, 1, ... and that leave the last
-    # with details=True only
-    layer_logits: np.ndarray | None = None  # [N, Q, T] every decoder layer's
-    layer_boxes: np.ndarray | None = None  # [N, Q, 4]
-    encoder_logits: np.ndarray | None = None  # [S, T] every image token's
-    encoder_boxes: np.ndarray | None = None  # [S, 4] in logits; +inf where a token proposes nothing
-    query_logits: np.ndarray | None = None  # [Q, T] learned queries against text_features: the same for any image
+    Attributes:
+        logits: [Q, T] similarity of each query to each text token.
+        boxes: [Q, 4] the box of each query.
+        image_features: the backbone's maps, [H, W, channels] each, fine to coarse.
+        text_features: [T, C] BERT's features, projected; before the enhancer.
+        text: [T, C] text tokens after the enhancer.
+        vision: [S, C] image tokens after the enhancer.
+        sizes: (rows, columns) of each level; S is the sum of their products.
+        selection_scores: [S] highest logit of each image token.
+        selected: [Q] image tokens selected, best first.
+        hidden_states: [N, Q, C] after each decoder layer, normed.
+        references: [N+1, Q, 4] boxes that enter each decoder layer, and those that leave the last.
+        layer_logits: [N, Q, T] of every decoder layer; this and the following fields with details=True only.
+        layer_boxes: [N, Q, 4] of every decoder layer.
+        encoder_logits: [S, T] of every image token.
+        encoder_boxes: [S, 4] of every image token, in logits; +inf where it proposes no box.
+        query_logits: [Q, T] learned queries against text_features: the same for any image.
+    """
+
+    logits: np.ndarray
+    boxes: np.ndarray
+    image_features: tuple[np.ndarray, ...]
+    text_features: np.ndarray
+    text: np.ndarray
+    vision: np.ndarray
+    sizes: tuple[tuple[int, int], ...]
+    selection_scores: np.ndarray
+    selected: np.ndarray
+    hidden_states: np.ndarray
+    references: np.ndarray
+    layer_logits: np.ndarray | None = None
+    layer_boxes: np.ndarray | None = None
+    encoder_logits: np.ndarray | None = None
+    encoder_boxes: np.ndarray | None = None
+    query_logits: np.ndarray | None = None
 
 
 def forward(pixels, token_ids, delimiters, weights, config, selected=None, details=False, image_features=None,
             text_features=None):
-    """The network. pixels [3, H, W] normalised, token_ids [T], selected [Q] image tokens to use for its own choice.
+    """Forward pass of the network (§3, Figure 3), on the device that holds the weights.
 
-    The features depend on the image alone and on the text alone; whoever has them from an earlier pass hands them in.
-    Computes where the weights are: pixels, ids and `selected` come from the host and are sent there, once each.
+    Args:
+        pixels [3, H, W]: normalised image, on the host.
+        token_ids [T]: on the host.
+        delimiters: token ids that end a phrase.
+        weights: the tree of parameters, from `checkpoints.weights.build`.
+        config: `Config`.
+        selected [Q]: image tokens to use instead of the model's own selection, on the host.
+        details: compute every layer's logits and boxes too.
+        image_features, text_features: of an earlier pass with the same image, the same text; computed if None.
+
+    Returns:
+        `Output`.
     """
-    here = weights["level_embed"]
-    # §3.4 sub-sentence level text features: a token sees its own phrase alone
-    mask, positions = phrase_mask(token_ids, delimiters, like=here)
+    like = weights["level_embed"]
+    # §3.4 sub-sentence level text features: a token attends to its own phrase
+    mask, positions = phrase_mask(token_ids, delimiters, like=like)
     # §3.1 feature extraction: the text backbone and the image backbone
     if text_features is None:
-        ids = np.asarray(token_ids, like=here)
+        ids = np.asarray(token_ids, like=like)
         text_features = linear(bert(ids, mask, positions, **weights["text_backbone"], config=config.text_config),
                                **weights["text_projection"])  # [T, C]
     if image_features is None:
-        image_features = tuple(swin(np.asarray(pixels, like=here), **weights["backbone"],
+        image_features = tuple(swin(np.asarray(pixels, like=like), **weights["backbone"],
                                     config=config.backbone_config))
     # §3.1 feature enhancer
     maps = neck(image_features, weights["input_proj_vision"])
     sizes = tuple(m.shape[:2] for m in maps)
     vision, text = enhancer(maps, text_features, mask, positions, weights["encoder"]["layers"],
                             weights["level_embed"], config)  # [S, C], [T, C]
-    del maps  # as large as vision, and not needed any more
-    # §3.2 language-guided query selection; boxes come from the image, contents are learned
-    choice = None if selected is None else np.asarray(selected, like=here)
+    del maps  # as large as vision, and no longer needed
+    # §3.2 language-guided query selection: the image gives the boxes, the contents are learned
+    choice = None if selected is None else np.asarray(selected, like=like)
     chosen = select_queries(vision, text, sizes, **weights["query_selection"], n_queries=config.num_queries,
                             eps=config.layer_norm_eps, selected=choice)
-    queries = weights["query_position_embeddings"]["weight"]  # [Q, C]
+    queries = weights["query_position_embeddings"]["weight"]  # [Q, C] contents, in spite of the checkpoint's name
     # §3.3 cross-modality decoder
     states, references = decoder(queries, chosen["references"], vision, text, sizes, **weights["decoder"],
                                  bbox_embed=weights["bbox_embed"], config=config)  # [N, Q, C], [N+1, Q, 4]

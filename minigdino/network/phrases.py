@@ -1,4 +1,4 @@
-"""§3.4  Sub-sentence level text features: a token attends to its own phrase alone.
+"""§3.4  Sub-sentence level text features: each token attends to the tokens of its own phrase.
 
 T text tokens, [CLS] and [SEP] included.
 """
@@ -11,21 +11,28 @@ PUBLISHED_DELIMITERS = (101, 102, 1012, 1029)  # ids of [CLS] [SEP] . ? in the p
 
 
 def phrase_mask(token_ids, delimiters, like=None):
-    """Figure 4 (c): split the tokens at the delimiters; a token sees the tokens of its own phrase.
+    """Self-attention mask of the text (Figure 4 (c)): split the tokens at the delimiters into phrases.
 
-    A phrase is closed by its delimiter, which belongs to it; the first and the last token stand alone, and so does
-    any token that no delimiter closes. token_ids [T], on the host whatever `like` is -> mask [T, T] bool, positions [T]
-    counted from 0 in each phrase
+    A phrase includes the delimiter that ends it. The first token, the last token and any token that no delimiter ends
+    attend to themselves only.
+
+    Args:
+        token_ids [T]: ids on the host, wherever `like` is.
+        delimiters: ids that end a phrase.
+        like: an array on the wanted device.
+
+    Returns:
+        [T, T], [T]: mask, True where a token (row) may attend to another (column); positions within the phrases.
     """
-    # a page of Python on short host lists: it decides sizes and positions, not arithmetic
+    # plain Python over a short list on the host: it computes indices, no arithmetic of the network
     ids = [int(i) for i in token_ids]
-    block, position = list(range(-1, -1 - len(ids), -1)), [0] * len(ids)  # alone, until a delimiter says otherwise
+    phrase, position = list(range(-1, -1 - len(ids), -1)), [0] * len(ids)  # a phrase of its own for every token
     start = 0
     for i, token in enumerate(ids):
         if token in delimiters:
             if 0 < i < len(ids) - 1:
-                block[start : i + 1] = [i] * (i + 1 - start)
+                phrase[start : i + 1] = [i] * (i + 1 - start)
                 position[start : i + 1] = range(i + 1 - start)
             start = i + 1
-    blocks, positions = np.asarray([block, position], like=like)  # both on their way to a device at once
-    return blocks[:, None] == blocks[None, :], positions
+    phrases, positions = np.asarray([phrase, position], like=like)  # one transfer to a device for both
+    return phrases[:, None] == phrases[None, :], positions

@@ -1,4 +1,4 @@
-"""§3.2  Language-guided query selection: the image tokens most like any word become the decoder's first boxes.
+"""§3.2  Language-guided query selection: the image tokens most similar to the text give the decoder's first boxes.
 
 S image tokens, T text tokens, C channels, Q queries.
 """
@@ -12,22 +12,35 @@ from .ops import layer_norm, linear, mlp
 
 
 def similarity(x, text, bias=None):
-    """How much each row of x is like each token: x [N, C], text [T, C] -> [N, T] logits
+    """Logit of every pair of a row and a text token: their dot product (X_I X_T^T of Eq. 1).
 
-    Grounding DINO takes the dot product. MM Grounding DINO (arXiv 2401.02361) divides by sqrt(C) and adds a bias.
+    MM Grounding DINO (arXiv 2401.02361) divides it by sqrt(C) and adds a learned bias; Grounding DINO does neither.
+
+    Args:
+        x [N, C]: image tokens or decoder states.
+        text [T, C]: text tokens.
+        bias []: MM Grounding DINO's class bias.
+
+    Returns:
+        [N, T]: logits.
     """
     scores = linear(x, text)  # [N, T]
     return scores if bias is None else scores * x.shape[-1] ** -0.5 + bias
 
 
 def proposals(sizes, like):
-    """One box around every pixel centre, larger on coarser levels (Deformable DETR, arXiv 2010.04159, A.4).
+    """One box proposal per image token, larger on coarser levels (two-stage Deformable DETR, arXiv 2010.04159, A.4).
 
-    sizes ((H, W), ...) -> [S, 4] logits of boxes, +inf where the box is too close to the border, and [S] "is inside"
+    Args:
+        sizes: ((H, W), ...) of the levels.
+        like: an array of the wanted dtype and device.
+
+    Returns:
+        [S, 4], [S]: logits of the boxes, +inf too near the border; whether a box lies inside.
     """
     boxes = []
     for level, (H, W) in enumerate(sizes):
-        side = np.zeros((H * W, 2), like.dtype, like=like) + 0.05 * 2**level  # np.full(like=) is not CuPy's
+        side = np.zeros((H * W, 2), like.dtype, like=like) + 0.05 * 2**level  # CuPy has no np.full(like=)
         boxes.append(np.concatenate([pixel_centres(H, W, like), side], axis=1))
     boxes = np.concatenate(boxes)  # [S, 4]
     inside = ((boxes > 0.01) & (boxes < 0.99)).all(axis=1)  # [S]
@@ -36,18 +49,29 @@ def proposals(sizes, like):
 
 
 def top(scores, n):
-    """Indices of the n largest, largest first, ties in order: scores [S] -> [n]"""
+    """Top_N of Eq. 1: indices of the n largest scores, largest first, ties in order. scores [S] -> [n]"""
     return np.argsort(-scores, kind="stable")[:n]
 
 
 def select_queries(vision, text, sizes, enc_output, enc_output_norm, encoder_output_bbox_embed,
                    encoder_output_class_embed, n_queries, eps, selected=None):
-    """vision [S, C], text [T, C] -> dict: scores [S], selected [Q], references [Q, 4], and for every image token
-    output [S, C] and anchors [S, 4]. Given `selected`, that choice replaces the best-scored."""
+    """Language-guided query selection (§3.2, Eq. 1, Algorithm 1), and the first box of each query.
+
+    Args:
+        vision [S, C], text [T, C]: enhanced image and text tokens.
+        sizes: ((H, W), ...) of the levels.
+        n_queries: Q.
+        selected [Q]: image tokens to use instead of the best-scored ones.
+
+    Returns:
+        dict of scores [S], selected [Q], references [Q, 4], and for every image token output [S, C], anchors [S, 4].
+    """
     anchors, inside = proposals(sizes, like=vision)
-    # zeroed before the linear map, so every token outside holds the same vector and the same score
-    output = layer_norm(linear(vision * inside[:, None], **enc_output), **enc_output_norm, eps=eps)  # [S, C]
-    # != paper: §3.2 compares the image features themselves; the released models map and norm them first
+    # != paper: Eq. 1 scores every image token; the released models zero the tokens near the border before scoring, so
+    # that these share one vector and one score
+    zeroed = vision * inside[:, None]  # [S, C]
+    # != paper: Eq. 1 compares the image features themselves; the released models project and normalise them first
+    output = layer_norm(linear(zeroed, **enc_output), **enc_output_norm, eps=eps)  # [S, C]
     scores = similarity(output, text, **encoder_output_class_embed).max(axis=-1)  # [S]
     if selected is None:
         selected = top(scores, n_queries)

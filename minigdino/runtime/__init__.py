@@ -1,1 +1,1 @@
-"""What the layers run on: kernels, devices, threads, memory; and what a machine makes of it."""
+"""The execution environment: kernels, devices, threads and memory; and tools that report and measure it."""

@@ -1,4 +1,4 @@
-"""Where the seconds of a pass go: every stage beside its arithmetic and this machine's rate of matrix products."""
+"""Time each stage of a forward pass, and compare its speed with the speed of one large matrix product."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..inspection.tracing import seconds_of
 from .flops import stages
 from .info import info
 
-STAGES = {  # the function that computes a stage -> the stage's name in arithmetic.py
+STAGES = {  # function in minigdino.network -> name of the stage in flops.py
     "bert": "text backbone",
     "swin": "image backbone",
     "neck": "neck",
@@ -24,35 +24,42 @@ STAGES = {  # the function that computes a stage -> the stage's name in arithmet
     "select_queries": "query selection",
     "decoder": "decoder",
 }
-ROWS, INPUTS, OUTPUTS = 17821, 256, 2048  # the largest product of the tiny model on 800 x 1066 pixels
+ROWS, INPUTS, OUTPUTS = 17821, 256, 2048  # the largest matrix product of the tiny model at 800 x 1066 pixels
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured; `str()` is the table."""
+    """Measured times. `str()` gives a table."""
 
-    stages: dict[str, tuple[float, float]]  # name -> FLOP, median seconds
-    total: float  # median seconds of a whole pass
-    rate: float  # FLOP per second of one large matrix product
+    stages: dict[str, tuple[float, float]]  # name -> (FLOPs, median seconds)
+    total: float  # median seconds of a forward pass
+    rate: float  # FLOP/s of one large matrix product
     machine: str
 
     def __str__(self) -> str:
         lines = [self.machine,
-                 f"one product [{ROWS}, {INPUTS}] @ [{INPUTS}, {OUTPUTS}]: {self.rate / 1e9:.0f} GFLOP/s", "",
-                 f"{'stage':22}{'GFLOP':>8}{'seconds':>9}{'GFLOP/s':>9}{'of the product rate':>21}"]
+                 f"matrix product [{ROWS}, {INPUTS}] @ [{INPUTS}, {OUTPUTS}]: {self.rate / 1e9:.0f} GFLOP/s", "",
+                 f"{'stage':22}{'GFLOP':>8}{'seconds':>9}{'GFLOP/s':>9}{'of product rate':>17}"]
         known = sum(seconds for _, seconds in self.stages.values())
-        rows = {**self.stages, "all else": (0, max(0, self.total - known)),
-                "whole pass": (sum(flop for flop, _ in self.stages.values()), self.total)}
+        rows = {**self.stages, "other": (0, max(0, self.total - known)),
+                "forward pass": (sum(flop for flop, _ in self.stages.values()), self.total)}
         for name, (flop, seconds) in rows.items():
             speed = flop / max(seconds, 1e-9)
-            lines.append(f"{name:22}{flop / 1e9:8.2f}{seconds:9.3f}{speed / 1e9:9.1f}{speed / self.rate:21.0%}")
+            lines.append(f"{name:22}{flop / 1e9:8.2f}{seconds:9.3f}{speed / 1e9:9.1f}{speed / self.rate:17.0%}")
         return "\n".join(lines)
 
 
 def bench(source: str | None = None, size: tuple[int, int] = (800, 1066), tokens: int = 9, passes: int = 5) -> Bench:
-    """Measure `forward` on noise of size (height, width) and a prompt of so many tokens; the first pass is not counted.
+    """Time the stages of `forward` on random pixels and random token ids, after one untimed forward pass.
 
-    source: what `load` takes; None is the geometry of the tiny model with random weights.
+    Args:
+        source: a model, as `load` accepts; None for the tiny geometry with random weights.
+        size: (height, width) of the image, in pixels.
+        tokens: number of text tokens.
+        passes: number of timed forward passes.
+
+    Returns:
+        medians over the forward passes.
     """
     model = load(source) if source else Model.random(Config())
     rng = np.random.default_rng(0)
@@ -72,7 +79,7 @@ def bench(source: str | None = None, size: tuple[int, int] = (800, 1066), tokens
 
 
 def product_rate() -> float:
-    """FLOP per second of one large matrix product, the best of five."""
+    """Return the speed of one large matrix product in FLOP/s, the best of five runs."""
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((ROWS, INPUTS), np.float32), rng.standard_normal((INPUTS, OUTPUTS), np.float32)
     seconds = []

@@ -1,6 +1,6 @@
-"""Where a model computes: the CPU, or a GPU through CuPy. The layers never ask; they follow the arrays.
+"""Compute devices: the CPU, or a GPU through CuPy. The layers do not know the device; it follows from their arrays.
 
-CuPy is imported here and nowhere else but in the kernels' launcher, and only when a GPU is asked for by name.
+CuPy is imported only here and in the kernel launcher, and only when the caller names a GPU.
 """
 
 from __future__ import annotations
@@ -17,80 +17,87 @@ import numpy as np
 from ..errors import ArgumentError
 from .memory import reused
 
-INSTALL = 'pip install "minigdino[cuda12]", or "minigdino[cuda13]", whichever CUDA nvidia-smi names'
+INSTALL = 'pip install "minigdino[cuda12]" or "minigdino[cuda13]", to match the CUDA version that nvidia-smi shows'
 
 
 class Cpu:
-    """The host's own memory: nothing travels."""
+    """The CPU. Arrays stay in host memory."""
 
     name = "cpu"
 
     def computing(self) -> AbstractContextManager:
-        """What surrounds a forward pass."""
+        """Return the context manager for a forward pass."""
         return reused()
 
     def send(self, array: np.ndarray) -> np.ndarray:
-        """A host array -> the same numbers on this device."""
+        """Copy a host array to this device."""
         return array
 
     def fetch(self, array) -> np.ndarray:
-        """An array of this device -> the same numbers on the host, when they are ready."""
+        """Copy an array of this device to the host. Waits until the array is computed."""
         return array
 
 
 class Gpu:
-    """One GPU, by its number."""
+    """A GPU, identified by its CUDA index."""
 
     def __init__(self, index: int):
         self.index, self.name = index, f"cuda:{index}"
 
     def computing(self) -> AbstractContextManager:
-        """What surrounds a forward pass: inside, new arrays and kernels are this GPU's."""
+        """Return the context manager for a forward pass. Inside, new arrays and kernels use this GPU."""
         return _cupy().cuda.Device(self.index)
 
     def send(self, array: np.ndarray):
-        """A host array -> the same numbers on this device."""
+        """Copy a host array to this device."""
         with self.computing():
-            there = _cupy().empty(array.shape, array.dtype)
-            there.set(array)  # from where it lies: cupy.asarray would pin as much memory of the host again, and keep it
-        return there
+            copy = _cupy().empty(array.shape, array.dtype)
+            copy.set(array)  # cupy.asarray would allocate a pinned host buffer of the same size, and keep it
+        return copy
 
     def fetch(self, array) -> np.ndarray:
-        """An array of this device -> the same numbers on the host, when they are ready."""
+        """Copy an array of this device to the host. Waits until the array is computed."""
         with self.computing():
             return array.get()
 
 
 def find_device(device: str) -> Cpu | Gpu:
-    """"cpu", "cuda" (the first GPU) or "cuda:N". Raises ArgumentError, saying which of a GPU's needs is missing."""
+    """Return the device of a name.
+
+    Args:
+        device: "cpu", "cuda" (the first GPU) or "cuda:N".
+
+    Raises:
+        ArgumentError: if the name is invalid, CuPy is not installed, or the GPU is not available.
+    """
     if device == "cpu":
         return Cpu()
     found = re.fullmatch(r"cuda(?::(\d+))?", device) if isinstance(device, str) else None
     if not found:
         raise ArgumentError(f'device must be "cpu", "cuda" or "cuda:N"; got {device!r}')
     if importlib.util.find_spec("cupy") is None:
-        raise ArgumentError(f'device {device!r} needs CuPy, which is not installed. Or use device="cpu"\n'
-                            f"---> hint: {INSTALL}")
+        raise ArgumentError(f"device {device!r} needs CuPy, which is not installed.\n"
+                            f'---> hint: {INSTALL}; or use device="cpu"')
     try:
         n = count_gpus()
-    except Exception as error:  # whatever a driver, or a toolkit of another version, makes of it
-        raise ArgumentError(f"device {device!r}: CuPy is installed but finds no GPU that it can use "
-                            f'({_first_line(error)}). Or use device="cpu"\n---> hint: nvidia-smi must list one, and '
-                            f"CuPy be made for its driver: {INSTALL}") from None
+    except Exception as error:  # a missing driver, or one of another version, can raise anything
+        raise ArgumentError(f"device {device!r} needs a GPU, but CuPy finds none that it can use "
+                            f"({_first_line(error)}).\n---> hint: nvidia-smi must list a GPU, and CuPy must match its "
+                            f'driver: {INSTALL}; or use device="cpu"') from None
     index = int(found[1] or 0)
     if index >= n:
-        here = ", ".join(f"cuda:{i}" for i in range(n)) or "none"
-        raise ArgumentError(f'device {device!r} is not here; GPUs that are: {here}. Or use device="cpu"')
+        available = ", ".join(f"cuda:{i}" for i in range(n)) or "none"
+        raise ArgumentError(f'device {device!r} does not exist; available GPUs: {available}. Use one of them, or "cpu"')
     return Gpu(index)
 
 
 def count_gpus() -> int:
-    """How many GPUs CuPy finds. Raises what CuPy raises where it finds no driver."""
+    """Return the number of GPUs that CuPy finds. Without a driver, CuPy's own error is raised."""
     return _cupy().cuda.runtime.getDeviceCount()
 
 
 def describe_gpus() -> str:
-    """One line on CuPy and the GPUs it finds; without CuPy installed, nothing is imported."""
+    """Describe CuPy and the available GPUs in one line. Imports nothing if CuPy is not installed."""
     if importlib.util.find_spec("cupy") is None:
         return "none: CuPy is not installed"
     try:
@@ -104,8 +111,8 @@ def describe_gpus() -> str:
 def _cupy():
     if "cupy" in sys.modules:
         return importlib.import_module("cupy")
-    with warnings.catch_warnings():  # which threads share, so only once
-        warnings.simplefilter("ignore")  # a CUDA toolkit that it misses here will be missed again, as an error
+    with warnings.catch_warnings():  # not thread-safe, so used for the first import only
+        warnings.simplefilter("ignore")  # CuPy warns of a missing CUDA toolkit; its first use raises an error anyway
         return importlib.import_module("cupy")
 
 

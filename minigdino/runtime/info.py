@@ -1,4 +1,4 @@
-"""What this installation runs on, and which models it has."""
+"""A report of this installation: versions, hardware, kernels and available models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from . import device, kernels
 
 
 def info() -> dict:
-    """What a question about speed or about a missing model starts with, under the names `minigdino info` prints."""
+    """Report versions, CPU, BLAS, threads, compiled twins, GPU and cached models, as `minigdino info` prints them.
+
+    Returns:
+        {name: value}. "twins" is {op: whether its compiled twin was built}; "models" is a list of names for `load`.
+    """
     blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     return {
         "minigdino": __version__,
@@ -23,7 +27,7 @@ def info() -> dict:
         "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
         "threads": threads.count(),
         "kernels": kernels.mode(),
-        "vectors": kernels.levels()[0] or "any processor's",
+        "vectors": kernels.levels()[0] or "baseline",
         "twins": kernels.live(),
         "gpu": device.describe_gpus(),
         "cache": str(hub.cache()),

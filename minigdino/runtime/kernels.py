@@ -1,37 +1,46 @@
-"""Pair each NumPy reference with its compiled twins. Nothing here knows any op."""
+"""Registry of ops: each pairs a NumPy reference with its compiled twins. Knows no op itself."""
 
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from .._ext.levels import levels, load, load_for
 from ..errors import ArgumentError
 
+__all__ = [
+    "MODES", "OPS", "accelerated", "array_library", "levels", "live", "load", "load_for", "mode", "opened", "use",
+]
+
 MODES = ("fast", "reference")
-OPS: dict[str, Callable] = {}  # name -> op; the test suite walks this, so no twin can escape it
+OPS: dict[str, Callable] = {}  # name -> op; the test suite walks it, so no twin stays untested
 
 _announced = False
-_mode: ContextVar[str | None] = ContextVar("minigdino kernels", default=None)  # None: as MINIGDINO_KERNELS says
+_mode: ContextVar[str | None] = ContextVar("minigdino kernels", default=None)  # None: MINIGDINO_KERNELS decides
 _opened: ContextVar[Callable[[Callable], bool] | None] = ContextVar("minigdino opened", default=None)  # see `opened`
 
 
 def mode() -> str:
-    """"fast" (compiled twins) or "reference" (the NumPy you read): of this thread, else of the process."""
+    """The mode of this thread, else of the process: "fast" (compiled twins) or "reference" (NumPy)."""
     return _checked(_mode.get() or os.environ.get("MINIGDINO_KERNELS") or "fast")
 
 
 @contextmanager
 def use(mode: str) -> Iterator[None]:
-    """`with minigdino.use("reference"): ...` runs the NumPy formulas instead of their compiled twins.
+    """Choose between compiled twins and the NumPy reference: `with minigdino.use("reference"): ...`
 
-    Holds for the calling thread, and those that help it, until the block ends; MINIGDINO_KERNELS sets the whole
-    process.
-    Raises ArgumentError for anything but "fast" and "reference".
+    Holds for the calling thread, and for the workers of its loops, until the block ends. MINIGDINO_KERNELS sets the
+    mode of a whole process.
+
+    Args:
+        mode: "fast" or "reference".
+
+    Raises:
+        ArgumentError: for any other mode.
     """
     token = _mode.set(_checked(mode))
     try:
@@ -42,7 +51,11 @@ def use(mode: str) -> Iterator[None]:
 
 @contextmanager
 def opened(wanted: Callable[[Callable], bool]) -> Iterator[None]:
-    """Until the block ends, in this thread, an op runs its formula instead of its twin where `wanted(formula)`."""
+    """Run the reference of some ops in this thread, so that their steps can be traced; the others run their twins.
+
+    Args:
+        wanted: called with the reference of an op; True runs it instead of the twin.
+    """
     token = _opened.set(wanted)
     try:
         yield
@@ -51,9 +64,13 @@ def opened(wanted: Callable[[Callable], bool]) -> Iterator[None]:
 
 
 def accelerated(**twins: str):
-    """Decorate a NumPy reference with its twins, as "module:function" per array library (numpy=, cupy=).
+    """Decorator that registers a NumPy reference as an op with compiled twins.
 
-    The op runs the twin for the library of its arrays; the formula stays reachable as `op.reference`.
+    A call runs the twin for the array library of its arguments. `op.reference` runs the NumPy function, with the NumPy
+    function of every op inside it. `inspect.unwrap(op)` is the function as written.
+
+    Args:
+        twins: "module:function" for each array library (numpy=, cupy=).
     """
 
     def decorate(reference):
@@ -67,7 +84,12 @@ def accelerated(**twins: str):
                 _announce(path)
             return (twin or reference)(*args, **kwargs)
 
-        op.reference, op.twins = reference, twins
+        @functools.wraps(reference)
+        def all_reference(*args, **kwargs):
+            with use("reference"):
+                return reference(*args, **kwargs)
+
+        op.reference, op.twins = all_reference, twins
         OPS[reference.__name__] = op
         return op
 
@@ -75,50 +97,23 @@ def accelerated(**twins: str):
 
 
 def array_library(arrays) -> str:
-    """"cupy" if any argument is a CuPy array, else "numpy". Never imports CuPy: whoever made the array did."""
+    """"cupy" if any argument is a CuPy array, else "numpy". Never imports CuPy: a CuPy array proves it is loaded."""
     return "cupy" if any(type(a).__module__.partition(".")[0] == "cupy" for a in arrays) else "numpy"
 
 
-@functools.cache
-def load(path: str) -> Callable | None:
-    """The function at "module:function", for the widest vectors of this processor; None when it was not built."""
-    return next(filter(None, (load_for(level, path) for level in levels())), None)
-
-
-def load_for(level: str, path: str) -> Callable | None:
-    """The function at "package.module:function" as compiled for a level: "package.level.module:function" if there is
-    one. None if it was not built."""
-    module, _, name = path.partition(":")
-    package, _, module = module.rpartition(".")
-    try:
-        return getattr(importlib.import_module(".".join(filter(None, (package, level, module)))), name)
-    except ImportError:
-        return None
-
-
-@functools.cache
-def levels() -> tuple[str, ...]:
-    """What twins may be compiled for and this processor runs, best first: of "avx512", "avx2" and "", any processor."""
-    try:
-        from .._ext.cpu import levels
-    except ImportError:
-        return ("",)
-    return tuple(levels())
+def live() -> dict[str, bool]:
+    """Which CPU twins were built: {op: True or False}."""
+    return {name: load(op.twins["numpy"]) is not None for name, op in OPS.items() if "numpy" in op.twins}
 
 
 def _announce(path):
-    """Said once, for whichever missing twin is needed first: a silent slow path is a server's worst failure."""
+    """Warn once per process about missing twins: a silent slow path would go unnoticed on a server."""
     global _announced
     if not _announced:
         _announced = True
         warnings.warn(f"{path} was not built; NumPy references run instead of compiled kernels, which is much slower "
                       "(minigdino info lists them).\n---> hint: with a C compiler present, run: pip install "
                       "--no-binary minigdino minigdino (in a clone: pip install -e .)", RuntimeWarning, stacklevel=3)
-
-
-def live() -> dict[str, bool]:
-    """Which CPU twins were built: {op: True or False}."""
-    return {name: load(op.twins["numpy"]) is not None for name, op in OPS.items() if "numpy" in op.twins}
 
 
 def _checked(mode):

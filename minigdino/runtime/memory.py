@@ -1,10 +1,10 @@
-"""Memory that the layers of a forward pass hand on to each other; _ext/memory.pyx says why."""
+"""Reuse of the memory of temporary arrays during a forward pass. _ext/memory.pyx gives the reasons."""
 
 from __future__ import annotations
 
 try:
     from .._ext.memory import reused
-except ImportError:  # not compiled here: NumPy's own allocator does
+except ImportError:  # not compiled: use NumPy's default allocator
     from contextlib import nullcontext as reused
 
 __all__ = ["reused"]

@@ -1,6 +1,6 @@
-"""What OpenBLAS reads from the environment when NumPy loads it, so this module must be imported before NumPy.
+"""Set the environment variables that OpenBLAS reads when NumPy loads it.
 
-Whoever imports NumPy first, and minds the seconds, sets both for the process. A value that is set already stays.
+This module has no effect once NumPy is loaded; set both variables yourself in that case. Existing values are kept.
 """
 
 from __future__ import annotations
@@ -9,28 +9,35 @@ import os
 
 
 def prepare(cpuinfo: str) -> None:
-    """Set what makes a pass faster on this processor, as /proc/cpuinfo describes it."""
-    # idle threads sleep after 2**14 cycles; by default they spin through our loops
+    """Set the variables that make a forward pass faster on this CPU.
+
+    Args:
+        cpuinfo: text of /proc/cpuinfo; empty if there is none.
+    """
+    # Idle OpenBLAS threads sleep after 2**14 cycles. By default they spin longer, and slow down minigdino's own loops.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")
     if halves_wide_vectors(cpuinfo):
         os.environ.setdefault("OPENBLAS_CORETYPE", "Zen")
 
 
 def halves_wide_vectors(cpuinfo: str) -> bool:
-    """Whether it is AMD's Zen 4, which computes vectors of 512 bits in two halves.
+    """Return whether the CPU is an AMD Zen 4, which executes 512-bit vector instructions in two halves.
 
-    OpenBLAS has its kernels of 512 bits there, made for other processors; those of 256 run 7 % faster.
+    OpenBLAS chooses 512-bit kernels there that were tuned for other CPUs. Its 256-bit kernels are 7 % faster.
+
+    Args:
+        cpuinfo: text of /proc/cpuinfo.
     """
     first, *_ = cpuinfo.split("\n\n")
-    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
-    return (said.get("vendor_id"), said.get("cpu family")) == ("AuthenticAMD", "25") and "avx512f" in said.get(
-        "flags", "").split()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    is_zen_3_or_4 = (fields.get("vendor_id"), fields.get("cpu family")) == ("AuthenticAMD", "25")
+    return is_zen_3_or_4 and "avx512f" in fields.get("flags", "").split()
 
 
 def _cpuinfo():
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            return file.read(1 << 13)  # the first processor; a large server describes hundreds, which takes time
+            return file.read(1 << 13)  # covers the first processor; a file with hundreds takes time to read
     except OSError:  # not Linux
         return ""
 

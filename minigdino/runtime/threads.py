@@ -1,4 +1,4 @@
-"""How many threads compute: our loops and BLAS alike."""
+"""The number of threads for compiled loops and BLAS."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ from ..errors import ArgumentError
 
 
 def set_threads(n: int) -> None:
-    """Compute with n threads from now on, in the whole process: NumPy's matrix products and our loops.
+    """Set the number of threads of this process, for NumPy's matrix products and for compiled loops.
 
-    MINIGDINO_THREADS does the same at import. Raises ArgumentError unless n is a positive int.
+    The environment variable MINIGDINO_THREADS sets it at import.
+
+    Args:
+        n: number of threads.
+
+    Raises:
+        ArgumentError: unless n is a positive int.
     """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ArgumentError(f"the number of threads is a positive int; got {n!r}")
+        raise ArgumentError(f"the number of threads must be a positive int; got {n!r}")
     from threadpoolctl import threadpool_limits
 
-    with threads.turn:  # a loop that multiplies matrices returns to BLAS's threads as it found them
+    with threads.turn:  # wait for a running loop, which resets BLAS's number of threads at its end
         threadpool_limits(limits=n)
         threads.limit(n)
 
 
 def follow_environment() -> None:
-    """Obey MINIGDINO_THREADS, at import: so a value that is no number of threads is a warning, not an error.
+    """Apply MINIGDINO_THREADS at import. An invalid value gives a warning, so that the import does not fail.
 
-    Without it, hold BLAS too to the container's quota, which OpenBLAS does not read.
+    Without the variable, limit BLAS to the container's CPU quota, which OpenBLAS ignores.
     """
     wanted = os.environ.get("MINIGDINO_THREADS", "")
     if wanted.isdecimal() and int(wanted) > 0:
         set_threads(int(wanted))
         return
     if wanted:
-        warnings.warn(f"MINIGDINO_THREADS must be a number of threads; {wanted!r} is ignored", RuntimeWarning,
+        warnings.warn(f"MINIGDINO_THREADS must be a positive number of threads; {wanted!r} is ignored", RuntimeWarning,
                       stacklevel=3)
     if threads.quota_binds():
         set_threads(threads.count())

@@ -1,4 +1,7 @@
-"""A headless Chromium for the tests of the page. Without one they are skipped, unless MINIGDINO_BROWSER=required."""
+"""A headless Chromium for the tests of the page.
+
+Without one, the tests are skipped, or fail if MINIGDINO_BROWSER=required.
+"""
 
 import importlib.util
 import os
@@ -12,7 +15,7 @@ SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 
 
 def missing():
-    """What keeps the tests from running, or None."""
+    """What is not installed, with the command that installs it; None if everything is."""
     if importlib.util.find_spec("playwright") is None:
         return "the Python package playwright is not installed: make test-browser"
     if CHROMIUM is None:
@@ -31,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def chromium():
-    """The browser."""
+    """A running browser."""
     assert missing() is None, missing()
     from playwright.sync_api import sync_playwright
 

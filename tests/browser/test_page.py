@@ -1,4 +1,4 @@
-"""The page in a browser: it draws, it answers, it is quiet, and it fits."""
+"""The page in a browser: figures, controls, messages, requests and layout."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from minigdino.inspection.explain import FIGURES, page
 
 SCENE = Path(__file__).parents[2] / "docs" / "images" / "scene.jpg"
 TEXT = "a purple star. a green heart. an orange ring."
-STAR, HEART, RING = 3, 7, 11  # tokens of the prompt
+STAR, HEART, RING = 3, 7, 11  # indices of these tokens in the prompt
 
 SHIFTS = """
 window.shifts = [];
@@ -31,7 +31,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def file(model, tmp_path_factory):
-    """The page of the embedded checkpoint, on disk."""
+    """Path of the page of the embedded checkpoint."""
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(page(model, SCENE, TEXT), encoding="utf-8")
     return path
@@ -40,25 +40,26 @@ def file(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def traced(model):
     model.clear()
-    with minigdino.use("reference"), minigdino.trace("*/attend_both_ways.0/to_*", "*/deform_attn.0/weights") as seen:
+    patterns = ("*/attend_both_ways.0/to_*", "*/deform_attn.0/weights")
+    with minigdino.use("reference"), minigdino.trace(*patterns) as recorded:
         model.detect(SCENE, TEXT)
-    return seen
+    return recorded
 
 
 @pytest.fixture
 def opened(chromium):
-    """open(path, **options) -> a loaded tab with `said`, what it complained of, and `asked`, what it requested."""
+    """open(path, **options) -> a loaded tab; `messages`: from console and errors, `requests`: URLs"""
     contexts = []
 
     def open_page(path, width=1280, height=900, **options):
         context = chromium.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         tab = context.new_page()
-        tab.said, tab.asked = [], []
-        tab.on("console", lambda message: tab.said.append(message.text))
-        tab.on("pageerror", lambda error: tab.said.append(str(error)))
-        tab.on("dialog", lambda dialog: (tab.said.append(dialog.message), dialog.dismiss()))
-        tab.on("request", lambda request: tab.asked.append(request.url))
+        tab.messages, tab.requests = [], []
+        tab.on("console", lambda message: tab.messages.append(message.text))
+        tab.on("pageerror", lambda error: tab.messages.append(str(error)))
+        tab.on("dialog", lambda dialog: (tab.messages.append(dialog.message), dialog.dismiss()))
+        tab.on("request", lambda request: tab.requests.append(request.url))
         tab.add_init_script(SHIFTS)
         tab.goto(path.as_uri())
         tab.wait_for_selector("html[data-ready]", timeout=20_000)
@@ -70,7 +71,7 @@ def opened(chromium):
 
 
 def pixels(tab, slug, index=0):
-    """A canvas of a figure: [H, W, 4]"""
+    """Pixels of a canvas of a figure: [H, W, 4]"""
     canvas = tab.locator(f"#{slug} canvas:not(.legend canvas)").nth(index)
     data = canvas.evaluate("(canvas) => canvas.toDataURL()").partition(",")[2]
     return np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
@@ -87,16 +88,16 @@ def choose(tab, slug, group, index):
 
 
 def brightest(picture, rows, cols):
-    """The cell of a heat map whose middle is most like the bright end of the ramp."""
+    """(row, column) of the cell of a heat map whose centre is nearest to the bright end of the colour ramp."""
     H, W, _ = picture.shape
     down, across = ((2 * np.arange(n) + 1) * size // (2 * n) for n, size in ((rows, H), (cols, W)))
     middle = picture[np.ix_(down, across)].astype(int)
     return np.unravel_index(abs(middle[..., :3] - (253, 231, 37)).sum(axis=-1).argmin(), (rows, cols))
 
 
-def test_it_draws_every_picture_without_a_word(opened, file):
+def test_every_picture_is_drawn_without_messages(opened, file):
     tab = opened(file)
-    assert tab.said == []
+    assert tab.messages == []
     for figure in FIGURES:
         drawing = tab.locator(f"#{figure.slug} .drawing")
         pictures = drawing.locator("canvas, img")
@@ -111,12 +112,12 @@ def test_it_draws_every_picture_without_a_word(opened, file):
     assert unnamed == 0
 
 
-def test_it_asks_the_network_for_nothing(opened, file):
+def test_it_requests_no_other_file(opened, file):
     tab = opened(file)
-    assert [url for url in tab.asked if not url.startswith("data:")] == [file.as_uri()]
+    assert [url for url in tab.requests if not url.startswith("data:")] == [file.as_uri()]
 
 
-def test_it_does_not_jump_while_it_loads(opened, file):
+def test_the_layout_does_not_shift_while_it_loads(opened, file):
     tab = opened(file)
     tab.wait_for_timeout(300)
     assert sum(tab.evaluate("window.shifts")) < 0.01
@@ -124,33 +125,33 @@ def test_it_does_not_jump_while_it_loads(opened, file):
 
 @pytest.mark.parametrize("token", [STAR, HEART, RING])
 def test_layer_and_token_choose_the_heat_map(opened, file, traced, token):
-    """The brightest cell of the finest level is where the traced weights are largest."""
+    """The brightest cell of the finest level is at the maximum of the traced weights."""
     tab = opened(file)
     maps = [array.mean(axis=1) for path, array in traced.items() if path.endswith("/to_vision")]
-    seen, compared = [], 0
+    pictures, compared = [], 0
     choose(tab, "token-looks", "Token", token)
     for layer, weights in enumerate(maps):
         slide(tab, "token-looks", layer)
         finest = weights[:320, token]
         picture = pixels(tab, "token-looks")
-        if finest.max() == weights[:, token].max():  # else the ramp's end is on another level
+        if finest.max() == weights[:, token].max():  # else the maximum is on another level
             assert brightest(picture, 16, 20) == np.unravel_index(finest.argmax(), (16, 20))
             compared += 1
-        seen.append(picture)
+        pictures.append(picture)
         share = tab.locator("#token-looks .cell p").first.text_content()
         assert f"{100 * finest.sum():.0f} %" in share
     assert compared
-    assert (seen[0] != seen[1]).any()
+    assert (pictures[0] != pictures[1]).any()
 
 
-def test_a_head_of_its_own_is_another_picture(opened, file):
+def test_a_single_head_changes_the_picture(opened, file):
     tab = opened(file)
     mean = pixels(tab, "token-looks")
     choose(tab, "token-looks", "Head", 2)
     assert (pixels(tab, "token-looks") != mean).any()
 
 
-def test_a_picked_pixel_shows_what_it_reads(opened, file, traced):
+def test_a_picked_token_shows_its_attention_weights(opened, file, traced):
     tab = opened(file)
     last = [array for path, array in traced.items() if path.endswith("/to_text")][-1].mean(axis=1)
     canvas = tab.locator("#pixel-reads canvas").first
@@ -160,21 +161,21 @@ def test_a_picked_pixel_shows_what_it_reads(opened, file, traced):
     for row, col in ((2, 5), (13, 17)):
         canvas.click(position={"x": (col + 0.5) * box["width"] / 20, "y": (row + 0.5) * box["height"] / 16})
         assert f"row {row + 1}, column {col + 1}" in tab.locator("#pixel-reads .readout").text_content()
-        _agree(tab, last[row * 20 + col])
+        _check_bars(tab, last[row * 20 + col])
     assert (pixels(tab, "pixel-reads") != before).any()
     tab.keyboard.press("ArrowLeft")
     tab.keyboard.press("ArrowDown")
     assert "row 15, column 17" in tab.locator("#pixel-reads .readout").text_content()
-    _agree(tab, last[14 * 20 + 16])
+    _check_bars(tab, last[14 * 20 + 16])
 
 
-def _agree(tab, weights):
+def _check_bars(tab, weights):
     shown = tab.locator("#pixel-reads .bars dd:nth-child(3n)").all_text_contents()
     got = np.array([float(text.split()[0]) for text in shown])
     np.testing.assert_allclose(got, 100 * weights, atol=0.8)
 
 
-def test_a_picked_pixel_shows_where_it_samples(opened, file, traced):
+def test_a_picked_token_shows_its_sampling_points(opened, file, traced):
     tab = opened(file)
     layers = [array for path, array in traced.items() if "enhancer.0/" in path and path.endswith("/weights")]
     canvas = tab.locator("#sampling canvas").first
@@ -199,12 +200,12 @@ def test_windows_shift_and_masks_follow_the_picked_window(opened, file):
     choose(tab, "windows", "Blocks", 1)
     assert (pixels(tab, "windows") != plain).any()
     assert "shifted by 2" in tab.locator("#windows .readout").text_content()
-    said = tab.locator("#shift-mask .readout")
-    assert "4 pieces" in said.text_content()
+    readout = tab.locator("#shift-mask .readout")
+    assert "4 regions" in readout.text_content()
     canvas = tab.locator("#shift-mask canvas").first
     canvas.scroll_into_view_if_needed()
     canvas.click(position={"x": 5, "y": 5})
-    assert "one piece" in said.text_content()
+    assert "one region" in readout.text_content()
 
 
 def test_boxes_move_from_step_to_step(opened, file, model):
@@ -215,7 +216,7 @@ def test_boxes_move_from_step_to_step(opened, file, model):
     assert (first != last).any()
     best = model.detect(SCENE, TEXT)[0]
     H, W, _ = last.shape
-    x, y = best.box[0] / 640 * W, (best.box[1] + best.box[3]) / 2 / 512 * H  # the middle of its left edge
+    x, y = best.box[0] / 640 * W, (best.box[1] + best.box[3]) / 2 / 512 * H  # centre of its left edge
     assert abs(last[int(y), int(x), :3].astype(int) - (0x00, 0x9E, 0x73)).max() < 60  # the third phrase's colour
 
 
@@ -234,15 +235,15 @@ def test_thresholds_keep_what_detect_keeps(opened, file, model, threshold):
     assert f"{len(found)} of 20 boxes" in tab.locator("#token-scores .readout").text_content()
 
 
-def test_nothing_kept_is_said(opened, file):
+def test_the_page_says_that_no_box_is_kept(opened, file):
     tab = opened(file)
     slide(tab, "result", 1)
-    assert "nothing scores above" in tab.locator("#result table").text_content()
-    assert "0 of 20 boxes" in tab.locator("#token-scores .readout").text_content()  # the two figures move together
-    assert tab.said == []
+    assert "no box has a score above" in tab.locator("#result table").text_content()
+    assert "0 of 20 boxes" in tab.locator("#token-scores .readout").text_content()  # shared sliders
+    assert tab.messages == []
 
 
-def test_one_query_is_followed_through_the_decoder(opened, file):
+def test_the_chosen_query_is_the_same_in_every_decoder_figure(opened, file):
     tab = opened(file)
     slugs = ("query-queries", "query-text", "query-sampling")
     before = [tab.locator(f"#{slug} .drawing").screenshot() for slug in slugs]
@@ -259,8 +260,8 @@ def test_the_keyboard_reaches_every_control(opened, file):
     before = pixels(tab, "token-looks")
     tab.keyboard.press("ArrowRight")
     assert (pixels(tab, "token-looks") != before).any()
-    nameless = tab.evaluate("""() => [...document.querySelectorAll("input")].filter((i) => !i.labels.length).length""")
-    assert nameless == 0
+    unnamed = tab.evaluate("""() => [...document.querySelectorAll("input")].filter((i) => !i.labels.length).length""")
+    assert unnamed == 0
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])
@@ -269,7 +270,7 @@ def test_nothing_is_wider_than_the_screen(opened, file, width):
     assert tab.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_light_and_dark(opened, file):
+def test_light_and_dark_schemes(opened, file):
     tab = opened(file, color_scheme="light")
     ground = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
     assert min(tab.evaluate(ground)) > 230
@@ -279,8 +280,8 @@ def test_light_and_dark(opened, file):
     assert max(tab.evaluate(ground)) < 50
     dark = pixels(tab, "phrase-mask")
     assert (light != dark).any()
-    letters = dark[:, :60][dark[:, :60, 3] > 200]  # the names of the rows, painted anew
-    assert letters[:, :3].mean() > 150
+    names = dark[:, :60][dark[:, :60, 3] > 200]  # of the rows, repainted for the dark scheme
+    assert names[:, :3].mean() > 150
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ def test_other_models_and_prompts(opened, tmp_path, geometry, prompt):
     path.write_text(page(tiny.model(**geometry), tiny.photo(64, 120), prompt), encoding="utf-8")
     tab = opened(path, width=360)
     tab.wait_for_timeout(100)
-    assert tab.said == []
+    assert tab.messages == []
     assert tab.evaluate("document.documentElement.scrollWidth") == 360
     for slug in ("token-looks", "sampling", "query-sampling", "result"):
         assert len(np.unique(pixels(tab, slug).reshape(-1, 4), axis=0)) > 10

@@ -1,9 +1,9 @@
-"""Write the golden files: values of every step as transformers computes them. Needs the parity extra.
+"""Write the golden files: the results of every step, computed by transformers. Needs the extra "parity".
 
     python tests/golden/make.py
 
-The models are `Model.random` of tests/tiny.py's geometry, so the files hold answers only. Each step keeps at most 64
-values, evenly spread, under the path by which `minigdino.trace` names it.
+The models are `Model.random` of the config in tests/tiny.py, so the files hold results only. For each step they hold at
+most 64 evenly spaced values, under its path in `minigdino.trace`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def map_hwc(tensor):
 
 
 def steps_of(network):
-    """Path -> (module of transformers, what to take from its output)."""
+    """Yield (path, module of transformers, function from the module's output to the array)."""
     core, enhancer = network.model, "forward.0/enhancer.0"
     yield "forward.0/bert.0/return", core.text_backbone, lambda o: o.last_hidden_state[0]
     for i in range(len(core.config.backbone_config.out_indices)):
@@ -56,16 +56,18 @@ def steps_of(network):
 
 
 def record(case):
-    """Run transformers on a case -> {path: sampled values}"""
+    """Run transformers on a case -> {path: sampled values}, plus the selected queries and a digest of the weights"""
     model = tiny.model(case["family"], **case["geometry"])
     with tempfile.TemporaryDirectory() as directory:
         model.save(directory)
         network = CLASSES[case["family"]].from_pretrained(directory).eval()
-    seen, handles = {}, []
-    for path, module, take in steps_of(network):
+    values, handles = {}, []
+    for path, module, array_of in steps_of(network):
         handles.append(
             module.register_forward_hook(
-                lambda _m, _i, output, path=path, take=take: seen.update({path: sample(take(output).numpy())})
+                lambda _m, _i, output, path=path, array_of=array_of: values.update(
+                    {path: sample(array_of(output).numpy())}
+                )
             )
         )
     with torch.no_grad():
@@ -74,11 +76,11 @@ def record(case):
         handle.remove()
     scores = out.enc_outputs_class[0].max(-1)[0]
     selected = torch.topk(scores, model.config.num_queries)[1].numpy()
-    decoder = {p: seen.pop(p) for p in list(seen) if "/decoder.0/" in p}
+    decoder = {p: values.pop(p) for p in list(values) if "/decoder.0/" in p}
     return {
         "selected": selected,
         "weights": weights_digest(model),
-        **seen,
+        **values,
         "forward.0/select_queries.0/scores": sample(scores.numpy()),
         "forward.0/select_queries.0/references": sample(out.init_reference_points[0].numpy()),
         **decoder,

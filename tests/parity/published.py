@@ -1,8 +1,8 @@
-"""Compare the five published shapes, at full width and with random weights, with transformers on real photographs.
+"""Compare the five published geometries with transformers, with random weights, on photographs.
 
     python tests/parity/published.py [tiny|base|large ...]
 
-Prints one line a result and exits with 1 if any is out of tolerance. The large model needs about 12 GB of memory.
+Prints one line per result, and exits with 1 if one is out of tolerance. The large model needs about 12 GB of memory.
 """
 
 import gc
@@ -24,31 +24,31 @@ ROW = "{:24} {:22} {:>6}  {:18} {:>10} {:>10}  {}"
 
 
 def report(family, size, photograph, text) -> bool:
-    """Print one shape's lines; -> is everything within tolerance."""
+    """Compare one model and print its results -> whether all are within tolerance"""
     start = time.perf_counter()
-    mine, theirs = new_pair(Config.published(family, size))
-    pixels = mine.preprocess(getattr(skimage.data, photograph)())
+    model, reference = new_pair(Config.published(family, size))
+    pixels = model.preprocess(getattr(skimage.data, photograph)())
     ids = Tokenizer.from_directory(VOCABULARY).encode(text).ids
-    good = True
-    for name, (apart, tolerance, widened, share) in compare(mine, theirs, pixels, ids).items():
-        verdict = "ok" if apart <= tolerance else "DIFFERS"
+    passed = True
+    for name, (difference, tolerance, widened, fraction) in compare(model, reference, pixels, ids).items():
+        verdict = "ok" if difference <= tolerance else "DIFFERS"
         if widened:
-            verdict += f"; 5 x the reference's own, {share:.3%} within the usual"
+            verdict += f"; tolerance widened, {fraction:.3%} within the original"
         print(ROW.format(f"{family} {size}", f"{photograph} {pixels.shape[1]}x{pixels.shape[2]}", len(ids), name,
-                         f"{apart:.1e}", f"{tolerance:.1e}", verdict), flush=True)
-        good &= apart <= tolerance
+                         f"{difference:.1e}", f"{tolerance:.1e}", verdict), flush=True)
+        passed &= difference <= tolerance
     print(f"{'':24} {time.perf_counter() - start:.0f} s", flush=True)
-    return good
+    return passed
 
 
 def main(sizes) -> int:
     print(ROW.format("model", "image", "tokens", "result", "difference", "tolerance", "verdict"))
-    good = True
+    passed = True
     for shape in SHAPES:
         if not sizes or shape[1] in sizes:
-            good &= report(*shape)
+            passed &= report(*shape)
             gc.collect()
-    return 0 if good else 1
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every way a checkpoint is written, read by both: the same tensors in the same places, and the same results."""
+"""Every published layout of a checkpoint, loaded with both libraries: the same tensors and the same results."""
 
 import json
 
@@ -33,12 +33,12 @@ IDS = [CLS, A, CAT, DOT, A, DOG, DOT, SEP]
 TOP, DECODER = "", "model.decoder."
 
 
-def names_of_heads(kind, homes):
-    """Prefix of each head, given where each one lives."""
-    return [f"{home}{kind}.{i}" for i, home in enumerate(homes)]
+def head_prefixes(kind, parents):
+    """The prefix of each head, given the prefix of its parent module."""
+    return [f"{parent}{kind}.{i}" for i, parent in enumerate(parents)]
 
 
-# layout -> family, does the config say that heads are shared, homes of box heads, homes of class heads
+# layout -> family, whether the config says that heads are shared, parents of the box heads, parents of the class heads
 LAYOUTS = {
     "grounding-dino-tiny": (GD, True, [TOP], []),
     "grounding-dino-base": (GD, True, [DECODER], []),
@@ -52,89 +52,92 @@ LAYOUTS = {
 
 
 def laid_out(layout, seed=3):
-    """Config, tensors under that layout's names, each layer's prefixes of heads, and whether the config shares them."""
+    """A checkpoint in a layout -> config, tensors, prefixes of the heads per layer, whether the config shares them"""
     family, shared, boxes, classes = LAYOUTS[layout]
     config = small(family)
     rng = np.random.default_rng(seed)
     tensors = {n: t for n, t in Model.random(config, seed).tensors.items() if n in parameters(config)}
     C = config.d_model
-    for prefix in names_of_heads("bbox_embed", boxes):
+    for prefix in head_prefixes("bbox_embed", boxes):
         for i, outputs in enumerate((C, C, 4)):
             tensors[f"{prefix}.layers.{i}.weight"] = rng.standard_normal((outputs, C), np.float32) * np.float32(C**-0.5)
             tensors[f"{prefix}.layers.{i}.bias"] = rng.standard_normal(outputs, np.float32)
-    for prefix in names_of_heads("class_embed", classes):
+    for prefix in head_prefixes("class_embed", classes):
         tensors[f"{prefix}.bias"] = rng.standard_normal((), np.float32).reshape(())
     n = config.decoder_layers
-    heads = {"bbox_embed": (names_of_heads("bbox_embed", boxes) * n)[:n],
-             "class_embed": (names_of_heads("class_embed", classes) * n)[:n]}
+    heads = {"bbox_embed": (head_prefixes("bbox_embed", boxes) * n)[:n],
+             "class_embed": (head_prefixes("class_embed", classes) * n)[:n]}
     return config, tensors, heads, shared
 
 
 def flags(shared):
+    """The options of a config that say whether heads are shared."""
     return {"decoder_bbox_embed_share": shared, "decoder_cls_embed_share": shared, "two_stage_bbox_embed_share": False}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_head_layout_is_read_as_transformers_reads_it(layout, tmp_path):
+def test_every_head_layout_loads_as_in_transformers(layout, tmp_path):
     config, tensors, heads, shared = laid_out(layout)
     publish(tmp_path, tensors, config, **flags(shared))
-    mine, theirs = minigdino.load(tmp_path), load(tmp_path)
+    model, reference = minigdino.load(tmp_path), load(tmp_path)
     for i, prefix in enumerate(heads["bbox_embed"]):
-        for holder in (theirs.bbox_embed[i], theirs.model.decoder.bbox_embed[i]):
-            for part, parameter in holder.named_parameters():
+        for head in (reference.bbox_embed[i], reference.model.decoder.bbox_embed[i]):
+            for part, parameter in head.named_parameters():
                 np.testing.assert_array_equal(parameter.numpy(), tensors[f"{prefix}.{part}"])
         for j in range(3):
             for leaf in ("weight", "bias"):
-                np.testing.assert_array_equal(mine.weights["bbox_embed"][i]["layers"][j][leaf],
+                np.testing.assert_array_equal(model.weights["bbox_embed"][i]["layers"][j][leaf],
                                               tensors[f"{prefix}.layers.{j}.{leaf}"])
     for i, prefix in enumerate(heads["class_embed"]):
-        assert mine.weights["class_embed"][i]["bias"] == theirs.class_embed[i].bias.numpy() == tensors[f"{prefix}.bias"]
-    assert_equal(mine, theirs, noise(75, 91), IDS)
+        bias = tensors[f"{prefix}.bias"]
+        assert model.weights["class_embed"][i]["bias"] == reference.class_embed[i].bias.numpy() == bias
+    assert_equal(model, reference, noise(75, 91), IDS)
 
 
 @pytest.mark.parametrize("layout", ["mm-grounding-dino and llmdet", "mm-grounding-dino as transformers 5 saves it"])
-def test_without_flags_transformers_ties_the_heads_and_we_do_not(layout, tmp_path):
+def test_without_flags_transformers_ties_the_heads_and_minigdino_does_not(layout, tmp_path):
     config, tensors, heads, _ = laid_out(layout)
-    publish(tmp_path / "silent", tensors, config)
-    publish(tmp_path / "spoken", tensors, config, **flags(False))
-    tied = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(tmp_path / "silent", dtype=torch.float32)
-    right = tensors[f"{heads['bbox_embed'][1]}.layers.0.weight"]
-    both = [holder.bbox_embed[1].layers[0].weight.detach().numpy() for holder in (tied, tied.model.decoder)]
-    assert not all(np.array_equal(head, right) for head in both)
-    assert_equal(minigdino.load(tmp_path / "silent"), load(tmp_path / "spoken"), noise(75, 91), IDS)
+    publish(tmp_path / "no flags", tensors, config)
+    publish(tmp_path / "flags", tensors, config, **flags(False))
+    tied = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(tmp_path / "no flags", dtype=torch.float32)
+    stored = tensors[f"{heads['bbox_embed'][1]}.layers.0.weight"]
+    loaded = [parent.bbox_embed[1].layers[0].weight.detach().numpy() for parent in (tied, tied.model.decoder)]
+    assert not all(np.array_equal(weight, stored) for weight in loaded)
+    assert_equal(minigdino.load(tmp_path / "no flags"), load(tmp_path / "flags"), noise(75, 91), IDS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_what_transformers_saves_we_load(family, geometry, tmp_path):
+def test_checkpoints_saved_by_transformers_load(family, geometry, tmp_path):
     reference = build(small(family, geometry))
     reference.save_pretrained(tmp_path)
     assert all(parameter.std() > 0 for parameter in reference.parameters() if parameter.numel() > 1)
-    mine = minigdino.load(tmp_path)
-    assert mine.config == small(family, geometry)
-    assert_equal(mine, reference, noise(75, 91), IDS)
+    model = minigdino.load(tmp_path)
+    assert model.config == small(family, geometry)
+    assert_equal(model, reference, noise(75, 91), IDS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_we_save_transformers_loads_bit_for_bit(family, tmp_path):
-    ours = Model.random(small(family), 5)
-    ours.save(tmp_path)
-    theirs = dict(load(tmp_path).named_parameters(remove_duplicate=False))
-    again = minigdino.load(tmp_path)
-    for name, tensor in ours.tensors.items():
-        np.testing.assert_array_equal(again.tensors[name], tensor)
+def test_transformers_loads_saved_checkpoints_bit_for_bit(family, tmp_path):
+    model = Model.random(small(family), 5)
+    model.save(tmp_path)
+    parameters_of_transformers = dict(load(tmp_path).named_parameters(remove_duplicate=False))
+    loaded = minigdino.load(tmp_path)
+    for name, tensor in model.tensors.items():
+        np.testing.assert_array_equal(loaded.tensors[name], tensor)
         if not name.startswith(BACKBONE):
-            np.testing.assert_array_equal(theirs[name].numpy(), tensor)
+            np.testing.assert_array_equal(parameters_of_transformers[name].numpy(), tensor)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_names_of_transformers_5_in_memory_are_read(family, tmp_path):
+def test_a_state_dict_of_transformers_5_loads(family, tmp_path):
+    """In memory, some tensors have other names than in the published files."""
     reference = build(small(family))
     state = {name: tensor.numpy() for name, tensor in reference.state_dict().items()
              if not name.startswith(("model.decoder.bbox_embed", "model.decoder.class_embed"))}
     assert any(".swin.encoder." in name for name in state)
     assert any(".attention.q_proj." in name for name in state)
-    if family == GD:  # one head under three names
+    if family == GD:  # one shared head has three names
         state = {name: t for name, t in state.items() if not name.startswith(("bbox_embed.1", "bbox_embed.2"))}
     publish(tmp_path, state, small(family), **flags(family == GD))
     assert_equal(minigdino.load(tmp_path), reference, noise(75, 91), IDS)
@@ -156,7 +159,7 @@ def test_buffers_of_older_files_are_ignored(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shards_are_read_like_one_file(family, tmp_path):
+def test_sharded_checkpoints_load(family, tmp_path):
     reference = build(small(family))
     reference.save_pretrained(tmp_path, max_shard_size="300KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
@@ -166,30 +169,29 @@ def test_shards_are_read_like_one_file(family, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_files_hold_the_same_rounded_values(family, dtype, tmp_path):
+def test_half_precision_checkpoints_load_with_equal_values(family, dtype, tmp_path):
     build(small(family)).to(dtype).save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
     assert stored["dtype"] == str(dtype).removeprefix("torch.")
-    mine, theirs = minigdino.load(tmp_path), load(tmp_path)
-    state = theirs.state_dict()
-    for name, tensor in mine.tensors.items():
+    model, reference = minigdino.load(tmp_path), load(tmp_path)
+    state = reference.state_dict()
+    for name, tensor in model.tensors.items():
         if name in state:
             np.testing.assert_array_equal(tensor, state[name].numpy())
-    assert_equal(mine, theirs, noise(75, 91), IDS)
+    assert_equal(model, reference, noise(75, 91), IDS)
 
 
-def test_config_files_of_transformers_say_what_ours_do(tmp_path):
+def test_configs_survive_loading_and_saving_by_transformers(tmp_path):
     for family in FAMILIES:
         for geometry in GEOMETRIES:
             config = small(family, geometry)
             Model.random(config).save(tmp_path)
-            theirs = transformers.AutoConfig.from_pretrained(tmp_path)
-            theirs.save_pretrained(tmp_path)
+            transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
             assert minigdino.Config.from_file(tmp_path / "config.json") == config
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_keys_of_older_config_files_change_nothing(family, tmp_path):
+def test_keys_of_older_configs_are_ignored(family, tmp_path):
     config = small(family, "5 levels")
     values = config.to_dict() | flags(family == GD) | {
         "architectures": None, "backbone": None, "backbone_kwargs": None, "use_timm_backbone": False, "dilation": False,
@@ -204,14 +206,14 @@ def test_keys_of_older_config_files_change_nothing(family, tmp_path):
     assert_equal(minigdino.load(tmp_path), load(tmp_path), noise(64, 64), IDS)
 
 
-def test_a_bare_config_means_the_published_tiny_model(tmp_path):
+def test_a_config_with_only_model_type_is_the_tiny_model(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "grounding-dino"}')
     transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
     assert minigdino.Config.from_file(tmp_path / "config.json") == minigdino.Config()
     assert minigdino.Config.from_dict({"model_type": "grounding-dino"}) == minigdino.Config()
 
 
-def test_published_geometries_have_transformers_parameters(tmp_path):
+def test_published_geometries_have_the_parameter_counts_of_transformers(tmp_path):
     counts = {("grounding-dino", "tiny"): 172_249_090, ("grounding-dino", "base"): 232_313_216,
               ("mm-grounding-dino", "tiny"): 172_912_157, ("mm-grounding-dino", "base"): 232_976_283,
               ("mm-grounding-dino", "large"): 343_052_631}
@@ -222,9 +224,8 @@ def test_published_geometries_have_transformers_parameters(tmp_path):
         with torch.device("meta"):
             model = transformers.AutoModelForZeroShotObjectDetection.from_config(
                 transformers.AutoConfig.from_pretrained(tmp_path))
-        theirs = {name: p.shape for name, p in model.named_parameters() if "swin.layernorm" not in name}
-        assert sum(shape.numel() for shape in theirs.values()) == count
-        ours = sum(int(np.prod(shape)) for shape in parameters(config).values())
-        heads = sum(shape.numel() for name, shape in theirs.items()
+        shapes = {name: p.shape for name, p in model.named_parameters() if "swin.layernorm" not in name}
+        assert sum(shape.numel() for shape in shapes.values()) == count
+        heads = sum(shape.numel() for name, shape in shapes.items()
                     if name.removeprefix("model.decoder.").startswith(("bbox_embed", "class_embed")))
-        assert ours + heads == count
+        assert sum(int(np.prod(shape)) for shape in parameters(config).values()) + heads == count

@@ -1,4 +1,4 @@
-"""Images: sizes and pixels are those of transformers' processor, its Pillow side."""
+"""Image preprocessing: sizes and pixels equal those of transformers' Pillow image processor."""
 
 import numpy as np
 import pytest
@@ -22,18 +22,19 @@ PHOTOGRAPHS = ["astronaut", "chelsea", "coffee"]
 
 
 def picture(height, width, seed=0):
-    """Noise over a slope, so that resizing has something to get wrong."""
+    """An image of noise on a gradient, which shows errors of resizing."""
     rng = np.random.default_rng(seed)
     slope = np.linspace(0, 255, height)[:, None, None] * [1, 0.5, 0] + np.linspace(0, 128, width)[:, None] * [0, 0.5, 1]
     return Image.fromarray(np.clip(slope + rng.integers(-60, 60, (height, width, 3)), 0, 255).astype(np.uint8))
 
 
-def theirs(image, **options):
-    """transformers' pixels [3, H, W]"""
+def pixels_of_transformers(image, **options):
+    """Pixels computed by transformers -> [3, H, W]"""
     return GroundingDinoImageProcessorPil(**options)(images=image, return_tensors="np")["pixel_values"][0]
 
 
-def frozen(size):
+def settings_of(size):
+    """Image settings with a size that is given as a dict."""
     return ImageSettings(size=tuple(sorted(size.items())))
 
 
@@ -42,84 +43,84 @@ def frozen(size):
 @example(114, 584, 800, 1333)
 @example(584, 114, 800, 1333)
 @example(1333, 32, 800, 1333)
-def test_every_size_is_theirs(height, width, shortest, longest):
-    ours = resized(height, width, shortest, longest)
-    assert ours == tuple(get_size_with_aspect_ratio((height, width), shortest, longest))
+def test_resized_sizes_agree(height, width, shortest, longest):
+    size = resized(height, width, shortest, longest)
+    assert size == tuple(get_size_with_aspect_ratio((height, width), shortest, longest))
 
 
 @settings(max_examples=2000, deadline=None)
 @given(edges, edges)
-def test_every_size_of_the_published_settings_is_theirs(height, width):
+def test_resized_sizes_agree_for_the_published_settings(height, width):
     assert ImageSettings().target(height, width) == tuple(get_size_with_aspect_ratio((height, width), 800, 1333))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_resized_pixels_are_theirs_to_the_bit(size):
-    plain = {"do_rescale": False, "do_normalize": False}
+def test_resized_pixels_are_identical(size):
+    only_resize = {"do_rescale": False, "do_normalize": False}
     image = picture(*size)
-    wanted = theirs(image, **plain)
-    assert wanted.dtype == np.uint8
-    np.testing.assert_array_equal(preprocess(image, ImageSettings(**plain)), wanted)
+    expected = pixels_of_transformers(image, **only_resize)
+    assert expected.dtype == np.uint8
+    np.testing.assert_array_equal(preprocess(image, ImageSettings(**only_resize)), expected)
 
 
 @pytest.mark.parametrize("size", SIZE_DICTS, ids=lambda size: " ".join(size))
 @pytest.mark.parametrize("image", [picture(480, 640), picture(123, 77), picture(160, 250)], ids=lambda i: str(i.size))
-def test_other_size_rules_are_theirs(size, image):
-    ours, wanted = preprocess(image, frozen(size)), theirs(image, size=size)
-    assert ours.shape == wanted.shape
-    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6)
+def test_other_size_rules_agree(size, image):
+    actual, expected = preprocess(image, settings_of(size)), pixels_of_transformers(image, size=size)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_normalised_photographs_are_theirs(name):
+def test_normalised_photographs_agree(name):
     image = Image.fromarray(getattr(skimage.data, name)())
-    ours, wanted = preprocess(image, ImageSettings()), theirs(image)
-    assert ours.dtype == wanted.dtype == np.float32
-    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6)
+    actual, expected = preprocess(image, ImageSettings()), pixels_of_transformers(image)
+    assert actual.dtype == expected.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"do_resize": False}, {"do_rescale": False}, {"do_normalize": False},
                                      {"resample": Image.Resampling.BICUBIC}, {"rescale_factor": 1 / 128},
                                      {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.2, 0.3, 0.4)}], ids=str)
-def test_other_settings_are_theirs(options):
+def test_other_settings_agree(options):
     image = picture(200, 133)
-    ours, wanted = preprocess(image, ImageSettings(**options)), theirs(image, **options)
-    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6 * max(1, abs(wanted).max()))
+    actual, expected = preprocess(image, ImageSettings(**options)), pixels_of_transformers(image, **options)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * max(1, abs(expected).max()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_caller_s_size_is_their_size(family):
+def test_the_size_argument_agrees(family):
     image, model = picture(480, 640), minigdino.Model.random(small(family))
-    wanted = theirs(image, size={"shortest_edge": 320, "longest_edge": 400})
-    np.testing.assert_allclose(model.preprocess(image, size=(320, 400)), wanted, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(model.preprocess(np.asarray(image), size=(320, 400)), wanted, rtol=0, atol=1e-6)
+    expected = pixels_of_transformers(image, size={"shortest_edge": 320, "longest_edge": 400})
+    np.testing.assert_allclose(model.preprocess(image, size=(320, 400)), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.preprocess(np.asarray(image), size=(320, 400)), expected, rtol=0, atol=1e-6)
 
 
-def test_an_image_file_is_read_as_transformers_reads_it(tmp_path):
+def test_a_rotated_image_file_with_alpha_agrees(tmp_path):
     from transformers.image_utils import load_image
 
     exif = Image.Exif()
-    exif[0x0112] = 6  # taken sideways
-    path = tmp_path / "sideways.png"
+    exif[0x0112] = 6  # orientation: rotated by 90 degrees
+    path = tmp_path / "rotated.png"
     picture(60, 90).convert("RGBA").save(path, exif=exif)
-    wanted = theirs(load_image(str(path)), size={"shortest_edge": 80, "longest_edge": 100})
-    ours = preprocess(open_image(path), frozen({"shortest_edge": 80, "longest_edge": 100}))
-    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6)
+    size = {"shortest_edge": 80, "longest_edge": 100}
+    expected = pixels_of_transformers(load_image(str(path)), size=size)
+    np.testing.assert_allclose(preprocess(open_image(path), settings_of(size)), expected, rtol=0, atol=1e-6)
 
 
-def test_settings_files_of_transformers_are_read(tmp_path):
+def test_settings_saved_by_transformers_load(tmp_path):
     size = {"shortest_edge": 96, "longest_edge": 128}
     processor = GroundingDinoImageProcessorPil(size=size, image_mean=[0.1, 0.2, 0.3])
     processor.save_pretrained(tmp_path)
     image = picture(70, 90)
-    wanted = processor(images=image, return_tensors="np")["pixel_values"][0]
-    np.testing.assert_allclose(preprocess(image, ImageSettings.from_directory(tmp_path)), wanted, rtol=0, atol=1e-6)
+    expected = processor(images=image, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(preprocess(image, ImageSettings.from_directory(tmp_path)), expected, rtol=0, atol=1e-6)
 
 
-def test_transformers_reads_the_settings_we_save(tmp_path):
+def test_transformers_loads_saved_settings(tmp_path):
     settings = ImageSettings(size=(("longest_edge", 128), ("shortest_edge", 96)), image_std=(0.1, 0.2, 0.3))
     minigdino.Model.random(small(FAMILIES[0]), settings=settings).save(tmp_path)
     image = picture(70, 90)
     processor = GroundingDinoImageProcessorPil.from_pretrained(tmp_path)
-    wanted = processor(images=image, return_tensors="np")["pixel_values"][0]
-    np.testing.assert_allclose(preprocess(image, settings), wanted, rtol=0, atol=1e-6)
+    expected = processor(images=image, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(preprocess(image, settings), expected, rtol=0, atol=1e-6)

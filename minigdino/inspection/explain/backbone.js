@@ -1,4 +1,4 @@
-// §3.1's image backbone: pixels, patches, windows, stages.
+// The image backbone (§3.1): input, patches, and helpers for windows.
 
 const blockName = ({stage, block, shift}) => `stage ${stage}, block ${block + 1}${shift ? ", shifted" : ""}`;
 
@@ -10,12 +10,14 @@ function picture(root, src, text, alt) {
 }
 
 draw.pixels = (root, {src, size: [H, W], channels}) => {
-  const {image} = picture(root, src, `${W} × ${H} pixels, from ${page.original.join(" × ")}`, "The resized image");
+  const text = `${W} × ${H} pixels, resized from ${page.original.join(" × ")}`;
+  const {image} = picture(root, src, text, "The resized image");
   image.style.aspectRatio = `${W} / ${H}`;
   const line = row(root, "max(5.5rem, 30%)");
   for (const {name, src: grey, span: [low, high]} of channels) {
     const span = `${low.toFixed(2)} … ${high.toFixed(2)}`;
-    picture(line, grey, `${name}: ${span}`, `The ${name} channel, values ${span}`).image.style.aspectRatio = `${W} / ${H}`;
+    const cell = picture(line, grey, `${name}: ${span}`, `The ${name} channel, values ${span}`);
+    cell.image.style.aspectRatio = `${W} / ${H}`;
   }
 };
 
@@ -27,21 +29,23 @@ draw.patches = (root, {side, grid: [rows, cols], embedded, filters}) => {
   const [wide, high, cell] = [480, Math.round(480 * page.height / page.width), 96];
   const near = make("canvas", {className: "wide", width: wide, height: high}, right);
   near.setAttribute("role", "img");
-  near.setAttribute("aria-label", "The picked patch and those around it, enlarged");
-  const said = readout(root);
-  picture(root, embedded, `${cols} × ${rows} patches, each now a vector, in its principal colours`,
-          "The embedded patches in colours").image.style.aspectRatio = `${cols} / ${rows}`;
+  near.setAttribute("aria-label", "The picked patch and its neighbours, enlarged");
+  const info = readout(root);
+  const components = "in their first three principal components";
+  const caption = `${cols} × ${rows} tokens, one per patch, ${components}`;
+  picture(root, embedded, caption, `The embedded patches ${components}`)
+    .image.style.aspectRatio = `${cols} / ${rows}`;
   make("p", {textContent: "Filters of the first channels"}, root).style.margin = 0;
   const tiles = make("div", {className: "filters"}, root);
-  filters.forEach((tile, i) => make("img", {className: "pixelated", src: tile, alt: `Filter ${i + 1}`, width: 4, height: 4},
-                                    tiles));
+  filters.forEach((tile, i) =>
+    make("img", {className: "pixelated", src: tile, alt: `Filter ${i + 1}`, width: 4, height: 4}, tiles));
   const pixels = new Image();
   const paint = () => {
     const context = canvas.getContext("2d");
     backdrop(context, "colour");
     frame(context, [(picked.col + 0.5) / cols, (picked.row + 0.5) / rows, 1 / cols, 1 / rows], "white", 2);
     const zoom = near.getContext("2d");
-    const [left, top] = [(wide - cell) / 2, (high - cell) / 2];  // of the picked patch, in the middle
+    const [left, top] = [(wide - cell) / 2, (high - cell) / 2];  // corner of the picked patch, which is in the centre
     zoom.clearRect(0, 0, wide, high);
     zoom.imageSmoothingEnabled = false;
     zoom.drawImage(pixels, left - picked.col * cell, top - picked.row * cell,
@@ -50,7 +54,7 @@ draw.patches = (root, {side, grid: [rows, cols], embedded, filters}) => {
     for (let x = left % cell; x < wide; x += cell) zoom.fillRect(x, 0, 1.5, high);
     for (let y = (top + 99 * cell) % cell; y < high; y += cell) zoom.fillRect(0, y, wide, 1.5);
     frame(zoom, [0.5, 0.5, cell / wide, cell / high], "white", 4);
-    said.textContent = `patch in row ${picked.row + 1} of ${rows}, column ${picked.col + 1} of ${cols}`;
+    info.textContent = `patch in row ${picked.row + 1} of ${rows}, column ${picked.col + 1} of ${cols}`;
   };
   const picked = pixelPicker(canvas, () => ({rows, cols}), paint);
   pixels.addEventListener("load", () => paint());
@@ -58,7 +62,7 @@ draw.patches = (root, {side, grid: [rows, cols], embedded, filters}) => {
   return paint;
 };
 
-// The map of a stage with the image on it, moved up and left by `shift` pixels of the map, round and round.
+// Draws the image in the layout of a stage's padded map, cyclically shifted up and left by `shift` map pixels.
 function layMap(context, stage, shift = 0) {
   const at = mapLayout(context.canvas, stage);
   const [width, height] = [at.cols * at.x, at.rows * at.y];
@@ -81,7 +85,7 @@ function layMap(context, stage, shift = 0) {
   return at;
 }
 
-// Lines around the windows; `offset` is where the first begins.
+// Draws the borders of the windows; the first window begins at `offset`.
 function windowLines(context, at, k, offset) {
   const [width, height] = [at.cols * at.x, at.rows * at.y];
   const lines = () => {
@@ -96,11 +100,13 @@ function windowLines(context, at, k, offset) {
   context.stroke();
 }
 
-// Calls each(row, column, index) for the pixels of the window of pixel (row, col), in the order of the window.
+// Calls each(row, column, index in the window) for every pixel of the window that contains pixel (row, col).
 function eachOfWindow({rows, cols}, k, shift, row, col, each) {
   const first = (i, n) => Math.floor(((i - shift + n) % n) / k) * k;
   for (const i of range(k)) {
-    for (const j of range(k)) each((first(row, rows) + i + shift) % rows, (first(col, cols) + j + shift) % cols, i * k + j);
+    for (const j of range(k)) {
+      each((first(row, rows) + i + shift) % rows, (first(col, cols) + j + shift) % cols, i * k + j);
+    }
   }
 }
 

@@ -1,4 +1,4 @@
-"""Figures of §3.1's image backbone: pixels, patches, windows, stages."""
+"""Figures of the image backbone (§3.1): input, patches, windows, stages."""
 
 from __future__ import annotations
 
@@ -8,66 +8,66 @@ from PIL import Image
 from ...network.swin import PATCH
 from .encode import packed, picture, principal_colours, spread, stretched
 
-SMALL = 2**16  # pixels of an image that the page takes as it is; larger ones become JPEG
-CHANNEL = 360  # pixels along the longer edge of a channel's picture
-WEIGHTS = 40_000  # attention weights of a block that the page takes
+SMALL = 2**16  # pixels of an image; smaller ones are stored as PNG, the others as JPEG
+CHANNEL = 360  # pixels on the longer edge of a channel's picture
+MAX_WEIGHTS = 40_000  # attention weights in the page, for each block
 
 
-def pixels(seen):
-    """The resized image, and its three channels as numbers."""
-    x = seen.one("forward.0/pixels")  # [3, H, W]
+def pixels(recorded):
+    """The resized image, and its three normalised channels with their ranges."""
+    x = recorded.one("forward.0/pixels")  # [3, H, W]
     channels = []
     for name, channel in zip(("red", "green", "blue"), x):
         shown = Image.fromarray(stretched(channel))
         shown.thumbnail((CHANNEL, CHANNEL))
         channels.append({"name": name, "src": picture(shown), "span": [float(channel.min()), float(channel.max())]})
     _, H, W = x.shape
-    resized = seen.image.resize((W, H), resample=seen.model.settings.resample)
+    resized = recorded.image.resize((W, H), resample=recorded.model.settings.resample)
     return {"src": picture(resized, lossless=H * W < SMALL), "size": [H, W], "channels": channels}
 
 
-def patches(seen):
-    """The map that the patches become, and the learned filters that make it."""
-    kernel = seen.one("*/patch_embedding.0/kernel")  # [C, 3*PATCH**2]
+def patches(recorded):
+    """The map of embedded patches, and the learned filters that compute it."""
+    kernel = recorded.one("*/patch_embedding.0/kernel")  # [C, 3*PATCH**2]
     tiles = [stretched(k).reshape(3, PATCH, PATCH).transpose(1, 2, 0) for k in kernel]
-    embedded = seen.one("*/patch_embedding.0/return")
+    embedded = recorded.one("*/patch_embedding.0/return")
     return {"side": PATCH, "grid": list(embedded.shape[:2]),
             "embedded": picture(principal_colours(embedded), lossless=True),
             "filters": [picture(tile, lossless=True) for tile in tiles[:48]]}
 
 
-def windows(seen):
-    """Each stage's map, and how it is cut."""
-    k = seen.model.config.backbone_config.window_size
+def windows(recorded):
+    """Map size, window size and shift of each stage."""
+    k = recorded.model.config.backbone_config.window_size
     return {"stages": [{"stage": b["stage"], "map": b["map"], "k": k, "shift": k // 2}
-                       for b in _blocks(seen) if not b["shift"]]}
+                       for b in _blocks(recorded) if not b["shift"]]}
 
 
-def shift_mask(seen):
-    """The pieces of each stage's shifted map, and the masks of four windows: inside, right, bottom, corner."""
+def shift_mask(recorded):
+    """The regions of each stage's shifted map, and the masks of four windows: interior, right, bottom, corner."""
     stages = []
-    shifted = [b for b in _blocks(seen) if b["shift"]]
+    shifted = [b for b in _blocks(recorded) if b["shift"]]
     for block in shifted:
         path = f"*/swin_block.{block['block']}/*/shift_mask.0/"
-        pieces, mask = seen.one(path + "pieces")[..., 0], seen.one(path + "return")  # [H, W], [B, K, K]
-        columns = pieces.shape[1] // block["k"]
+        regions, mask = recorded.one(path + "regions")[..., 0], recorded.one(path + "return")  # [H, W], [N, K, K]
+        columns = regions.shape[1] // block["k"]
         kinds = [0, columns - 1, len(mask) - columns, len(mask) - 1]
-        # a piece is a piece of the rows and one of the columns, and numbered by their sum
-        stages.append({**block, "masks": packed(mask[kinds]), "column_pieces": pieces[0].tolist(),
-                       "row_pieces": (pieces[:, 0] - pieces[0, 0]).tolist()})
+        # the number of a region is the sum of a number for its rows and one for its columns
+        stages.append({**block, "masks": packed(mask[kinds]), "column_regions": regions[0].tolist(),
+                       "row_regions": (regions[:, 0] - regions[0, 0]).tolist()})
     return {"stages": stages}
 
 
-def window_attention(seen):
-    """The weights of a grid of pixels, in the first plain and the first shifted block of each stage."""
+def window_attention(recorded):
+    """Attention weights of a grid of tokens, in the first plain and the first shifted block of each stage."""
     blocks = []
-    for block in _blocks(seen):
+    for block in _blocks(recorded):
         (H, W), k, shift = block["map"], block["k"], block["shift"]
-        weights = seen.one(f"*/swin_block.{block['block']}/*/attend_in_windows.0/weights")  # [B, M, K, K]
-        heads = np.stack([weights.mean(axis=1), *weights.swapaxes(0, 1)])  # [1 + M, B, K, K]
-        if H * W * k * k * len(heads) > WEIGHTS:
+        weights = recorded.one(f"*/swin_block.{block['block']}/*/attend_in_windows.0/weights")  # [N, M, K, K]
+        heads = np.stack([weights.mean(axis=1), *weights.swapaxes(0, 1)])  # [1 + M, N, K, K]
+        if H * W * k * k * len(heads) > MAX_WEIGHTS:
             heads = heads[:1]
-        side = max(2, int((WEIGHTS / (k * k * len(heads))) ** 0.5))
+        side = max(2, int((MAX_WEIGHTS / (k * k * len(heads))) ** 0.5))
         rows, cols = spread(H, side), spread(W, side)
         height, width = -(-H // k) * k, -(-W // k) * k
         r, c = (rows[:, None] - shift) % height, (cols - shift) % width
@@ -76,30 +76,30 @@ def window_attention(seen):
     return {"blocks": blocks}
 
 
-def position_bias(seen):
-    """One square per head: the bias for every offset between two pixels of a window."""
+def position_bias(recorded):
+    """The bias of each head for every offset between two tokens of a window, as a square."""
     blocks = []
-    for block in _blocks(seen):
-        table = seen.one(f"*/swin_block.{block['block']}/*/relative_position_bias.0/table")  # [N, M]
+    for block in _blocks(recorded):
+        table = recorded.one(f"*/swin_block.{block['block']}/*/relative_position_bias.0/table")  # [(2*k-1)**2, M]
         side = 2 * block["k"] - 1
         blocks.append({**block, "bias": packed(table.T.reshape(-1, side, side))})
     return {"blocks": blocks}
 
 
-def stages(seen):
-    """What each stage hands on, its three main directions as colours."""
-    last = np.cumsum(seen.model.config.backbone_config.depths) - 1
-    maps = [seen.one(f"forward.0/swin.0/swin_block.{i}/return") for i in last]
+def stages(recorded):
+    """The output of each stage, in its first three principal components."""
+    last = np.cumsum(recorded.model.config.backbone_config.depths) - 1
+    maps = [recorded.one(f"forward.0/swin.0/swin_block.{i}/return") for i in last]
     return {"maps": [{"shape": list(m.shape), "src": picture(principal_colours(m), lossless=True)} for m in maps]}
 
 
-def _blocks(seen):
-    """The first plain and the first shifted block of each stage: {"stage", "block", "map", "k", "shift"}"""
-    config, blocks, first = seen.model.config.backbone_config, [], 0
+def _blocks(recorded):
+    """{"stage", "block", "map", "k", "shift"} of the first plain and the first shifted block of each stage."""
+    config, blocks, first = recorded.model.config.backbone_config, [], 0
     k = config.window_size
     for stage, depth in enumerate(config.depths, start=1):
         for i in range(min(depth, 2 if k > 1 else 1)):
-            H, W = seen.one(f"*/swin_block.{first + i}/*/attend_in_windows.0/return").shape[:2]
+            H, W = recorded.one(f"*/swin_block.{first + i}/*/attend_in_windows.0/return").shape[:2]
             blocks.append({"stage": stage, "block": first + i, "map": [H, W], "k": k, "shift": i * (k // 2)})
         first += depth
     return blocks

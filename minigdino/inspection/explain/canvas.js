@@ -1,9 +1,9 @@
-// Drawing: a ramp of colours, heat on the image, frames, maps in their windows.
+// Drawing on canvases: colour ramp, heat maps on the image, frames, layout of window maps.
 
-// Dark to bright in even steps of lightness, told apart with any kind of colour vision.
+// Viridis: dark to bright with uniform lightness, readable with any colour vision.
 const RAMP = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129], [92, 200, 99],
               [170, 220, 50], [253, 231, 37]];
-const LEVELS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7"];  // apart for any colour vision
+const LEVELS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7"];  // distinct with any colour vision
 
 function ramp(x) {
   const at = Math.min(Math.max(x, 0), 1) * (RAMP.length - 1);
@@ -14,7 +14,7 @@ const rampColour = (x) => `rgb(${ramp(x).join(" ")})`;
 const levelColour = (i) => LEVELS[i % LEVELS.length];
 const theme = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-// A canvas of the image's proportions.
+// A canvas with the aspect ratio of the image.
 function imageCanvas(root, label) {
   const canvas = make("canvas", {className: "wide", width: page.width, height: page.height}, root);
   canvas.setAttribute("role", "img");
@@ -27,7 +27,7 @@ function backdrop(context, name = "pale") {
   context.drawImage(photo[name], 0, 0);
 }
 
-// Values [rows * cols] over the whole canvas: bright and dense where they are high, clear where they are low.
+// Draws values [rows * cols] over the whole canvas: high values bright and opaque, low values dark and transparent.
 function heat(context, values, rows, cols, low, high) {
   const cells = make("canvas", {width: cols, height: rows});
   const pixels = new ImageData(cols, rows);
@@ -41,10 +41,10 @@ function heat(context, values, rows, cols, low, high) {
   context.imageSmoothingEnabled = true;
 }
 
-// Pixels of the canvas for one of the screen, so that lines and points keep their size on a phone.
+// Canvas pixels per screen pixel, so that lines and points keep their size on a phone.
 const unit = ({canvas}) => Math.max(1, canvas.width / (canvas.clientWidth || canvas.width));
 
-// A line that is seen on any ground: path() draws it, twice.
+// A line with a dark border, visible on any background; path() defines it and runs twice.
 function outlined(context, colour, width, path) {
   for (const [style, extra] of [["rgb(0 0 0 / 70%)", 2], [colour, 0]]) {
     context.strokeStyle = style;
@@ -55,7 +55,7 @@ function outlined(context, colour, width, path) {
   }
 }
 
-// A box (cx, cy, w, h) in fractions.
+// A box (cx, cy, w, h), in fractions of the canvas.
 function frame(context, [cx, cy, w, h], colour, width = 2, dash = []) {
   const {width: W, height: H} = context.canvas;
   context.setLineDash(dash.map((length) => length * unit(context)));
@@ -91,12 +91,12 @@ function legend(root, what) {
   };
 }
 
-// A map in a canvas, with the padding that windows need: [H, W] pixels of the map, padded to multiples of k.
+// Layout of a map [H, W] in a canvas, padded to multiples of the window size k.
 function mapLayout(canvas, {map: [H, W], k}) {
   const [rows, cols] = [Math.ceil(H / k) * k, Math.ceil(W / k) * k];
   const sx = canvas.width / cols;
   const sy = canvas.height / rows;
-  const proportion = (canvas.width / W) / (canvas.height / H);  // a map's pixel is as wide as the image makes it
+  const proportion = (canvas.width / W) / (canvas.height / H);  // of a map pixel, as in the image
   const size = Math.min(sx / proportion, sy);
   return {H, W, rows, cols, x: size * proportion, y: size};
 }

@@ -1,4 +1,4 @@
-"""What stands below a figure, read from the code itself: its functions, where they are, their place, their shapes."""
+"""The code references below a figure, read from the code: functions, their lines, their papers, shapes of the steps."""
 
 from __future__ import annotations
 
@@ -6,62 +6,65 @@ import inspect
 import re
 from pathlib import Path
 
-from ..tree import PLACE, home, place
+from ..tree import PLACE, home
 from .figure import Figure
-from .observe import Pass
+from .observe import ForwardPass
 
 ROOT = Path(__file__).parents[3]
+BRACKETS = re.compile(r"\[[^\]]*\]")
 
 
 def code(name: str):
-    """The function "module.function", the formula of one that has compiled twins."""
+    """Return the function "module.function" as written: for an op with compiled twins, the NumPy reference."""
     module, _, function = name.partition(".")
-    found = getattr(home(module), function)
-    return getattr(found, "reference", found)
+    return inspect.unwrap(getattr(home(module), function))
 
 
 def where(name: str) -> str:
-    """"minigdino/network/fusion.py:17", the line that begins the function."""
-    function = inspect.unwrap(code(name))
+    """Return file and line of "module.function", as "minigdino/network/fusion.py:17"."""
+    function = code(name)
     _, line = inspect.getsourcelines(function)
     return f"{Path(inspect.getsourcefile(function)).relative_to(ROOT).as_posix()}:{line}"
 
 
-def papers(module: str) -> list[str]:
-    """The section and the paper that a module names in its first line: ["§3.1", "arXiv 2103.14030"]"""
-    found = PLACE.findall((home(module).__doc__ or "").partition("\n")[0])
-    return [part for part in found if part.startswith(("§", "arXiv"))]
-
-
 def section(module: str) -> str:
-    """"§3.1", of a stage's module; "" of one that the paper has no section for."""
-    return next((part for part in papers(module) if part.startswith("§")), "")
+    """Return the § in the first line of a module's docstring, as "§3.1"; "" if there is none."""
+    found = PLACE.findall((home(module).__doc__ or "").partition("\n")[0])
+    return next((part for part in found if part.startswith("§")), "")
 
 
-def source(name: str) -> str:
-    """Where the papers have "module.function": "arXiv 2010.04159, Eq. 3"; an equation's paper is its module's."""
-    said = place(*name.split("."))
-    if "§" in said or "arXiv" in said:
-        return said
-    return ", ".join(filter(None, [*papers(name.partition(".")[0]), said]))
+def shapes(figure: Figure, recorded: ForwardPass) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return name and shape of the steps that a figure shows.
 
+    Args:
+        figure: the figure.
+        recorded: the recorded forward pass.
 
-def shapes(figure: Figure, seen: Pass) -> list[tuple[str, str, tuple[int, ...]]]:
-    """What a figure is made from: (the step, the letters that the code gives its shape or "", the shape)."""
+    Returns:
+        (name of the step, its shape in letters as the code gives it or "", its shape in numbers) of each step.
+    """
     functions = {name.partition(".")[2]: name for name in figure.functions}
     rows = {}
     for pattern in figure.steps:
-        path = next(iter(seen.matching(pattern)), None)
+        path = next(iter(recorded.matching(pattern)), None)
         if path:
             *_, call, step = path.split("/")
             function = call.partition(".")[0]
-            said = letters(code(functions[function]), step) if function in functions else ""
-            rows.setdefault(spelled(function, step), (said, seen.steps[path].shape))
+            shape = letters(code(functions[function]), step) if function in functions else ""
+            rows.setdefault(spelled(function, step), (shape, recorded.steps[path].shape))
     return [(step, *row) for step, row in rows.items()]
 
 
 def spelled(function: str, step: str) -> str:
-    """A step as one would write it: "to_text in attend_both_ways", "swin_block(...)", "phrase_mask(...)[0]"."""
+    """Name a step in code style: "to_text in attend_both_ways", "swin_block(...)", "phrase_mask(...)[0]".
+
+    Args:
+        function: name of the function.
+        step: last part of the step's trace path.
+
+    Returns:
+        The name.
+    """
     name, _, part = step.partition(".")
     if name != "return":
         return f"{step} in {function}"
@@ -69,13 +72,44 @@ def spelled(function: str, step: str) -> str:
 
 
 def letters(function, step: str) -> str:
-    """"[S, M, T]" as the function's comments or docstring have it, else ""."""
+    """Return the shape of a step in letters, from the function's shape comments or its docstring.
+
+    Args:
+        function: the function object.
+        step: last part of the step's trace path.
+
+    Returns:
+        The shape, as "[S, M, T]"; "" if the function does not state it.
+    """
     name, _, part = step.partition(".")
     source, doc = inspect.getsource(function), inspect.getdoc(function) or ""
     if name == "return" and (not part or part.isdigit()):
-        results = re.findall(r"\[[^\]]*\]", doc.rpartition("->")[2]) if "->" in doc else []
+        results = BRACKETS.findall(signature(doc)[1])
         return results[int(part or 0)] if len(results) > int(part or 0) else ""
     named = re.escape(part or name)
     found = (re.search(rf"^\s*{named} = .*# (\[[^\]]*\])$", source, re.MULTILINE)
              or re.search(rf"\b{named} (\[[^\]]*\])", doc))
     return found[1] if found else ""
+
+
+def signature(doc: str) -> tuple[str, str]:
+    """Split a docstring into the text that states the arguments' shapes and the text that states the results' shapes.
+
+    The results follow "Returns:", or "->" in a short docstring, and end at the next colon or blank line:
+
+        x [N, C], text [T, C] -> [N, T]
+
+        Returns:
+            [S, C], [T, C]: updated image and text tokens.
+
+    Args:
+        doc: a docstring.
+
+    Returns:
+        (text before the results, text of the results); the second is "" if the docstring states no results.
+    """
+    before, *after = re.split(r"^\s*Returns:", doc, maxsplit=1, flags=re.MULTILINE)
+    if not after:
+        before, _, rest = doc.partition("->")
+        after = [rest]
+    return before, re.split(r":|\n\s*\n", after[0], maxsplit=1)[0]

@@ -1,12 +1,12 @@
-// What a reader can move: sliders, choices, and a pixel picked on a picture. All work from the keyboard.
+// Controls: sliders, radio buttons, and a picker for a cell of a picture. All work with the keyboard.
 
-function slider(root, name, {least = 0, most, step = 1, value = least, show = String}, onChange) {
+function slider(root, name, {min = 0, max, step = 1, value = min, show = String}, onChange) {
   const label = make("label", {className: "slider"}, root);
   make("span", {textContent: name}, label);
-  const input = make("input", {type: "range", min: least, max: most, step, value, disabled: most <= least}, label);
+  const input = make("input", {type: "range", min, max, step, value, disabled: max <= min}, label);
   const output = make("output", {textContent: show(value)}, label);
-  const lengths = range((most - least) / step + 1).map((i) => show(least + i * step).length);
-  output.style.minWidth = `${largest(lengths)}ch`;  // nothing moves when the number grows
+  const lengths = range((max - min) / step + 1).map((i) => show(min + i * step).length);
+  output.style.minWidth = `${largest(lengths)}ch`;  // keeps the layout fixed when the text grows
   const moved = () => { output.textContent = show(+input.value); };
   input.addEventListener("input", () => { moved(); onChange(); });
   return {get value() { return +input.value; }, set value(x) { input.value = x; moved(); }};
@@ -14,7 +14,7 @@ function slider(root, name, {least = 0, most, step = 1, value = least, show = St
 
 let groups = 0;
 
-// One of several names.
+// Radio buttons, hidden if there is only one name.
 function choice(root, name, names, onChange, value = 0) {
   const group = make("fieldset", {className: names.length > 40 ? "many" : ""}, root);
   make("legend", {textContent: name}, group);
@@ -31,7 +31,7 @@ function choice(root, name, names, onChange, value = 0) {
 }
 
 const layerSlider = (root, n, onChange, value = n - 1) =>
-  slider(root, "Layer", {most: n - 1, value, show: (i) => `${i + 1} of ${n}`}, onChange);
+  slider(root, "Layer", {max: n - 1, value, show: (i) => `${i + 1} of ${n}`}, onChange);
 
 const tokenChoice = (root, onChange) =>
   choice(root, "Token", page.tokens, onChange, page.spans[0][1] - 1);
@@ -39,7 +39,7 @@ const tokenChoice = (root, onChange) =>
 const headChoice = (root, heads, onChange) =>
   choice(root, "Head", heads ? ["mean", ...range(heads).map((i) => String(i + 1))] : ["mean"], onChange);
 
-// Where pickers begin: on the left edge of the best box, a place with something to see.
+// Initial position of the pickers: near the left edge of the best box.
 function focus() {
   const {boxes, queries} = page.figures.refinement;
   const steps = tensor(boxes);
@@ -47,7 +47,8 @@ function focus() {
   return [cx - 0.4 * w, cy];
 }
 
-// A cell of a grid over a canvas, by pointer or arrow keys. grid() -> {rows, cols, and where the grid ends: right, bottom}
+// Picks a cell of a grid over a canvas, by pointer or arrow keys. grid() -> {rows, cols, right, bottom}; right and
+// bottom are the end of the grid as fractions of the canvas, 1 by default.
 function pixelPicker(canvas, grid, onPick, start = focus()) {
   const inside = (fraction) => Math.min(Math.max(fraction, 0), 1 - 1e-9);
   const picked = {
@@ -61,7 +62,7 @@ function pixelPicker(canvas, grid, onPick, start = focus()) {
   };
   canvas.tabIndex = 0;
   canvas.setAttribute("role", "application");
-  canvas.setAttribute("aria-roledescription", "picture to pick a pixel in, with the arrow keys");
+  canvas.setAttribute("aria-roledescription", "picture; the arrow keys pick a cell");
   const point = (event) => {
     const at = canvas.getBoundingClientRect();
     const {right = 1, bottom = 1} = grid();
@@ -79,21 +80,22 @@ function pixelPicker(canvas, grid, onPick, start = focus()) {
   return picked;
 }
 
-// Numbers from 0 to `most` beside their names.
+// Horizontal bars with names; a bar of full length is `max`.
 function bars(root) {
   const list = make("dl", {className: "bars"}, root);
   list.tabIndex = 0;
-  list.setAttribute("aria-label", "weights");
-  return (names, values, most = largest(values)) => {
+  list.setAttribute("aria-label", "Attention weights");
+  return (names, values, max = largest(values)) => {
     list.replaceChildren();
     names.forEach((name, i) => {
       make("dt", {textContent: name}, list);
-      make("i", {}, make("dd", {}, list)).style.width = `${100 * values[i] / (most || 1)}%`;
+      make("i", {}, make("dd", {}, list)).style.width = `${100 * values[i] / (max || 1)}%`;
       make("dd", {textContent: percent(values[i])}, list);
     });
   };
 }
 
+// A legend of coloured dots with texts.
 function keys(root) {
   const list = make("div", {className: "keys"}, root);
   return (entries) => {

@@ -1,4 +1,4 @@
-"""What a figure is, and a chapter of them."""
+"""Data classes for the figures and chapters of the page."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure. Its slug is its id in the page, and never changes: others link to it."""
+    """One figure of the page."""
 
-    slug: str
+    slug: str  # its id in the page; never changes, because other pages link to it
     title: str
-    functions: tuple[str, ...]  # whose steps it shows: "module.function"
-    steps: tuple[str, ...]  # trace paths of what it is made from
-    data: Callable  # what the page draws: of a Pass, something JSON can hold
-    text: str  # what to look at, and why
+    functions: tuple[str, ...]  # "module.function" of the functions whose steps it shows
+    steps: tuple[str, ...]  # patterns of the trace paths that it needs
+    data: Callable  # ForwardPass -> the data to draw, as JSON types
+    text: str  # caption: what is drawn, how to read the colour, what to notice
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """A stage of the model: the module that is its home says the section."""
+    """Figures of one stage of the model."""
 
     title: str
-    module: str
+    module: str  # its docstring names the section of the paper
     text: str
     figures: tuple[Figure, ...]

@@ -1,4 +1,4 @@
-"""Every figure of the page, in the paper's order: what it is called, what it shows, what to look at."""
+"""Every figure of the page, in the paper's order: title, functions, recorded steps, data and caption."""
 
 from __future__ import annotations
 
@@ -6,138 +6,145 @@ from . import backbone, deciding, fusing, naming, neck, sampling, words
 from .figure import Chapter, Figure
 
 CHAPTERS = (
-    Chapter("Image", "swin", "A picture becomes numbers, and the numbers become patches.", (
-        Figure("pixels", "The image as the model sees it", ("image.preprocess", "image.resized", "model.forward"),
+    Chapter("Image", "swin", "The image is resized and normalised, then split into patches, which become tokens.", (
+        Figure("pixels", "Model input", ("image.preprocess", "image.resized", "model.forward"),
                ("forward.0/pixels",), backbone.pixels,
-               "The image is resized until its shorter edge fits, and each channel is shifted and scaled so that its "
-               "values lie around zero. Whatever is too small to be seen here is not there for the model either."),
-        Figure("patches", "Patches", ("swin.patch_embedding",),
+               "The resized image, and its three channels after normalisation. Brighter means a larger value; the "
+               "range is written below each channel. Details that the resizing removes are lost to the model."),
+        Figure("patches", "Patch embedding", ("swin.patch_embedding",),
                ("*/patch_embedding.0/kernel", "*/patch_embedding.0/return"), backbone.patches,
-               "Squares of 4 by 4 pixels are the model's first tokens. Each is multiplied by learned filters, one for "
-               "every channel. Pick a patch to see its pixels. The coloured map shows the three directions in which "
-               "the resulting vectors vary most: like colours, like vectors."),
+               "Each patch of 4 × 4 pixels becomes one token: a linear map with one learned filter per channel. Pick a "
+               "patch to enlarge it. In the map below, red, green and blue are the first three principal components "
+               "of the tokens, so similar tokens have similar colours."),
     )),
-    Chapter("Image backbone", "swin", "Swin Transformer: attention in small windows, so that its cost grows with the "
-            "image and not with its square.", (
-        Figure("windows", "Windows, and windows shifted", ("swin.windows", "swin.attend_in_windows", "swin.swin_block"),
+    Chapter("Image backbone", "swin", "Swin Transformer: attention within small windows, whose cost is linear in the "
+            "number of pixels.", (
+        Figure("windows", "Windows and shifted windows", ("swin.windows", "swin.attend_in_windows", "swin.swin_block"),
                ("*/attend_in_windows.0/return",), backbone.windows,
-               "A pixel of the map attends to its own window alone. In every other block the windows are shifted by "
-               "half their side, so what a border separated meets in one window. Coarser stages have fewer windows, "
-               "and each covers more of the image. Hatching is padding: the map must be a multiple of the window."),
-        Figure("shift-mask", "What the shift must keep apart", ("swin.shift_mask",),
-               ("*/shift_mask.0/pieces", "*/shift_mask.0/return"), backbone.shift_mask,
-               "The shift is cyclic: what leaves at the top comes back at the bottom. A window at the border then "
-               "holds pieces that are far apart in the image. The mask adds -100 to the scores between two pieces, "
-               "dark in the matrix. Pick a window to see which of its pixels see each other."),
-        Figure("window-attention", "Attention inside a window", ("swin.attend_in_windows", "swin.window_attention"),
+               "The feature map of a stage, cut into windows; each token attends only to its own window. Yellow marks "
+               "the picked window, hatching the padding to a multiple of the window size. Every other block shifts "
+               "the windows by half their side, which connects neighbouring windows."),
+        Figure("shift-mask", "Mask of shifted windows", ("swin.shift_mask",),
+               ("*/shift_mask.0/regions", "*/shift_mask.0/return"), backbone.shift_mask,
+               "The shift is cyclic: rows that leave at the top return at the bottom. Each colour marks one region of "
+               "the map, and regions in one window are not neighbours in the image. In the matrix of the picked "
+               "window, dark pairs of tokens have -100 added to their score, bright pairs nothing."),
+        Figure("window-attention", "Attention within a window", ("swin.attend_in_windows", "swin.window_attention"),
                ("*/attend_in_windows.0/weights",), backbone.window_attention,
-               "Pick a pixel: the squares are the pixels of its window, the brighter the more it reads of them. In a "
-               "shifted block a window at the border may lie in several pieces; the mask lets it read one of them."),
+               "Attention weights of the picked token over the tokens of its window. Brighter means more attention. "
+               "In a shifted block, a window at the border can hold several regions; the mask leaves the token only "
+               "its own region."),
         Figure("position-bias", "Relative position bias", ("swin.relative_position_bias",),
                ("*/relative_position_bias.0/table",), backbone.position_bias,
-               "One learned number for every offset between two pixels of a window, and for every head, is added to "
-               "the scores before the softmax. The middle of a square is the pixel itself. A bright middle is a head "
-               "that looks close by, a bright side one that looks that way."),
-        Figure("stages", "Four stages", ("swin.swin", "swin.swin_block", "swin.patch_merging"),
+               "The learned bias that each head adds to the attention scores, for every offset of the query from the "
+               "key. Brighter is larger; the centre is offset 0. A bright centre favours near keys, a bright "
+               "right side keys to the left of the query."),
+        Figure("stages", "Stage outputs", ("swin.swin", "swin.swin_block", "swin.patch_merging"),
                tuple(f"forward.0/swin.0/swin_block.{n}/return" for n in ("?", "??", "???")), backbone.stages,
-               "Between stages 2 by 2 neighbours are merged into one, and the channels double. The colours are the "
-               "three directions in which a map varies most. Early maps show edges and colour, late ones regions."),
+               "The feature map after each stage. Red, green and blue are its first three principal components. Patch "
+               "merging between stages joins 2 × 2 tokens and doubles the channels: early maps show edges and colour, "
+               "late maps larger areas."),
     )),
-    Chapter("Pyramid", "enhancer", "Maps of every size get the same number of channels, so that one transformer "
-            "can read them all.", (
-        Figure("pyramid", "Levels, fine to coarse",
+    Chapter("Pyramid", "enhancer", "Feature maps of several sizes are projected to the same number of channels.", (
+        Figure("pyramid", "Feature levels",
                ("enhancer.neck", "enhancer.conv_1x1", "enhancer.conv_3x3_stride_2"),
                ("forward.0/neck.0/return.*",), neck.pyramid,
-               "The backbone's maps, projected to one width, and coarser maps made from the last of them. All their "
-               "pixels together are the S image tokens of everything that follows."),
-        Figure("image-positions", "Where a pixel is",
+               "The feature map of every level, from fine to coarse. Red, green and blue are its first three principal "
+               "components. The pixels of all levels together are the S image tokens of the later stages."),
+        Figure("image-positions", "Positional encoding of the image",
                ("enhancer.vision_positions", "boxes.image_positions", "boxes.sine_embedding"),
                ("*/vision_positions.0/return", "*/vision_positions.0/image_positions.0/return"),
                neck.image_positions,
-               "Attention does not know order, so each pixel carries sines and cosines of its row and its column, "
-               "in waves of many lengths. These are channels of the finest level: the first row of pictures tells "
-               "rows apart, the second columns."),
+               "Some channels of the sine embedding on the finest level. Brighter is larger. The first row of pictures "
+               "encodes the row of each token, the second its column, with a different wavelength in each channel."),
     )),
-    Chapter("Text", "phrases", "The phrases are read together but must not disturb each other.", (
-        Figure("phrase-mask", "Who sees whom", ("phrases.phrase_mask",),
+    Chapter("Text", "phrases", "The text backbone reads all phrases in one forward pass, but each phrase attends only "
+            "to itself.", (
+        Figure("phrase-mask", "Phrase mask", ("phrases.phrase_mask",),
                ("forward.0/phrase_mask.0/return.0", "forward.0/phrase_mask.0/return.1"), words.phrase_mask,
-               "A row is a token, a column one that it may see. Every phrase is a block of its own, closed by its "
-               "delimiter, so what it means does not depend on what else is asked for. Positions are counted from 0 "
-               "in every phrase."),
-        Figure("text-attention", "Words reading words",
+               "Rows are tokens, columns the tokens that they may attend to. Bright pairs are allowed, the others "
+               "masked. Each phrase and its delimiter form one block, so the text features of a phrase do not depend "
+               "on the other phrases."),
+        Figure("text-attention", "Text self-attention",
                ("bert.bert", "bert.bert_layer", "enhancer.text_enhancer_layer", "ops.attend"),
                ("*/bert_layer.*/attention.0/attend.0/weights", "*/text_enhancer_layer.*/attention.0/attend.0/weights"),
                words.text_attention,
-               "How much a token (row) reads of another (column), the mean of all heads. The mask leaves the blocks "
-               "of the figure above. The last layers are the enhancer's: there the words have already met the image."),
+               "Attention weights of each token (row) over all tokens (columns), the mean of all heads. Brighter means "
+               "more attention; the phrase mask leaves one block per phrase. The layers of the enhancer come after "
+               "BERT's, and their tokens already contain image information."),
     )),
-    Chapter("Feature enhancer", "enhancer", "Image and text tell each other what they hold, then each looks at itself "
-            "again.", (
-        Figure("token-looks", "Where each token looks", ("fusion.attend_both_ways", "fusion.bi_attention"),
+    Chapter("Feature enhancer", "enhancer", "Each layer applies cross-attention between image and text in both "
+            "directions, then self-attention to each.", (
+        Figure("token-looks", "Text-to-image attention", ("fusion.attend_both_ways", "fusion.bi_attention"),
                ("*/attend_both_ways.0/to_vision",), fusing.token_looks,
-               "Text to image: the weights of one token over all pixels of all levels sum to 1. Pick a word and move "
-               "through the layers to see which pixels it takes from. Nothing obliges it to look at what it names: a "
-               "few pixels may hold much of the weight. The percentages say how much of it each level holds."),
-        Figure("pixel-reads", "What each pixel reads", ("fusion.attend_both_ways", "fusion.bi_attention"),
+               "Attention weights of one text token over the image tokens of all levels, which sum to 1. Brighter "
+               "means more attention; the percentage is the share of a level. The largest weights need not lie on the "
+               "named object, and a few image tokens can hold most of the weight."),
+        Figure("pixel-reads", "Image-to-text attention", ("fusion.attend_both_ways", "fusion.bi_attention"),
                ("*/attend_both_ways.0/to_text",), fusing.pixel_reads,
-               "Image to text, from the same scores: the weights of one pixel over all tokens sum to 1. The map shows "
-               "the chosen token's weight at every pixel; the bars show all tokens' weights at the picked pixel. "
-               "Special tokens and delimiters can serve as a place to look when no word fits."),
-        Figure("sampling", "Where a pixel samples",
+               "Attention weights of the image tokens over the text, from the same scores as above. Brighter means "
+               "more attention to the chosen text token; the bars show all text tokens for the picked image token, and "
+               "sum to 100 %. Special tokens and delimiters can hold the weight where no phrase fits."),
+        Figure("sampling", "Sampling points of an image token",
                ("deformable.deformable_attention", "deformable.deform_attn", "deformable.sampling_locations",
                 "deformable.bilinear", "enhancer.deformable_layer"),
                ("forward.0/enhancer.0/*/deform_attn.0/weights", "forward.0/enhancer.0/*/deform_attn.0/locations"),
                sampling.sampling,
-               "Instead of all pixels, a pixel reads a few points: for each head and level some offsets from itself, "
-               "predicted from its own vector. Area is weight, colour is level. All weights of a head sum to 1. "
-               "Coarse levels reach far, because an offset counts pixels of its level."),
+               "Deformable attention reads a few points per head and level: the picked token's position plus sampling "
+               "offsets predicted from the token. The area of a dot is its attention weight, the colour its level; the "
+               "weights of a head sum to 1. An offset counts pixels of its level, so points on coarse levels lie "
+               "farther away."),
     )),
-    Chapter("Query selection", "queries", "The pixels most like any word become the decoder's queries.", (
-        Figure("selection", "The chosen queries",
+    Chapter("Query selection", "queries", "The image tokens with the highest scores become the decoder's queries.", (
+        Figure("selection", "Selected image tokens",
                ("queries.select_queries", "queries.proposals", "queries.similarity", "queries.top"),
                ("*/select_queries.0/return.scores", "*/select_queries.0/return.selected",
                 "*/select_queries.0/return.references", "*/select_queries.0/inside", "*/proposals.0/return.0"),
                deciding.selection,
-               "Every pixel of every level is scored by its best token; the rings are the chosen ones, the dashed "
-               "frame the box proposed around a pixel, the solid one the box that enters the decoder. Hatched pixels "
-               "lie too close to the border to propose: they all share one score, and are chosen only when others run "
-               "out."),
+               "The score of every image token, its highest logit for any text token: brighter is higher. Rings mark "
+               "the selected tokens; for the chosen rank, the dashed frame is the proposal and the solid frame the "
+               "reference box that enters the decoder. Hatched tokens are too near the border for a proposal, and all "
+               "have the same score."),
     )),
-    Chapter("Cross-modality decoder", "decoder", "Each query asks the others, the text and the image, and moves its "
-            "box, layer by layer.", (
-        Figure("query-queries", "Queries reading queries", ("decoder.decoder_layer", "ops.attend"),
+    Chapter("Cross-modality decoder", "decoder", "In each layer the queries attend to each other, to the text and to "
+            "the image; then their reference boxes are refined.", (
+        Figure("query-queries", "Query self-attention", ("decoder.decoder_layer", "ops.attend"),
                ("forward.0/decoder.0/decoder_layer.*/attention.0/attend.0/weights",), deciding.query_queries,
-               "The boxes of the queries that the chosen one reads, the more the stronger. This is how two queries on "
-               "one object can agree who keeps it: there is no non-maximum suppression afterwards."),
-        Figure("query-text", "Queries reading words", ("decoder.decoder_layer", "ops.attend"),
+               "Attention weights of the chosen query (dashed) over the other queries, drawn as their boxes. Brighter "
+               "and thicker means more attention, the mean of all heads. Here queries for the same object can "
+               "interact; the model has no non-maximum suppression."),
+        Figure("query-text", "Query-to-text attention", ("decoder.decoder_layer", "ops.attend"),
                ("forward.0/decoder.0/decoder_layer.*/attention.1/attend.0/weights",), deciding.query_text,
-               "What the chosen query reads of the text, the mean of all heads, in the chosen layer. The text comes "
-               "before the image here, where the paper's Figure 3 draws it after."),
-        Figure("query-sampling", "Where a query samples",
+               "Attention weights of the chosen query over the text tokens, the mean of all heads. A longer bar means "
+               "more attention. Each layer attends to the text before the image; Figure 3 of the paper draws the "
+               "opposite order."),
+        Figure("query-sampling", "Sampling points of a query",
                ("decoder.decoder_layer", "deformable.deformable_attention", "deformable.deform_attn",
                 "deformable.sampling_locations"),
                ("forward.0/decoder.0/*/deform_attn.0/weights", "forward.0/decoder.0/*/deform_attn.0/locations"),
                sampling.query_sampling,
-               "The same deformable attention, but around a box: offsets count halves of its size, so the points "
-               "grow and shrink with the box that enters the layer. Edges and corners are what tells a box's size."),
-        Figure("refinement", "Boxes from layer to layer",
+               "Deformable attention of the chosen query, around the reference box that enters the layer (white). The "
+               "area of a dot is its attention weight, the colour its level. A sampling offset counts half the box's "
+               "size divided by P, the points per head and level: one eighth of its width or height for P = 4."),
+        Figure("refinement", "Box refinement",
                ("decoder.decoder", "decoder.refine", "boxes.box_positions"),
                ("forward.0/decoder.0/return.1", "forward.0/head.0/refine.0/return"), deciding.refinement,
-               "Every layer corrects the box it was given. Step 0 is what the selection proposed, the last is what "
-               "the model answers. The kept boxes are drawn in the colour of their phrase, the others faintly."),
+               "The box of every query at each step, from the reference box of query selection to the model's output. "
+               "Boxes above the box threshold have the colour of their phrase, the others are faint. Each layer adds a "
+               "correction to the box that enters it."),
     )),
-    Chapter("Boxes with names", "results", "A box is like each token to some degree. Two thresholds make of that a "
-            "list of names.", (
-        Figure("token-scores", "Each token's score for each box",
+    Chapter("Post-processing", "results", "Each box has a score for every text token. Two thresholds turn the scores "
+            "into labelled boxes.", (
+        Figure("token-scores", "Token scores",
                ("queries.similarity", "boxes.sigmoid", "results.post_process"),
                ("forward.0/head.0/similarity.0/return",), naming.token_scores,
-               "A row is a box, best first, a column a token. A box is kept if its best token passes the box "
-               "threshold. Its label is the phrase that holds the best score among its own words, outlined. Tokens "
-               "that pass the text threshold are marked with a dot."),
-        Figure("result", "What was found", ("results.post_process", "boxes.cxcywh_to_xyxy", "model.forward"),
+               "The score of every box (rows, best first) for every token (columns): brighter is higher. Boxes above "
+               "the line are kept, because their highest score exceeds the box threshold. An outline marks the phrase "
+               "with the highest score, which is the label; dots mark tokens above the text threshold."),
+        Figure("result", "Detections", ("results.post_process", "boxes.cxcywh_to_xyxy", "model.forward"),
                ("forward.0/head.0/refine.0/return",), naming.result,
-               "The boxes that the two thresholds keep, in the original image. The sliders are those of the table "
-               "above."),
+               "The kept boxes on the original image, with label and score. The colour is that of the phrase. The "
+               "thresholds are shared with the figure above."),
     )),
 )
 

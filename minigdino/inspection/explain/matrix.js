@@ -1,4 +1,5 @@
-// Squares with names at their rows and columns. fill(r, c) is a colour; mark(context, r, c, x, y, side) may draw more.
+// A matrix of coloured cells with names of rows and columns. fill(r, c) gives the colour of a cell, and
+// mark(context, r, c, x, y, side) may draw on it.
 function matrix(root, label) {
   const canvas = make("canvas", {}, make("div", {className: "scroll"}, root));
   canvas.setAttribute("role", "img");
@@ -8,7 +9,8 @@ function matrix(root, label) {
     const font = `${cols.length > 60 ? 10 : 12}px ${theme("mono")}`;
     context.font = font;
     const left = Math.ceil(largest(rows.map((t) => context.measureText(t).width))) + 8;
-    side ??= Math.min(24, Math.max(cols.length > 60 ? 11 : 14, Math.floor((root.clientWidth - left - 2) / cols.length)));
+    const room = Math.floor((root.clientWidth - left - 2) / cols.length);
+    side ??= Math.min(24, Math.max(cols.length > 60 ? 11 : 14, room));
     const top = Math.ceil(largest(cols.map((t) => context.measureText(t).width))) + 8;
     const [width, height, scale] = [left + cols.length * side + 2, top + rows.length * side + 2, devicePixelRatio];
     Object.assign(canvas, {width: width * scale, height: height * scale});

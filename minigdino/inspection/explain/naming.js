@@ -1,28 +1,28 @@
-// Probabilities become boxes with names, as results.post_process makes them.
+// Post-processing: scores become labelled boxes, as in results.post_process.
 
 const thresholds = {box: page.figures["token-scores"].threshold, text: page.figures["token-scores"].text_threshold,
                     changed: []};
 const phraseColour = (i) => LEVELS[i % LEVELS.length];
 
-// Every query's score, its best token, and the phrase whose own tokens hold the highest probability.
-let judged = null;
-function judge() {
-  if (judged) return judged;
+// Score of each query, and its label: the phrase whose own tokens hold the highest score.
+let scored = null;
+function scoredQueries() {
+  if (scored) return scored;
   const probabilities = tensor(page.figures["token-scores"].probabilities);
-  judged = range(probabilities.shape[0]).map((query) => {
+  scored = range(probabilities.shape[0]).map((query) => {
     const row = probabilities.at(query);
     const phrases = page.spans.map(([start, stop]) => largest(row.subarray(start, stop)));
     return {query, row, score: largest(row), label: phrases.indexOf(largest(phrases))};
   });
-  return judged;
+  return scored;
 }
 
-// Best first; of equals, the earlier query. A threshold is compared as the float32 that the model's numbers are.
-const ranked = () => [...judge()].sort((a, b) => b.score - a.score || a.query - b.query);
+// Best first, ties by query index. Thresholds are rounded to float32, the dtype of the scores.
+const ranked = () => [...scoredQueries()].sort((a, b) => b.score - a.score || a.query - b.query);
 const isKept = ({score}) => score > Math.fround(thresholds.box);
 const passes = (p, token) => token > 0 && token < 255 && p > Math.fround(thresholds.text);
 
-// The tokens of a box that pass the text threshold, pieces of a word put together.
+// The tokens of a box above the text threshold, with the pieces of a word joined.
 function passed({row}) {
   const tokens = page.tokens.filter((_, t) => passes(row[t], t));
   return tokens.join(" ").replaceAll(" ##", "");
@@ -33,15 +33,15 @@ function thresholdSliders(root) {
   const show = (x) => x.toFixed(2);
   for (const [name, text] of [["box", "Box threshold"], ["text", "Text threshold"]]) {
     const moved = () => { thresholds[name] = control.value; thresholds.changed.forEach((call) => call()); };
-    const control = slider(bar, text, {most: 1, step: 0.01, value: thresholds[name], show}, moved);
+    const control = slider(bar, text, {max: 1, step: 0.01, value: thresholds[name], show}, moved);
     thresholds.changed.push(() => { control.value = thresholds[name]; });
   }
 }
 
 draw["token-scores"] = (root) => {
   thresholdSliders(root);
-  const paintMatrix = matrix(root, "Boxes in rows, tokens in columns, the brighter the more alike");
-  const scale = legend(controls(root), "probability");
+  const paintMatrix = matrix(root, "Score of each box (row) for each token (column)");
+  const scale = legend(controls(root), "score");
   const line = readout(root);
   const paint = () => {
     const all = ranked();
@@ -64,13 +64,14 @@ draw["token-scores"] = (root) => {
       at.context.lineTo(at.left + page.tokens.length * at.side, y);
     });
     scale(0, 1);
-    line.textContent = `${kept} of ${all.length} boxes score above ${thresholds.box.toFixed(2)}: those above the line`;
+    const threshold = thresholds.box.toFixed(2);
+    line.textContent = `${kept} of ${all.length} boxes (above the line) have a score above ${threshold}`;
   };
   thresholds.changed.push(paint);
   return paint;
 };
 
-// A box's name, above its upper left corner, or below that where there is no room.
+// Draws a label above the upper left corner of a box, or below the corner if there is no room above.
 function tag(context, [cx, cy, w, h], text, colour) {
   const {width: W, height: H} = context.canvas;
   const size = 14 * unit(context);
@@ -88,7 +89,7 @@ function tag(context, [cx, cy, w, h], text, colour) {
 draw.result = (root, {boxes}) => {
   thresholdSliders(root);
   const corners = tensor(boxes);
-  const canvas = imageCanvas(root, "The image with the boxes that are kept");
+  const canvas = imageCanvas(root, "The image with the kept boxes");
   const table = make("table", {}, make("div", {className: "scroll"}, root));
   const [W, H] = page.original;
   const paint = () => {
@@ -116,7 +117,9 @@ draw.result = (root, {boxes}) => {
         make("td", {textContent: text}, line);
       }
     }
-    if (!kept.length) make("td", {textContent: "nothing scores above the box threshold", colSpan: 4}, make("tr", {}, table));
+    if (!kept.length) {
+      make("td", {textContent: "no box has a score above the box threshold", colSpan: 4}, make("tr", {}, table));
+    }
   };
   thresholds.changed.push(paint);
   return paint;

@@ -1,4 +1,4 @@
-"""Figures of the end: probabilities become boxes with names."""
+"""Figures of the post-processing: scores become labelled boxes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .deciding import BOXES, LOGITS
 from .encode import packed
 
 
-def token_scores(seen):
-    """Every query's probability for every token, in full precision: the page decides by them as `post_process` does."""
+def token_scores(recorded):
+    """The score of every query for every token, in float32, so that the page decides exactly as `post_process`."""
     defaults = inspect.signature(Model.detect).parameters
-    return {"probabilities": packed(sigmoid(seen.one(LOGITS)), 32), "threshold": defaults["threshold"].default,
+    return {"probabilities": packed(sigmoid(recorded.one(LOGITS)), 32), "threshold": defaults["threshold"].default,
             "text_threshold": defaults["text_threshold"].default}
 
 
-def result(seen):
-    """Every query's box in pixels of the original image: left, top, right, bottom."""
-    return {"boxes": packed(cxcywh_to_xyxy(seen.one(BOXES)) * np.float32(seen.image.size * 2), 32)}
+def result(recorded):
+    """The box of every query in pixels of the original image: left, top, right, bottom."""
+    return {"boxes": packed(cxcywh_to_xyxy(recorded.one(BOXES)) * np.float32(recorded.image.size * 2), 32)}

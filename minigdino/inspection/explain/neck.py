@@ -1,24 +1,24 @@
-"""Figures of the pyramid: its levels, and how a pixel says where it is."""
+"""Figures of the neck: the feature levels and the positional encoding of the image."""
 
 from __future__ import annotations
 
 from .encode import picture, principal_colours, stretched
 
-CHANNELS = 6  # of each axis, that the page shows
+CHANNELS = 6  # channels in the page for rows, and for columns
 
 
-def pyramid(seen):
-    """Every level, its three main directions as colours."""
-    maps = seen.all("forward.0/neck.0/return.*")
-    n_backbone = len(seen.model.config.backbone_config.out_indices)
+def pyramid(recorded):
+    """The feature map of each level, in its first three principal components."""
+    maps = recorded.all("forward.0/neck.0/return.*")
+    n_backbone = len(recorded.model.config.backbone_config.out_indices)
     return {"maps": [{"shape": list(m.shape), "made_by": "conv_1x1" if i < n_backbone else "conv_3x3_stride_2",
                       "src": picture(principal_colours(m), lossless=True)} for i, m in enumerate(maps)]}
 
 
-def image_positions(seen):
-    """A few channels of the finest level's embedding: sines of the row, then sines of the column."""
-    embedding = seen.one("*/vision_positions.0/image_positions.0/return")  # [H*W, C]
-    H, W = seen.sizes[0]
+def image_positions(recorded):
+    """Some channels of the sine embedding on the finest level: first of the row, then of the column."""
+    embedding = recorded.one("*/vision_positions.0/image_positions.0/return")  # [H*W, C]
+    H, W = recorded.sizes[0]
     half = embedding.shape[1] // 2
     step = max(1, half // CHANNELS)
     channels = [*range(0, half, step)][:CHANNELS]

@@ -1,4 +1,4 @@
-"""One pass of `detect`, with the steps that the figures show."""
+"""One forward pass of `detect`, with the recorded steps that the figures show."""
 
 from __future__ import annotations
 
@@ -18,43 +18,62 @@ from ..tracing import trace
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What is known of a pass: what went in, and the steps by their trace paths."""
+class ForwardPass:
+    """Inputs and recorded steps of a forward pass."""
 
     model: Model
-    name: str  # of the image's file
+    name: str  # file name of the image
     image: Image
     prompt: Prompt
     tokens: list[str]  # [T] as the vocabulary spells them
-    steps: dict[str, np.ndarray]
+    steps: dict[str, np.ndarray]  # arrays by trace path
 
     def matching(self, pattern: str) -> list[str]:
-        """Paths of steps, in the order of the pass."""
+        """Return the recorded paths that match a pattern, in the order of the forward pass."""
         return [path for path in self.steps if fnmatchcase(path, pattern)]
 
     def all(self, pattern: str) -> list[np.ndarray]:
-        """Arrays of the steps whose paths match."""
+        """Return the arrays of the steps whose paths match a pattern."""
         return [self.steps[path] for path in self.matching(pattern)]
 
     def one(self, pattern: str) -> np.ndarray:
-        """The first of them."""
+        """Return the array of the first step whose path matches a pattern."""
         return self.all(pattern)[0]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """(rows, columns) of each level of the pyramid."""
+        """(rows, columns) of each feature level."""
         return [m.shape[:2] for m in self.all("forward.0/neck.0/return.*")]
 
     def levels(self, x: np.ndarray) -> list[np.ndarray]:
-        """Cut the image tokens into their maps: x [S, ...] -> [H, W, ...] each"""
+        """Split image tokens into the maps of the levels.
+
+        Args:
+            x [S, ...]: one entry per image token.
+
+        Returns:
+            A list of [H, W, ...], one per level.
+        """
         ends = np.cumsum([H * W for H, W in self.sizes])[:-1]
         return [part.reshape(H, W, *x.shape[1:]) for part, (H, W) in zip(np.split(x, ends), self.sizes)]
 
 
-def observe(model: Model, image: ImageLike, text: str | Sequence[str], patterns: Sequence[str]) -> Pass:
-    """Run `detect` on the NumPy formulas, inside which every step can be seen. Raises what `Model.detect` raises.
+def observe(model: Model, image: ImageLike, text: str | Sequence[str], patterns: Sequence[str]) -> ForwardPass:
+    """Run `Model.detect` on the NumPy references and record steps.
 
-    The model forgets what it keeps of earlier images and prompts: a backbone that is not run has no steps.
+    The model's cache is cleared before and after, because a backbone whose features are cached does not run.
+
+    Args:
+        model: the model.
+        image: as for `Model.detect`.
+        text: as for `Model.detect`.
+        patterns: patterns of the trace paths to record.
+
+    Returns:
+        The inputs and the recorded steps.
+
+    Raises:
+        Error: as `Model.detect` raises.
     """
     prompt = model.tokenize(text)
     opened = open_image(image)
@@ -64,4 +83,4 @@ def observe(model: Model, image: ImageLike, text: str | Sequence[str], patterns:
     model.clear()
     name = os.path.basename(os.fspath(image)) if isinstance(image, (str, os.PathLike)) else "image"
     tokens = [model.tokenizer.backend.id_to_token(int(i)) for i in prompt.ids]
-    return Pass(model, name, opened, prompt, tokens, steps)
+    return ForwardPass(model, name, opened, prompt, tokens, steps)

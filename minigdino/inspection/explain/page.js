@@ -1,15 +1,15 @@
-// The page's data, and the start. Each figure is a function of draw, named by its slug, in the file of its stage.
+// Data of the page, helpers, and start(). Each figure is a function draw[slug], in the file of its stage.
 "use strict";
 
 const page = JSON.parse(document.getElementById("data").textContent);
-const draw = {};  // slug -> function(root, data), which fills the figure and returns what paints it anew, if any does
+const draw = {};  // slug -> function(root, data) that fills the figure and returns its repaint function, if any
 const painters = [];
 
-// What encode.packed() made: the values, and at(i, j, ...) for what is left when the first indices are chosen.
+// Decodes the result of encode.packed(). at(i, j, ...) gives the values with the first indices fixed.
 function tensor({shape, bits, data, low, high}) {
   const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
-  const whole = {8: Uint8Array, 16: Uint16Array, 32: Float32Array}[bits];
-  const values = Float32Array.from(new whole(bytes.buffer));
+  const Encoded = {8: Uint8Array, 16: Uint16Array, 32: Float32Array}[bits];
+  const values = Float32Array.from(new Encoded(bytes.buffer));
   if (low) {
     const size = values.length / low.length;
     for (let i = 0; i < values.length; i++) {
@@ -30,7 +30,7 @@ const sum = (values) => values.reduce((a, b) => a + b, 0);
 const largest = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
 const percent = (x) => `${(100 * x).toFixed(x > 0 && x < 0.0995 ? 1 : 0)} %`;
 
-// An element: make("p", {className: "readout"}, parent)
+// Creates an element: make("p", {className: "readout"}, parent)
 function make(tag, properties = {}, parent = null) {
   const element = Object.assign(document.createElement(tag), properties);
   if (parent) parent.append(element);
@@ -38,15 +38,15 @@ function make(tag, properties = {}, parent = null) {
 }
 
 const readout = (root) => make("output", {className: "readout"}, root);
-const row = (root, least = "16rem") => {
+const row = (root, minWidth = "16rem") => {
   const element = make("div", {className: "row"}, root);
-  element.style.setProperty("--least", least);
+  element.style.setProperty("--min-width", minWidth);
   return element;
 };
-const HALVES = "max(8.5rem, 34%)";  // two beside each other, on a phone too
+const HALVES = "max(8.5rem, 34%)";  // two cells side by side, even on a phone
 const controls = (root) => make("div", {className: "controls"}, root);
 
-// The image in colours, and pale for drawing on; empty until it is decoded.
+// The image in colour, and pale as a background; both empty until it is decoded.
 const photo = Object.fromEntries(["colour", "pale"].map((name) =>
   [name, make("canvas", {width: page.width, height: page.height})]));
 
@@ -67,7 +67,7 @@ async function start() {
   const paintAll = () => painters.forEach((paint) => paint());
   paintAll();
   let width = innerWidth;
-  addEventListener("resize", () => {  // a phone's address bar changes the height alone
+  addEventListener("resize", () => {  // ignore changes of height: a phone's address bar causes them
     if (width !== innerWidth) paintAll();
     width = innerWidth;
   });
@@ -88,7 +88,7 @@ function prepare(image) {
   context.putImageData(pixels, 0, 0);
 }
 
-// Marks in the contents where the reader is.
+// Highlights the visible figures in the contents.
 function followContents() {
   const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
   const watcher = new IntersectionObserver((entries) => {

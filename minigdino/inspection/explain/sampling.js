@@ -1,6 +1,7 @@
-// Deformable attention: points on the image, area for weight, colour for level.
+// Deformable attention: sampling points on the image; area is attention weight, colour is level.
 
-// points [M, L, P, 2], weights [M, L, P]; head 0 is all of them. Returns each level's share, and what lies outside.
+// Draws points [M, L, P, 2] with weights [M, L, P] of one head, or of all if head is 0. Returns the share of the weight
+// on each level, and the share outside the image.
 function scatter(context, points, weights, [heads, levels, n], head) {
   const {width: W, height: H} = context.canvas;
   const chosen = head ? [head - 1] : range(heads);
@@ -14,7 +15,8 @@ function scatter(context, points, weights, [heads, levels, n], head) {
         const [x, y, weight] = [points[2 * i], points[2 * i + 1], weights[i] / chosen.length];
         shares[l] += weight;
         if (x < 0 || x > 1 || y < 0 || y > 1) outside += weight;
-        dots.push({x: x * W, y: y * H, radius: 55 * Math.sqrt(unit(context) * weight / Math.PI), colour: levelColour(l)});
+        const radius = 55 * Math.sqrt(unit(context) * weight / Math.PI);
+        dots.push({x: x * W, y: y * H, radius, colour: levelColour(l)});
       }
     }
   }
@@ -41,17 +43,17 @@ draw.sampling = (root, {rows, cols, grid: [H, W], weights, locations}) => {
   const bar = controls(root);
   const layer = layerSlider(bar, layers, () => paint());
   const head = choice(bar, "Head", ["all", ...range(shape[0]).map((i) => String(i + 1))], () => paint());
-  const canvas = imageCanvas(root, "Where the picked pixel samples; pick another");
+  const canvas = imageCanvas(root, "Sampling points of the picked image token; pick another");
   const showKeys = keys(root);
-  const said = readout(root);
+  const info = readout(root);
   const paint = () => {
     const context = canvas.getContext("2d");
     backdrop(context);
     const i = picked.row * cols.length + picked.col;
-    const seen = scatter(context, where.at(layer.value, i), all.at(layer.value, i), shape, head.value);
+    const drawn = scatter(context, where.at(layer.value, i), all.at(layer.value, i), shape, head.value);
     cross(context, (cols[picked.col] + 0.5) / W, (rows[picked.row] + 0.5) / H);
-    levelKeys(showKeys, seen);
-    said.textContent = `the pixel in row ${rows[picked.row] + 1}, column ${cols[picked.col] + 1} of level 1`;
+    levelKeys(showKeys, drawn);
+    info.textContent = `token at row ${rows[picked.row] + 1}, column ${cols[picked.col] + 1} of level 1`;
   };
   const picked = pixelPicker(canvas, () => ({rows: rows.length, cols: cols.length}), () => paint());
   return paint;
@@ -65,7 +67,7 @@ draw["query-sampling"] = (root, {queries, weights, locations}) => {
   const layer = layerSlider(bar, layers, () => paint());
   const head = choice(bar, "Head", ["all", ...range(shape[0]).map((i) => String(i + 1))], () => paint());
   const query = queryChoice(root, () => paint());
-  const canvas = imageCanvas(root, "Where the query samples, around its box");
+  const canvas = imageCanvas(root, "Sampling points of the query, around its reference box");
   const showKeys = keys(root);
   const paint = () => {
     const context = canvas.getContext("2d");

@@ -1,4 +1,4 @@
-"""Figures of deformable attention: where a pixel, and where a query, looks."""
+"""Figures of deformable attention: sampling points of image tokens and of queries."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import numpy as np
 from .deciding import best
 from .encode import packed, spread
 
-POINTS = 250_000  # points of all pixels and layers that the page takes
+MAX_POINTS = 250_000  # sampling points in the page, for all tokens and layers
 
 
-def sampling(seen):
-    """Points and weights of a grid of the finest level's pixels, in every layer of the enhancer."""
-    weights, locations = (_steps(seen, "enhancer.0/deformable_layer.*", name) for name in ("weights", "locations"))
-    H, W = seen.sizes[0]
-    side = int((POINTS / (len(weights) * weights[0][0].size)) ** 0.5)
+def sampling(recorded):
+    """Sampling points and weights of a grid of tokens on the finest level, in every enhancer layer."""
+    weights, locations = (_steps(recorded, "enhancer.0/deformable_layer.*", name) for name in ("weights", "locations"))
+    H, W = recorded.sizes[0]
+    side = int((MAX_POINTS / (len(weights) * weights[0][0].size)) ** 0.5)
     rows, cols = spread(H, max(side, 2)), spread(W, max(side, 2))
     chosen = (rows[:, None] * W + cols).reshape(-1)
     return {"rows": rows.tolist(), "cols": cols.tolist(), "grid": [H, W],
             **_packed([w[chosen] for w in weights], [x[chosen] for x in locations])}
 
 
-def query_sampling(seen):
-    """Points and weights of the best queries, in every layer of the decoder."""
-    weights, locations = (_steps(seen, "decoder.0/decoder_layer.*", name) for name in ("weights", "locations"))
-    chosen = best(seen)
+def query_sampling(recorded):
+    """Sampling points and weights of the best queries, in every decoder layer."""
+    weights, locations = (_steps(recorded, "decoder.0/decoder_layer.*", name) for name in ("weights", "locations"))
+    chosen = best(recorded)
     return {"queries": chosen.tolist(), **_packed([w[chosen] for w in weights], [x[chosen] for x in locations])}
 
 
-def _steps(seen, layer, name):
-    return seen.all(f"forward.0/{layer}/deformable_attention.0/deform_attn.0/{name}")
+def _steps(recorded, layer, name):
+    return recorded.all(f"forward.0/{layer}/deformable_attention.0/deform_attn.0/{name}")
 
 
 def _packed(weights, locations):

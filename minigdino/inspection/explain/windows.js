@@ -1,11 +1,11 @@
-// Swin's windows: where they lie, what the mask keeps apart, what a pixel reads, and the bias of places.
+// Swin: windows, mask of the shift, attention within windows, relative position bias, stage outputs.
 
 draw.windows = (root, {stages}) => {
   const bar = controls(root);
   const stage = choice(bar, "Stage", stages.map((s) => String(s.stage)), () => paint(), 0);
   const kind = choice(bar, "Blocks", ["plain", "shifted"], () => paint());
-  const canvas = imageCanvas(root, "The image cut into windows; pick one");
-  const said = readout(root);
+  const canvas = imageCanvas(root, "The image with the borders of the windows; pick a window");
+  const info = readout(root);
   const paint = () => {
     const context = canvas.getContext("2d");
     const {map, k, shift} = stages[stage.value];
@@ -14,7 +14,7 @@ draw.windows = (root, {stages}) => {
     context.fillStyle = "rgb(240 228 66 / 60%)";
     eachOfWindow(at, k, moved, picked.row, picked.col, (r, c) => context.fillRect(c * at.x, r * at.y, at.x, at.y));
     windowLines(context, at, k, moved);
-    said.textContent = `map of ${map[1]} × ${map[0]}, padded to ${at.cols} × ${at.rows}: ` +
+    info.textContent = `feature map ${map[1]} × ${map[0]}, padded to ${at.cols} × ${at.rows}: ` +
       `${at.cols * at.rows / k / k} windows of ${k} × ${k}` + (moved ? `, shifted by ${shift}` : "");
   };
   const picked = pixelPicker(canvas, () => paddedGrid(canvas, stages[stage.value]), () => paint(), [0.01, 0.01]);
@@ -22,22 +22,23 @@ draw.windows = (root, {stages}) => {
 };
 
 draw["shift-mask"] = (root, {stages}) => {
-  if (!stages.length) { readout(root).textContent = "no stage of this model has a shifted block"; return null; }
-  const kept = stages.map(({masks}) => tensor(masks));
+  if (!stages.length) { readout(root).textContent = "No stage of this model has a shifted block."; return null; }
+  const allMasks = stages.map(({masks}) => tensor(masks));
   const stage = choice(controls(root), "Stage", stages.map((s) => String(s.stage)), () => paint());
   const line = row(root, "18rem");
-  const canvas = imageCanvas(make("div", {className: "cell"}, line), "The shifted image, its pieces in colours; pick a window");
+  const left = make("div", {className: "cell"}, line);
+  const canvas = imageCanvas(left, "The shifted image, with one colour per region; pick a window");
   const right = make("div", {className: "cell"}, line);
-  const seen = matrix(right, "Which pixels of the window see each other");
-  const said = readout(root);
+  const paintMatrix = matrix(right, "Pairs of tokens of the window: bright without mask, dark masked");
+  const info = readout(root);
   const paint = () => {
     const context = canvas.getContext("2d");
-    const {k, shift, row_pieces: rows, column_pieces: columns} = stages[stage.value];
+    const {k, shift, row_regions: rows, column_regions: columns} = stages[stage.value];
     const at = layMap(context, stages[stage.value], shift);
     context.globalAlpha = 0.4;
     rows.forEach((row, r) => columns.forEach((column, c) => {
-      const piece = row + column;
-      context.fillStyle = LEVELS[(2 * piece + Math.floor(piece / 3)) % LEVELS.length];
+      const region = row + column;
+      context.fillStyle = LEVELS[(2 * region + Math.floor(region / 3)) % LEVELS.length];
       context.fillRect(c * at.x, r * at.y, at.x + 0.5, at.y + 0.5);
     }));
     context.globalAlpha = 1;
@@ -46,13 +47,13 @@ draw["shift-mask"] = (root, {stages}) => {
     frame(context, [(c + 0.5) * k * at.x / canvas.width, (r + 0.5) * k * at.y / canvas.height,
                     k * at.x / canvas.width, k * at.y / canvas.height], "white", 4);
     const kind = (r === at.rows / k - 1 ? 2 : 0) + (c === at.cols / k - 1 ? 1 : 0);
-    const mask = kept[stage.value].at(kind);
-    const numbers = range(k * k).map(() => "");
-    seen({rows: numbers, cols: numbers, side: Math.max(3, Math.floor(300 / k / k)),
+    const mask = allMasks[stage.value].at(kind);
+    const names = range(k * k).map(() => "");
+    paintMatrix({rows: names, cols: names, side: Math.max(3, Math.floor(300 / k / k)),
           fill: (i, j) => rampColour(mask[i * k * k + j] === 0 ? 0.9 : 0)});
     const count = new Set(range(k * k).map((i) => mask.slice(i * k * k, (i + 1) * k * k).join())).size;
-    said.textContent = `window in row ${r + 1}, column ${c + 1}: ` +
-      (count === 1 ? "one piece, all its pixels see each other" : `${count} pieces, each sees itself alone`);
+    info.textContent = `window in row ${r + 1}, column ${c + 1}: ` +
+      (count === 1 ? "one region, nothing is masked" : `${count} regions, masked from each other`);
   };
   const picked = pixelPicker(canvas, () => paddedGrid(canvas, stages[stage.value]), () => paint(), [0.99, 0.99]);
   return paint;
@@ -64,10 +65,10 @@ draw["window-attention"] = (root, {blocks}) => {
   const block = choice(bar, "Block", blocks.map(blockName), () => changed());
   const heads = make("div", {}, bar);
   let head = null;
-  const canvas = imageCanvas(root, "The image; pick a pixel to see what it reads of its window");
+  const canvas = imageCanvas(root, "Attention weights of the picked token over its window; pick another");
   const foot = controls(root);
-  const scale = legend(foot, "weight");
-  const said = readout(root);
+  const scale = legend(foot, "attention weight");
+  const info = readout(root);
   const changed = () => {
     heads.replaceChildren();
     head = headChoice(heads, weights[block.value].shape[0] - 1, () => paint());
@@ -84,19 +85,19 @@ draw["window-attention"] = (root, {blocks}) => {
     const at = layMap(context, blocks[block.value]);
     windowLines(context, at, k, shift);
     const [r, c] = [rows[picked.row], cols[picked.col]];
-    const read = weights[block.value].at(head.value, picked.row, picked.col);
-    const most = largest(read);
+    const attention = weights[block.value].at(head.value, picked.row, picked.col);
+    const max = largest(attention);
     context.globalAlpha = 0.9;
     eachOfWindow(at, k, shift, r, c, (y, x, i) => {
-      context.fillStyle = rampColour(read[i] / most);
+      context.fillStyle = rampColour(attention[i] / max);
       context.fillRect(x * at.x, y * at.y, at.x + 0.3, at.y + 0.3);
     });
     context.globalAlpha = 1;
     frame(context, [(c + 0.5) * at.x / canvas.width, (r + 0.5) * at.y / canvas.height, at.x / canvas.width,
                     at.y / canvas.height], "white", 2);
-    scale(0, most);
-    said.textContent = `the pixel in row ${r + 1}, column ${c + 1} reads at most ${percent(most)} of one pixel; ` +
-      `spread evenly it would be ${percent(1 / k / k)}`;
+    scale(0, max);
+    info.textContent = `token at row ${r + 1}, column ${c + 1}: largest weight ${percent(max)}, ` +
+      `uniform weight ${percent(1 / k / k)}`;
   };
   const picked = pixelPicker(canvas, grid, () => paint());
   changed();
@@ -107,7 +108,7 @@ draw["position-bias"] = (root, {blocks}) => {
   const bias = blocks.map((block) => tensor(block.bias));
   const block = choice(controls(root), "Block", blocks.map(blockName), () => paint(), blocks.length > 2 ? 2 : 0);
   const squares = make("div", {className: "heads"}, root);
-  const scale = legend(controls(root), "added to the score");
+  const scale = legend(controls(root), "bias");
   const paint = () => {
     const [heads, side] = bias[block.value].shape;
     const {values} = bias[block.value];
@@ -133,6 +134,6 @@ draw.stages = (root, {maps}) => {
   const line = row(root, HALVES);
   maps.forEach(({shape: [H, W, C], src}, i) => {
     const text = `stage ${i + 1}: ${W} × ${H} pixels, ${C} channels`;
-    picture(line, src, text, `The map of ${text}`).image.style.aspectRatio = `${page.width} / ${page.height}`;
+    picture(line, src, text, `Output of ${text}`).image.style.aspectRatio = `${page.width} / ${page.height}`;
   });
 };
