@@ -28,7 +28,7 @@ demo: build  ## detect shapes in a drawn scene with the embedded checkpoint; wri
 DEMO_TEXT = "a purple star. a green heart. an orange ring."
 
 test: build  ## the plain test suite: no PyTorch, no network access
-	$(BIN)/python -m pytest --ignore tests/parity
+	$(BIN)/python -m pytest --ignore tests/parity $(PYTEST_ARGS)
 
 test-browser: $(VENV)/browser  ## the page of minigdino explain in a headless Chromium, which must be installed
 	MINIGDINO_BROWSER=required $(BIN)/python -m pytest tests/browser

@@ -9,7 +9,7 @@ from _ext.sampling cimport add_pixels, find_pixels
 from _ext.vectors cimport LANES, softmax_row
 
 from minigdino._ext.checks import contiguous, same_dtype
-from minigdino._ext.threads import for_rows
+from minigdino._ext.pool import for_rows
 
 
 def _bilinear_rows(const floating[:, :, :, ::1] image, const floating[:, :, :, ::1] xy, floating[:, :, :, ::1] out,

@@ -7,7 +7,7 @@ through every step that uses its scores, and the table is never stored in full.
 import numpy as np
 
 from .levels import require
-from .threads import for_rows
+from .pool import for_rows
 
 BLOCK_ROWS = 1024  # image tokens: few enough for the cache, many enough for products at full rate
 

@@ -9,7 +9,7 @@ from _ext.vectors cimport exp_negative, softmax_row, total, total_of_squares
 
 from minigdino._ext.checks import contiguous, same_dtype
 from minigdino._ext.erfc import ERFC
-from minigdino._ext.threads import count, for_rows
+from minigdino._ext.pool import count, for_rows
 
 MIN_ELEMENTS = 1 << 14  # per thread: fewer are done before another thread has woken up
 MIN_MULTIPLICATIONS = 1 << 20  # per thread, of a product

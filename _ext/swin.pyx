@@ -15,7 +15,7 @@ from libc.stdlib cimport free, malloc
 from _ext.vectors cimport LANES, softmax_row
 
 from minigdino._ext.checks import contiguous, same_dtype
-from minigdino._ext.threads import count, for_rows
+from minigdino._ext.pool import count, for_rows
 from .ops import linear
 
 

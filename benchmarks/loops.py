@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from minigdino._ext.threads import for_rows
+from minigdino._ext.pool import for_rows
 
 import minigdino
 from minigdino.network import deformable, fusion, ops, swin

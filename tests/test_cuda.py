@@ -47,6 +47,7 @@ def sanitized(*command):
     )
 
 
+@pytest.mark.slow
 @WITH_COMPILER
 def test_sanitizers_find_no_error_in_the_kernels():
     """The generated problems of test_kernels.py, under AddressSanitizer and UndefinedBehaviorSanitizer."""

@@ -19,6 +19,7 @@ def model():
     return minigdino.load("shapes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "floor50", "floor"), [("seen", 0.93, 0.72), ("unseen", 0.92, 0.72)])
 def test_average_precision_on_fixed_scenes(name, floor50, floor):
     """On 40 scenes. The model card has the values on 500."""
@@ -27,6 +28,7 @@ def test_average_precision_on_fixed_scenes(name, floor50, floor):
     assert result["AP"] > floor
 
 
+@pytest.mark.slow
 def test_false_detections_are_rare_without_matching_objects():
     assert false_boxes(with_minigdino(FOLDER), 40) <= 0.2
 

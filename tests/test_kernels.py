@@ -273,7 +273,7 @@ def test_a_forked_child_can_still_run_the_loops():
     code = """
 import os, sys
 import numpy as np
-from minigdino._ext.threads import for_rows
+from minigdino._ext.pool import for_rows
 total = np.zeros(100)
 def fill(first, last): total[first:last] += 1
 for_rows(fill, 100)

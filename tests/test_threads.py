@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from minigdino._ext import threads
+from minigdino._ext import pool
 from minigdino._ext.quota import grants
 
 import minigdino
@@ -19,17 +19,17 @@ from minigdino.runtime.memory import reused
 def test_each_row_is_visited_once_with_any_number_of_threads():
     try:
         for n_threads in (1, 2, 3):
-            threads.limit(n_threads)
+            pool.limit(n_threads)
             for n in (0, 1, 5, 100):
                 times = np.zeros(n, int)
 
                 def visit(first, last, times=times):
                     times[first:last] += 1
 
-                threads.for_rows(visit, n)
+                pool.for_rows(visit, n)
                 assert (times == 1).all()
     finally:
-        threads.limit(None)
+        pool.limit(None)
 
 
 def test_an_exception_in_a_loop_is_raised_to_the_caller():
@@ -37,7 +37,7 @@ def test_an_exception_in_a_loop_is_raised_to_the_caller():
         raise RuntimeError("inside")
 
     with pytest.raises(RuntimeError, match="inside"):
-        threads.for_rows(fail, 100)
+        pool.for_rows(fail, 100)
 
 
 def test_a_nested_loop_runs_in_the_calling_thread():
@@ -45,18 +45,18 @@ def test_a_nested_loop_runs_in_the_calling_thread():
 
     def visit(first, last):
         caller = threading.get_ident()
-        threads.for_rows(lambda *rows: inner.append((rows, threads.count(), threading.get_ident() == caller)), 100)
+        pool.for_rows(lambda *rows: inner.append((rows, pool.count(), threading.get_ident() == caller)), 100)
 
     try:
-        threads.limit(2)
-        threads.for_rows(visit, 8)
+        pool.limit(2)
+        pool.for_rows(visit, 8)
         assert set(inner) == {((0, 100), 1, True)}
-        assert threads.count() == 2  # restored outside the loop
+        assert pool.count() == 2  # restored outside the loop
         with pytest.raises(ZeroDivisionError):
-            threads.for_rows(lambda first, last: 1 / 0, 8)
-        assert threads.count() == 2
+            pool.for_rows(lambda first, last: 1 / 0, 8)
+        assert pool.count() == 2
     finally:
-        threads.limit(None)
+        pool.limit(None)
 
 
 def test_helper_threads_use_the_settings_of_the_caller():
@@ -68,12 +68,12 @@ def test_helper_threads_use_the_settings_of_the_caller():
         modes.append((kernels.mode(), np._core.multiarray.get_handler_name()))
 
     try:
-        threads.limit(2)
+        pool.limit(2)
         with minigdino.use("reference"), reused():
-            threads.for_rows(visit, 2)
+            pool.for_rows(visit, 2)
         assert modes == [("reference", "minigdino")] * 2
     finally:
-        threads.limit(None)
+        pool.limit(None)
 
 
 def test_the_environment_variable_limits_both_pools():
@@ -124,7 +124,7 @@ def test_the_default_follows_the_affinity():
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a quota of one processor has no effect on a machine with one")
 def test_a_quota_limits_both_pools():
     code = (
-        "from minigdino._ext import quota, threads; threads.quota = lambda: 1; import minigdino, threadpoolctl; "
+        "from minigdino._ext import quota, pool; pool.quota = lambda: 1; import minigdino, threadpoolctl; "
         "minigdino.runtime.threads.follow_environment(); "
         "print(minigdino.info()['threads'], *{p['num_threads'] for p in threadpoolctl.threadpool_info()})"
     )
@@ -207,28 +207,28 @@ def test_loops_of_several_threads_take_turns():
         running[0] -= 1
 
     try:
-        threads.limit(2)
-        callers = [threading.Thread(target=threads.for_rows, args=(visit, 100)) for _ in range(5)]
+        pool.limit(2)
+        callers = [threading.Thread(target=pool.for_rows, args=(visit, 100)) for _ in range(5)]
         for caller in callers:
             caller.start()
         for caller in callers:
             caller.join()
         assert most[0] <= 2
     finally:
-        threads.limit(None)
+        pool.limit(None)
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processors")
 def test_blas_uses_one_thread_inside_a_loop_of_products():
     code = """
 import minigdino, threadpoolctl
-from minigdino._ext import threads
+from minigdino._ext import pool
 minigdino.set_threads(2)
 def blas(): return {p["num_threads"] for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"}
 seen = []
-threads.for_rows(lambda first, last: seen.append(blas()), 8, products=True)
+pool.for_rows(lambda first, last: seen.append(blas()), 8, products=True)
 try:
-    threads.for_rows(lambda first, last: 1 / 0, 8, products=True)
+    pool.for_rows(lambda first, last: 1 / 0, 8, products=True)
 except ZeroDivisionError:
     print(all(s == {1} for s in seen), blas() == {2})
 """

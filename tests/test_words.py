@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TEXT = {".py", ".pyx", ".pxd", ".cu", ".cuh", ".h", ".c", ".md", ".toml", ".yml", ".js", ".css", ".html", ""}
-NOT_PROSE = {"LICENSE", "tests/test_words.py", "docs/images"}
+NOT_PROSE = ("LICENSE", "tests/test_words.py", "docs/images")
 
 REPLACED = {  # pattern -> what to write
     r"who(m)?(so)?ever": "the caller, a user, code that ...",
@@ -46,9 +46,9 @@ def pages():
     names = listed.stdout.split() or [str(path.relative_to(ROOT)) for path in ROOT.glob("minigdino/**/*.py")]
     for name in names:
         path = ROOT / name
-        if path.suffix in TEXT and path.is_file() and not any(name.startswith(skip) for skip in NOT_PROSE):
-            if not (name.startswith("minigdino/models/") and path.suffix != ".md"):
-                yield path
+        data = name.startswith("minigdino/models/") and path.suffix != ".md"
+        if path.suffix in TEXT and path.is_file() and not data and not name.startswith(NOT_PROSE):
+            yield path
 
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in pages()}

@@ -6,7 +6,7 @@ import platform
 
 import numpy as np
 
-from .._ext import threads
+from .._ext import pool
 from ..checkpoints import hub
 from ..version import __version__
 from . import device, kernels
@@ -25,7 +25,7 @@ def info() -> dict:
         "numpy": np.__version__,
         "cpu": _cpu(),
         "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
-        "threads": threads.count(),
+        "threads": pool.count(),
         "kernels": kernels.mode(),
         "vectors": kernels.levels()[0] or "baseline",
         "twins": kernels.live(),

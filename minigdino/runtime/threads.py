@@ -1,11 +1,11 @@
-"""The number of threads for compiled loops and BLAS."""
+"""The number of threads for compiled loops and BLAS; the thread pool is _ext/pool.py."""
 
 from __future__ import annotations
 
 import os
 import warnings
 
-from .._ext import threads
+from .._ext import pool
 from ..errors import ArgumentError
 
 
@@ -24,9 +24,9 @@ def set_threads(n: int) -> None:
         raise ArgumentError(f"the number of threads must be a positive int; got {n!r}")
     from threadpoolctl import threadpool_limits
 
-    with threads.turn:  # wait for a running loop, which resets BLAS's number of threads at its end
+    with pool.turn:  # wait for a running loop, which resets BLAS's number of threads at its end
         threadpool_limits(limits=n)
-        threads.limit(n)
+        pool.limit(n)
 
 
 def follow_environment() -> None:
@@ -41,5 +41,5 @@ def follow_environment() -> None:
     if wanted:
         warnings.warn(f"MINIGDINO_THREADS must be a positive number of threads; {wanted!r} is ignored", RuntimeWarning,
                       stacklevel=3)
-    if threads.quota_binds():
-        set_threads(threads.count())
+    if pool.quota_binds():
+        set_threads(pool.count())

@@ -1,4 +1,4 @@
-"""Threads for the rows of a loop. Compiled loops release the interpreter lock, so Python threads run them in parallel.
+"""Thread pool for the rows of a loop. Compiled loops release the interpreter lock, so threads run them in parallel.
 
 OpenMP is not used: its idle threads spin, which slows down the matrix products between the loops.
 """
