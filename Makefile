@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd)
 
-.PHONY: build demo test test-browser docs lint parity published golden bench gpu-check gpu benchmarks train-shapes evaluate-shapes clean
+.PHONY: build demo test test-browser docs mutants lint parity published golden bench gpu-check gpu benchmarks train-shapes evaluate-shapes clean
 
 build: $(VENV)/built
 
@@ -36,6 +36,9 @@ test-browser: $(VENV)/browser  ## the page of minigdino explain in a headless Ch
 $(VENV)/browser: $(VENV)/built
 	$(call extra,browser)
 	touch $@
+
+mutants: build  ## plant mistakes in the network one at a time; each module's own tests must catch its mistakes
+	$(BIN)/python tests/mutants.py
 
 lint: build
 	$(BIN)/ruff check .

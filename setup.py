@@ -17,7 +17,7 @@ NUMPY = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("NPY_TARGET_VERSION"
 STRIP = ["-Wl,--strip-all"] if sys.platform == "linux" else []
 
 # Every source is compiled for any processor and, on x86-64, also for AVX2 and AVX-512. minigdino/runtime/kernels.py
-# selects one at run time, so a package built on one machine runs on every other.
+# selects one version at run time. A package built on one machine therefore runs on every other.
 LEVELS = {"": []}
 if sys.platform != "win32" and sysconfig.get_platform().endswith("x86_64"):
     LEVELS["avx2."] = ["-march=x86-64-v3"]

@@ -1,4 +1,4 @@
-"""Checks of the arrays of a compiled loop, which itself checks no bounds."""
+"""Checks of the input arrays of compiled loops, which check no bounds themselves."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def same_dtype(*arrays: np.ndarray) -> np.dtype:
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:
-    """The array itself if it is C-contiguous and aligned, else such a copy."""
+    """The array itself if it is C-contiguous and aligned, else a copy that is."""
     return np.require(array, requirements=["C", "A"])

@@ -25,7 +25,7 @@ KERNELS = {  # file -> its kernels, each compiled for float and double
 NAMES = {"f": "float", "d": "double"}  # dtype.char -> C type
 WARP, MOST_THREADS = 32, 1024
 MOST_LEVELS = 32  # deformable.cu's Sizes
-LARGEST = 2**31 - 1  # blocks of a launch, and elements of one block: kernels count in 32 bits
+LARGEST = 2**31 - 1  # maximum number of blocks per launch and of elements per block: kernels count in 32 bits
 
 SIZES = np.dtype([("of", np.intc, (MOST_LEVELS, 2))])
 
@@ -62,9 +62,9 @@ def launch(kernel: str, dtype: np.dtype, blocks: int, width: int, *arguments) ->
 
 
 def of_one_gpu(op: str, *arrays) -> np.dtype:
-    """The one dtype of all arrays. Raises TypeError or ValueError unless there is one, on one GPU."""
+    """The one dtype of all arrays. Raises TypeError or ValueError unless they have one dtype and one GPU."""
     if strange := [type(a).__name__ for a in arrays if type(a).__module__.partition(".")[0] != "cupy"]:
-        raise TypeError(f"{op}: expected CuPy arrays only; got a {strange[0]} among them")
+        raise TypeError(f"{op}: expected CuPy arrays only; got a {strange[0]}")
     if len(homes := {a.device.id for a in arrays}) > 1:
         raise ValueError(f"{op}: expected arrays on one GPU; got arrays on GPUs {sorted(homes)}")
     return same_dtype(*arrays)
@@ -209,7 +209,7 @@ def feed_forward(x, fc1, fc2, activation, residual=None):
     return y if residual is None else y + residual
 
 
-QUERIES = 8  # queries of a window per block, one warp each: neighbouring warps read the same keys
+QUERIES = 8  # queries per block, one warp each, of one window: neighbouring warps read the same keys
 
 
 def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):

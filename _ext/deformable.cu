@@ -1,4 +1,4 @@
-// Twins of minigdino/network/deformable.py: one block per query, one thread per channel, so that neighbouring threads read
+// Twins of minigdino/network/deformable.py: one block per query, one thread per channel. Neighbouring threads read
 // neighbouring elements.
 #include "sampling.cuh"
 
@@ -22,11 +22,11 @@ struct Sizes {  // rows and columns of every level
 
 // value [S, M, D], sizes [L, 2], references [Q, R], offsets [Q, M, L, P, 2], scores [Q, M, L*P] -> out [Q, M*D]
 //
-// Rows of offsets and scores may have any stride (column slices of one product): the _step arguments are in elements.
+// Rows of offsets and scores may have any stride, for column slices. The _step arguments are these strides in elements.
 template <typename T>
 __global__ void __launch_bounds__(1024)
-    deform_attn(const T *value, Sizes sizes, const T *references, const T *offsets, const T *scores, int M, int D, int L,
-                int P, int R, long long offsets_step, long long scores_step, T *out) {
+    deform_attn(const T *value, Sizes sizes, const T *references, const T *offsets, const T *scores, int M, int D,
+                int L, int P, int R, long long offsets_step, long long scores_step, T *out) {
     const long long q = blockIdx.x;
     const int LP = L * P;
     const T *reference = references + q * R;

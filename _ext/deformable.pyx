@@ -53,7 +53,7 @@ def bilinear(image, xy):
 
 
 cdef enum:
-    USUAL_D = 32  # channels per head of the published models; loops of constant length are twice as fast
+    USUAL_D = 32  # channels per head of the published models; a loop of constant length is twice as fast
 
 
 cdef inline void add_points(const floating *image, Py_ssize_t step, Py_ssize_t D, const int *index,
@@ -67,9 +67,9 @@ cdef inline void add_points(const floating *image, Py_ssize_t step, Py_ssize_t D
 def _deform_attn_rows(const floating[:, :, ::1] value, const floating[:, ::1] sizes, const int[::1] starts,
                       const floating[:, ::1] references, const floating[:, :] offsets, const floating[:, :] scores,
                       floating[:, :, ::1] out, int P, Py_ssize_t first, Py_ssize_t last):
-    """sizes [2, N], starts [N]: rows and columns of each point's level, and the index of the level's first pixel
+    """Queries first to last. sizes [2, N]: rows and columns of each point's level; starts [N]: its first pixel's index
 
-    N is L*P plus padding, so that every block of LANES points can be read whole.
+    N is L*P plus padding, so that every block of LANES points is complete.
     """
     cdef Py_ssize_t M = value.shape[1], D = value.shape[2], R = references.shape[1], N = starts.shape[0]
     cdef Py_ssize_t LP = scores.shape[1] // M, q, m, i, d, block

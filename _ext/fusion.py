@@ -1,15 +1,15 @@
 """Twin of minigdino/network/fusion.py's `attend_both_ways`, in blocks of image tokens.
 
-For a long prompt the table of scores is larger than the image. So each thread takes one block of image tokens at a time
-through every step that uses its scores, and the table is never stored in full.
+For a long prompt, the table of scores is larger than the image tokens. So each thread runs all steps that use the
+scores on one block of image tokens at a time. The table is never stored in full.
 """
 
 import numpy as np
 
-from .levels import require
+from .instruction_sets import require
 from .pool import for_rows
 
-BLOCK_ROWS = 1024  # image tokens: few enough for the cache, many enough for products at full rate
+BLOCK_ROWS = 1024  # image tokens per block: few enough for the cache, enough for products at full rate
 
 linear, softmax = require("minigdino._ext.ops:linear"), require("minigdino._ext.ops:softmax")
 
@@ -18,8 +18,8 @@ def attend_both_ways(vision, folded_keys, key_bias, mapped_values, bias, residua
     """vision [S, C], folded_keys [M, T, C], key_bias [M, T], mapped_values [M, T, C], bias [C], residual [S, C]
     -> [S, C], [M, T, C]
 
-    A text token's softmax over the image needs its largest score, which is known only after the last block. So each
-    block subtracts its own maximum, and the sums are rescaled to the common maximum at the end (arXiv 1805.02867,
+    The softmax over the image needs the largest score of each text token, which is known only after the last block. So
+    each block subtracts its own maximum. At the end, the sums are rescaled to the common maximum (arXiv 1805.02867,
     section 3.1).
     """
     (S, C), (M, T, _) = vision.shape, folded_keys.shape

@@ -2,8 +2,8 @@
 """Allocator that reuses the memory of large temporary arrays.
 
 Every layer allocates temporaries of several megabytes and frees them. The default allocator returns such memory to the
-operating system and obtains new pages the next time, and obtaining a page takes longer than computing on it. NumPy lets
-each thread choose its allocator. This one caches freed blocks during a forward pass and frees them all at the end.
+operating system, and the next allocation obtains new pages. Obtaining a page takes longer than computing on it. This
+allocator, which NumPy can set per thread, caches freed blocks during a forward pass and frees them at its end.
 """
 
 from libc.stdint cimport uint8_t
@@ -46,9 +46,9 @@ cdef extern from "numpy/arrayobject.h":
     object PyDataMem_SetHandler(object handler)
 
 cdef enum:
-    LINE = 64  # bytes of a cache line; arrays start at one, for aligned vector loads
+    LINE = 64  # bytes of a cache line; every array starts at a line, for aligned vector loads
     SLOTS = 32  # maximum number of cached blocks
-    MIN_SIZE = 1 << 18  # bytes; the default allocator itself caches smaller blocks
+    MIN_SIZE = 1 << 18  # bytes; the default allocator caches smaller blocks
     MAX_CACHED = 40 << 20  # maximum number of cached bytes
 
 cdef struct Block:
@@ -71,7 +71,7 @@ cdef void remove(int slot) noexcept:
 
 
 cdef void *allocate(void *ctx, size_t size) noexcept:
-    """The smallest cached block of size to 1.5 * size bytes, else a new block."""
+    """Return the smallest cached block of size to 1.5 * size bytes, else a new block."""
     cdef int best = -1
     cdef char *start
     cdef char *array
@@ -138,7 +138,7 @@ cdef object capsule = PyCapsule_New(&handler, "mem_handler", NULL)
 class reused:
     """Context manager in which new NumPy arrays reuse freed memory: `with reused(): ...`
 
-    It applies to the calling thread and the helper threads of its loops. The cache is freed when no thread is inside.
+    It affects the calling thread and the helper threads of its loops. The cache is freed when no thread is inside.
     """
 
     def __enter__(self):
@@ -157,5 +157,5 @@ class reused:
 
 
 def kept_bytes():
-    """Bytes that are free and cached at the moment."""
+    """Number of bytes in the cache."""
     return bytes_cached

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(1024)
         out[row + c] = (out[row + c] - mean) * scale * weight[c] + bias[c];
 }
 
-// x [N, G*D], weight [G*D], bias [G*D] -> out [N, G*D]; one block per group. Its sums are long, so they run in double
+// x [N, G*D], weight [G*D], bias [G*D] -> out [N, G*D]; one block per group. The long sums are in double precision
 template <typename T>
 __global__ void __launch_bounds__(1024)
     group_norm(const T *x, const T *weight, const T *bias, double eps, int N, int G, int D, T *out) {

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Twins of minigdino/network/ops.py: each row is visited once, so it stays in the cache between the steps of an op."""
+"""Twins of minigdino/network/ops.py: all steps of an op run on one row at a time, so each row stays in the cache."""
 
 import numpy as np
 
@@ -11,10 +11,10 @@ from minigdino._ext.checks import contiguous, same_dtype
 from minigdino._ext.erfc import ERFC
 from minigdino._ext.pool import count, for_rows
 
-MIN_ELEMENTS = 1 << 14  # per thread: fewer are done before another thread has woken up
-MIN_MULTIPLICATIONS = 1 << 20  # per thread, of a product
-BLOCK_ROWS = 512  # of a feed-forward block: more, and the hidden layer leaves the cache; fewer, and products slow down
-MIN_ROWS = 256  # per thread, of a feed-forward network: with fewer, rereading the weights costs more
+MIN_ELEMENTS = 1 << 14  # per thread; with fewer, the loop ends before another thread starts
+MIN_MULTIPLICATIONS = 1 << 20  # per thread, in a product
+BLOCK_ROWS = 512  # per block of a feed-forward network: few enough for the cache, enough for products at full rate
+MIN_ROWS = 256  # per thread in a feed-forward network; with fewer, rereading the weights costs more
 
 
 def _norm_rows(const floating[:, ::1] x, const floating[:, ::1] residual, const floating[::1] weight,
@@ -50,8 +50,8 @@ def add_norm(x, residual, weight, bias, eps=1e-5):
     *_, C = x.shape  # not x.shape[-1]: wraparound is off, for Python objects too
     same_dtype(x, residual, weight, bias)
     if residual.shape != x.shape and len(residual) or weight.shape != (C,) or bias.shape != (C,):
-        raise ValueError(f"layer_norm: x {x.shape}, residual {residual.shape}, weight {weight.shape} and bias {bias.shape} "
-                         "do not fit together")
+        raise ValueError(f"layer_norm: x {x.shape}, residual {residual.shape}, weight {weight.shape} and bias "
+                         f"{bias.shape} do not fit together")
     rows = contiguous(x).reshape(-1, C), contiguous(residual).reshape(-1, C), contiguous(weight), contiguous(bias)
     out = np.empty_like(rows[0])
     if out.size:
@@ -61,7 +61,7 @@ def add_norm(x, residual, weight, bias, eps=1e-5):
 
 def _group_norm_groups(const floating[:, ::1] x, const floating[::1] weight, const floating[::1] bias, double eps,
                        floating[:, ::1] out, Py_ssize_t D, Py_ssize_t first, Py_ssize_t last):
-    """Groups of D channels. Sums over a whole map are long, so they run in double"""
+    """Groups first to last of D channels each. The long sums over a map are in double precision"""
     cdef Py_ssize_t i, c, g, N = x.shape[0]
     cdef double mean, spread
     cdef floating centre, scale
@@ -88,8 +88,8 @@ def group_norm(x, weight, bias, groups=32, eps=1e-5):
     same_dtype(x, weight, bias)
     H, W, C = x.shape
     if C % groups or weight.shape != (C,) or bias.shape != (C,):
-        raise ValueError(f"group_norm: x {x.shape}, weight {weight.shape}, bias {bias.shape} and {groups} groups do not "
-                         "fit together")
+        raise ValueError(f"group_norm: x {x.shape}, weight {weight.shape}, bias {bias.shape} and {groups} groups do "
+                         "not fit together")
     rows, weight, bias = contiguous(x).reshape(-1, C), contiguous(weight), contiguous(bias)
     out = np.empty_like(rows)
     if out.size:
@@ -122,7 +122,7 @@ def _addends(N, O, bias, residual, dtype):
 
 
 def linear(x, weight, bias=None, residual=None):
-    """x [..., I], weight [O, I], bias [O], residual [..., O] -> [..., O]: BLAS multiplies, a loop of all threads adds"""
+    """x [..., I], weight [O, I], bias [O], residual [..., O] -> [..., O]: BLAS multiplies, a threaded loop adds"""
     *shape, I = x.shape
     N, O = x.size // I, len(weight)
     bias, residual = _addends(N, O, bias, residual, same_dtype(x, weight))
@@ -147,7 +147,8 @@ def softmax(x, axis=-1):
     rows = contiguous(along).reshape(-1, x.shape[axis])
     out = np.empty_like(rows)
     if out.size:
-        for_rows(lambda first, last: _softmax_rows(rows, out, first, last), len(rows), 1 + MIN_ELEMENTS // rows.shape[1])
+        for_rows(lambda first, last: _softmax_rows(rows, out, first, last), len(rows),
+                 1 + MIN_ELEMENTS // rows.shape[1])
     return np.moveaxis(out.reshape(along.shape), -1, axis)
 
 
@@ -198,7 +199,7 @@ def _activate(activation, x, bias=None):
 
 
 def _loop(activation, bias):
-    """The loop of an activation by name: loop(x, out, first, last), x and out [N, C]; they may be the same array"""
+    """Loop of an activation by name: loop(x, out, first, last), x and out [N, C]; they may be the same array"""
     if activation == "relu":
         return lambda x, out, first, last: _relu_rows(x, bias, out, first, last)
     erfc = np.array(ERFC, bias.dtype)
@@ -218,8 +219,8 @@ def gelu(x):
 def feed_forward(x, fc1, fc2, activation, residual=None):
     """x [N, C], residual [N, C] -> [N, C]
 
-    Each thread takes blocks of rows through both maps. The hidden layer of a block stays in the cache, and no thread
-    waits for another between the maps.
+    Each thread applies both maps to one block of rows at a time. The hidden layer of a block stays in the cache, and no
+    thread waits for another between the maps.
     """
     N, dtype = len(x), same_dtype(x, *fc1.values(), *fc2.values())
     if N < MIN_ROWS * count():
@@ -246,7 +247,7 @@ def feed_forward(x, fc1, fc2, activation, residual=None):
 def attend(q, k, v, mask=None):
     """q [M, Q, D], k [M, T, D], v [M, T, D], mask [Q, T] -> [Q, M*D]
 
-    Each thread takes one head at a time, whose table of scores stays in its cache.
+    Each thread processes one head at a time. The scores of a head stay in its cache.
     """
     M, Q, D = q.shape
     T, dtype = k.shape[1], same_dtype(q, k, v)

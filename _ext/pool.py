@@ -17,12 +17,12 @@ from threadpoolctl import ThreadpoolController
 
 from .quota import quota
 
-PIECES = 4  # ranges of rows per thread: the other threads take over the ranges of a delayed one
+PIECES = 4  # ranges of rows per thread, so that other threads can process those of a delayed thread
 
 _count: int | None = None  # None: the CPUs that this process may use
 _pool: ThreadPoolExecutor | None = None
 turn = threading.Lock()  # a loop uses all threads, so the loops of several callers run one at a time
-_local = threading.local()  # busy: this thread is running a part of a loop
+_local = threading.local()  # busy: whether this thread is inside a loop
 
 
 def count() -> int:
@@ -31,7 +31,7 @@ def count() -> int:
 
 
 def quota_binds() -> bool:
-    """Whether the quota is below the CPU affinity. Other libraries then start too many threads."""
+    """Return whether the quota is below the CPU affinity. Other libraries then start too many threads."""
     return quota() < _affinity()
 
 
@@ -49,14 +49,14 @@ def for_rows(loop: Callable[[int, int], None], n: int, minimum: int = 1, product
     Args:
         loop: called as loop(first, last) for ranges of rows; the ranges cover 0..n once.
         n: number of rows.
-        minimum: minimum rows per range; smaller ranges are not worth a call, or do not fill a vector.
+        minimum: minimum number of rows per range; a smaller range is not worth a call, or does not fill a vector.
         products: whether the loop computes matrix products. BLAS then uses one thread per product.
     """
     threads = count()
     pieces = min(threads * PIECES, n // minimum)
     if threads == 1 or pieces < 2:
         return loop(0, n)
-    pieces -= pieces % threads if pieces > threads else 0  # else some threads wait during the last round
+    pieces -= pieces % threads if pieces > threads else 0  # a multiple, so that no thread waits in the last round
     edges = [n * i // pieces for i in range(pieces + 1)]
     ranges = iter(list(zip(edges, edges[1:])))
 
@@ -69,7 +69,7 @@ def for_rows(loop: Callable[[int, int], None], n: int, minimum: int = 1, product
             _local.busy = False
 
     with turn, _single_threaded_blas() if products else nullcontext():
-        # helpers run in a copy of the caller's context, so its settings, such as NumPy's allocator, hold for them
+        # helpers run in a copy of the caller's context, with its settings, such as NumPy's allocator
         helpers = [_helpers(threads - 1).submit(copy_context().run, work) for _ in range(threads - 1)]
         try:
             work()
@@ -81,7 +81,7 @@ def for_rows(loop: Callable[[int, int], None], n: int, minimum: int = 1, product
 
 @contextmanager
 def _single_threaded_blas():
-    """BLAS computes each product in the calling thread."""
+    """Context manager in which BLAS computes each product in the calling thread."""
     before = [(library, library.get_num_threads()) for library in _blas()]
     try:
         for library, _ in before:
@@ -109,7 +109,7 @@ def _affinity():
 
 
 def _reset():
-    """Replace the pool and the lock in a forked child: the pool's threads do not exist there; the lock may be held."""
+    """Replace the pool and the lock in a forked child, where the pool has no threads and the lock may be held."""
     global _pool, turn
     _pool, turn = None, threading.Lock()
 

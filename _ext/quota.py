@@ -1,4 +1,4 @@
-"""CPU quota of this process, set by control groups. It limits CPU time, so the system still lists all CPUs."""
+"""CPU quota of this process, set by control groups. It limits CPU time; the system still lists all CPUs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ UNLIMITED = 1 << 20
 
 @functools.cache
 def quota() -> int:
-    """The smallest quota of this process, rounded up to whole CPUs; UNLIMITED if there is none."""
+    """Smallest quota of this process, rounded up to whole CPUs; UNLIMITED if there is none."""
     smallest = min(grants(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")), default=UNLIMITED)
     return max(1, math.ceil(smallest))
 
 
 def grants(root: Path, membership: Path) -> Iterator[float]:
-    """Yield every quota in force, in CPUs: of this process's control groups and of their parents.
+    """Yield the quotas of this process's control groups and of their parents, in CPUs.
 
     Args:
         root: mount point of the control groups.

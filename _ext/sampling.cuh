@@ -2,7 +2,7 @@
 
 // total += weight * image at column x, row y; image [H, W, MD] starts at this thread's channel
 //
-// Outside of the image the index is clamped and the weight set to 0.
+// Outside the image, the index is clamped and the weight set to 0.
 template <typename T>
 __device__ void add_sample(const T *image, int H, int W, int MD, T x, T y, T weight, T &total) {
     if (!(x > -1 && x < W && y > -1 && y < H)) return;  // no pixel in reach, or NaN

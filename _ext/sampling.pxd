@@ -2,8 +2,8 @@
 """Bilinear sampling of LANES points, in two steps.
 
 `find_pixels` computes the four neighbouring pixels of every point and their weights, with one point per vector lane.
-`add_pixels` adds the sample at one point, with one channel per lane. As in minigdino/network/deformable.py,
-pixels outside of the image count as zero.
+`add_pixels` adds the sample at one point, with one channel per lane. As in minigdino/network/deformable.py, pixels
+outside the map count as zero.
 """
 
 from cython cimport floating
@@ -22,7 +22,7 @@ cdef inline void find_pixels(const floating *x, const floating *y, const floatin
 
     Point p lies at column x[p] and row y[p] of a map with H[p] rows and W[p] columns, whose first pixel has index
     start[p]. index and corner_weight [4, LANES] list the top left, top right, bottom left and bottom right pixel. The
-    bilinear weights are multiplied by weight[p]. Outside of the map the index is clamped and the weight set to 0.
+    bilinear weights are multiplied by weight[p]. Outside the map, the index is clamped and the weight set to 0.
     """
     cdef int p, left, top, right, bottom, cols
     cdef floating point_weight, col, row, l, t, dx, dy, west, east, north, south

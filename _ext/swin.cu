@@ -4,8 +4,8 @@
 
 // qkv [H, W, 3, M, D], qkv_bias [3, M, D], position_bias [M, k*k, k*k] -> out [H, W, M, D]
 //
-// Online softmax (arXiv 1805.02867): `maximum` is the largest score so far, and the sums are rescaled when a larger one
-// comes. So no row of scores is stored, for any k.
+// Online softmax (arXiv 1805.02867): `maximum` is the largest score so far. A larger score rescales the sums, so no row
+// of scores is stored.
 template <typename T>
 __global__ void __launch_bounds__(1024)
     attend_in_windows(const T *qkv, const T *qkv_bias, const T *position_bias, int H, int W, int M, int D, int k,
@@ -18,7 +18,8 @@ __global__ void __launch_bounds__(1024)
     for (int i = threadIdx.x / WARP; i < K; i += blockDim.x / WARP) {
         const int r = top + i / k, c = left + i % k, row = (r + shift) % rows, col = (c + shift) % cols;
         if (row >= H || col >= W) continue;  // the result of a padding token is not used
-        const int row_region = (r >= rows - k) + (r >= rows - shift), col_region = (c >= cols - k) + (c >= cols - shift);
+        const int row_region = (r >= rows - k) + (r >= rows - shift);
+        const int col_region = (c >= cols - k) + (c >= cols - shift);
         const T *q = qkv + ((long long)row * W + col) * 3 * step + m * D;
         const T *bias = position_bias + ((long long)m * K + i) * K;
         for (int first = 0; first < D; first += WARP) {

@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Twins of minigdino/network/swin.py.
 
-Windows are read in place: no map is padded, shifted or partitioned. Wide maps go through attention in bands of windows, so
+Windows are read in place: no map is padded, shifted or partitioned. Wide maps are processed in bands of windows, so
 their queries, keys and values are never stored in full.
 
-K is the number of pixels in a window (k**2), KP is K rounded up to whole vectors. One head of a window fits in the cache:
-q [K, D], transposed keys [D, KP], v [K, D] and one row of scores [KP]. Columns beyond K have weight 0.
+K is the number of pixels in a window (k**2), KP is K rounded up to whole vectors. One head of a window fits in the
+cache: q [K, D], transposed keys [D, KP], v [K, D] and one row of scores [KP]. Columns beyond K have weight 0.
 """
 
 import numpy as np
@@ -20,12 +20,12 @@ from .ops import linear
 
 
 cdef enum:
-    # sizes of the published models; loops of constant length are faster
+    # channels per head of all published models, pixels per window of the tiny ones; loops of constant length are faster
     USUAL_D = 32
     USUAL_K = 49
     WHOLE = (USUAL_K + LANES - 1) // LANES * LANES
 
-MIN_PIXELS = 512  # of a band, per thread: with fewer, rereading the weights costs more
+MIN_PIXELS = 512  # pixels of a band; with fewer, rereading the weights costs more
 
 
 cdef inline void add_product(const floating *vector, const floating *matrix, Py_ssize_t n, Py_ssize_t width,
@@ -50,7 +50,10 @@ cdef inline void add_product(const floating *vector, const floating *matrix, Py_
 cdef inline void attend(const floating *q, const floating *keys, const floating *v, const floating *bias,
                         const floating *mask, Py_ssize_t K, Py_ssize_t KP, Py_ssize_t D, floating *score,
                         floating *out) noexcept nogil:
-    """out [D] = softmax(q [D] @ keys [D, KP] + bias [KP] + mask [KP]) @ v [K, D]; mask may be NULL, score [KP] is a buffer"""
+    """out [D] = softmax(q [D] @ keys [D, KP] + bias [KP] + mask [KP]) @ v [K, D]
+
+    mask may be NULL; score [KP] is a buffer.
+    """
     cdef Py_ssize_t d, j
     for j in range(KP):
         score[j] = bias[j]
@@ -129,8 +132,8 @@ def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_
                         continue  # the result of a padding token is not used
                     mask_row = NULL if one_region else mask + i * KP
                     if D == USUAL_D and K == USUAL_K:
-                        attend(q + i * USUAL_D, keys, v, &position_bias[m, i, 0], mask_row, USUAL_K, WHOLE, USUAL_D, score,
-                               &out[row[i], col[i], m, 0])
+                        attend(q + i * USUAL_D, keys, v, &position_bias[m, i, 0], mask_row, USUAL_K, WHOLE, USUAL_D,
+                               score, &out[row[i], col[i], m, 0])
                     else:
                         attend(q + i * D, keys, v, &position_bias[m, i, 0], mask_row, K, KP, D, score,
                                &out[row[i], col[i], m, 0])
@@ -174,8 +177,8 @@ def relative_position_bias(table, k):
 def window_attention(x, query, key, value, out_proj, relative_position_bias_table, n_heads, k, shift, residual=None):
     """x [H, W, C], residual [H, W, C] -> [H, W, C]
 
-    Each thread takes a band, one row of windows, through all steps, so that every step finds its input in the cache. Only
-    the last band of a shifted map combines rows of both ends, and so regions above each other.
+    Each thread applies all steps to one band at a time, so that every step finds its input in the cache. A band is one
+    row of windows. Only the last band of a shifted map has rows from both ends, and so regions one above the other.
     """
     H, W, C = x.shape
     bands = _ceil(H, k)

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""exp, sum, maximum and softmax over contiguous elements, in loops that compilers vectorise.
+"""Vectorised loops over contiguous elements: exp, sum, maximum and softmax.
 
 Compilers do not reorder floating-point sums on their own. So each sum runs as LANES partial sums, in the same order on
 every CPU. Constants are cast to `floating`: a bare 1.0 would promote float32 work to double, at half the vector width.
@@ -84,7 +84,7 @@ cdef inline floating total_of_squares(const floating *x, Py_ssize_t n) noexcept 
 
 
 cdef inline floating largest(const floating *x, Py_ssize_t n) noexcept nogil:
-    """Maximum of x [n], n > 0"""
+    """Maximum of x [n], where n > 0"""
     cdef floating[LANES] lane
     cdef floating result
     cdef Py_ssize_t b, i, j

@@ -1,4 +1,4 @@
-"""Run all benchmarks. This takes about an hour on two cores, for the tiny model.
+"""Run all benchmarks. This takes over an hour on two cores, for the tiny model.
 
     python -m benchmarks [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT] [--threads N] [--rounds N] ...
 

@@ -9,7 +9,7 @@ There are two comparisons:
   which learned content it gets.
 - With the embedded checkpoint: the detections.
 
-Exits with status 1 if two float32 programs disagree. Differences of bfloat16 programs are shown, but are no failure.
+Exits with status 1 if two float32 programs disagree. Differences of bfloat16 programs are shown, but are not failures.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ FINDS_PHRASES = "generate_masks_with_special_tokens_and_transfer_map"
 
 
 def linspace(start, end, steps, dtype, device):
-    """torch.linspace as a constant. The exported operation loses its dtype, so all positions would become float64."""
+    """torch.linspace as a constant. The exported operation would lose its dtype, and all positions would be float64."""
     return torch.from_numpy(np.linspace(float(start), float(end), int(steps))).to(device, dtype)
 
 
@@ -46,7 +46,7 @@ def export(directory, pixels, ids, attention: str, path: Path) -> None:
     unfinished = path.with_suffix(".new")
     with (mock.patch.object(modeling, FINDS_PHRASES, return_value=phrases),
           mock.patch.object(torch, "linspace", linspace), warnings.catch_warnings()):
-        warnings.simplefilter("ignore")  # the tracer warns of sizes that become constants, as intended
+        warnings.simplefilter("ignore")  # the tracer warns of sizes that become constants, which is intended
         torch.onnx.export(model, inputs, unfinished, input_names=INPUTS, output_names=RESULTS, opset_version=17,
                           dynamo=False)
     unfinished.rename(path)  # so an existing graph is always complete

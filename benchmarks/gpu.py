@@ -149,7 +149,7 @@ def launches(program, pixels, ids):
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    for _ in range(2):  # the profiler starts slowly the first time
+    for _ in range(2):  # the first profile includes the start of the profiler
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
             program.fetch(program.forward(pixels, ids)[:2])
     names = [event.name for event in seen.events() if event.device_type == DeviceType.CUDA]
@@ -219,7 +219,8 @@ def report(options) -> None:
             rounds[name].append(json.loads(text.splitlines()[-1]))
         print(stage_table(rounds["minigdino"][-1]), program_table(rounds), sep="\n\n", end="\n\n")
         first, second = (np.load(file) for file in saved.values())
-        for i, name in ((2, "encoder memory"), (3, "selection scores")):  # other results depend on unstable ranks
+        # other results depend on the ranks of queries, which are unstable
+        for i, name in ((2, "image tokens after the enhancer"), (3, "selection scores")):
             difference = abs(first[f"arr_{i}"] - second[f"arr_{i}"]).max()
             print(f"{name}: the programs differ by at most {difference:.1e}")
 

@@ -44,7 +44,7 @@ def words(n: int):
 
 
 def noise(case, height: int, width: int, tokens: int) -> Path:
-    """Return a file of random pixels and a prompt of this size, and write it first if it does not exist."""
+    """Return a file of random pixels and a prompt of this size. Writes the file if it does not exist."""
     path = case.folder / f"noise-{height}x{width}-{tokens}.npz"
     if not path.exists():
         pixels = np.random.default_rng(0).standard_normal((3, height, width), np.float32)

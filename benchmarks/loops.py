@@ -109,7 +109,7 @@ def report(threads: int, rounds: int) -> None:
     loop = plain(*arguments)
     np.testing.assert_allclose(loop(), op(*arguments), rtol=1e-4, atol=1e-4)
     plain_ms, twin_ms = [], []
-    for _ in range(rounds):  # in turn, so that a slow moment of the machine affects both
+    for _ in range(rounds):  # in turn, so that a slow period of the machine affects both
         plain_ms.append(milliseconds(loop, 1))
         twin_ms.append(milliseconds(lambda: op(*arguments), 1))
     ratio = statistics.median(a / b for a, b in zip(twin_ms, plain_ms))

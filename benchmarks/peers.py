@@ -89,8 +89,9 @@ def against_products(runs, flop: dict[str, float]) -> list[str]:
     Args:
         runs: minigdino's results, one per round, with the speed measured in the same process.
         flop: {name of a row: FLOPs}.
+
     Returns:
-        lines of Markdown.
+        Lines of Markdown.
     """
     seconds, rates = [steady(r["seconds"]) for r in runs], [r["rate"] for r in runs]
     lines = [f"NumPy matrix product [17821, 256] @ [256, 2048]: {statistics.median(rates) / 1e9:.0f} GFLOP/s, the best "

@@ -1,7 +1,8 @@
 """Start the measured programs, each in its own process, and prepare their input files.
 
-On Linux, the ru_maxrss of a process includes the memory that its parent used at the start. So the process that starts a
-measurement must be small. It loads neither models nor large libraries; other processes write checkpoints and graphs.
+On Linux, the ru_maxrss of a process includes the memory that its parent used at the start. The process that starts a
+measurement must therefore be small. It loads neither models nor large libraries; other processes write checkpoints and
+graphs.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def steady(seconds) -> float:
 
 
 def graph(case: cases.Case, attention: str) -> Path:
-    """Return the case's graph, and export it first if it does not exist."""
+    """Return the case's graph. Exports it if it does not exist."""
     path = case.folder / f"{attention}.onnx"
     if not path.exists():
         call("export", case.checkpoint, case.inputs, attention, path)

@@ -126,6 +126,7 @@ def measure(program: Program, inputs, passes: int, save=None) -> dict:
         inputs: file of pixels and ids.
         passes: number of forward passes.
         save: file for the results of the first forward pass.
+
     Returns:
         {"version", "import": seconds, "load": seconds, "seconds": [of each forward pass], "peak": bytes}.
     """

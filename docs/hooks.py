@@ -230,7 +230,7 @@ def _line(link, name, mark):
 
 
 def _link(link, piece, text, kind="name"):
-    text = html.escape(text).replace("|", "&#124;")  # a bar ends a table cell
+    text = html.escape(text).replace("|", "&#124;")  # a bar would end a table cell
     return f'<a class="{kind}" href="{link(piece.page, piece.line)}"><code>{text}</code></a>'
 
 

@@ -23,7 +23,7 @@ class Cache:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> object | None:
-        """Return the result stored under a key, or None, and mark the entry as used."""
+        """Return the result stored under a key, or None. The entry becomes the most recently used one."""
         with self._lock:
             if key in self._results:
                 self._results.move_to_end(key)
@@ -44,7 +44,7 @@ class Cache:
 
 
 def content_key(array: np.ndarray) -> Hashable:
-    """Return a key that is the same for two arrays exactly if shape, dtype and all elements are the same.
+    """Return a key that two arrays share exactly if their shapes, dtypes and elements are equal.
 
     Args:
         array: a host array of any shape.

@@ -1,4 +1,4 @@
-"""The command line. It parses arguments, calls the library, and prints text."""
+"""The command line: parses arguments, calls the library, and prints text."""
 
 from __future__ import annotations
 
@@ -140,9 +140,9 @@ def _detect(arguments):
         arguments.error('give an image and a text: minigdino detect cat.jpg "a cat."')
     if arguments.threads is not None:
         set_threads(arguments.threads)
-    # check everything that concerns all images before the first forward pass
+    # before the first forward pass, check all arguments that concern every image
     images = files.find_images(sources)
-    many = images != sources or len(sources) > 1  # a folder or a pattern counts as many, even with one image
+    many = images != sources or len(sources) > 1  # True for a folder or a pattern, even with one image
     model = load(arguments.model, device=arguments.device)
     categories = _categories(arguments.categories, model.tokenize(text).phrases)
     pictures = _pictures(arguments.out, images, many) if arguments.out else {}
@@ -176,7 +176,7 @@ def _detect(arguments):
 
 
 def _categories(path, phrases):
-    """{label: id}, read from the file, which must have every phrase; without a file from 1, in the prompt's order."""
+    """{label: id} from a file that must contain every phrase; without a file, ids from 1 in the prompt's order."""
     if not path:
         return {phrase: i for i, phrase in enumerate(dict.fromkeys(phrases), start=1)}
     categories = files.read_categories(path)

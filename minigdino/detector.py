@@ -47,14 +47,14 @@ class Model:
     Create a model with `load` (a checkpoint) or `Model.random` (random weights). `Model(...)` takes the tensors
     themselves.
 
-    `detect` caches backbone features, of the 2 images and the 16 prompts used last. A new prompt for a cached image
-    skips the image backbone. A new image with a cached prompt skips BERT. Results do not depend on the caches.
+    `detect` caches backbone features of the 2 images and the 16 prompts used most recently. A new prompt for a cached
+    image skips the image backbone. A new image with a cached prompt skips BERT. Results do not depend on the caches.
     `clear` empties them. `forward` does not use them.
 
     Args:
         tensors: {published name: array} on the host, all float32.
         config: geometry of the model.
-        tokenizer: tokenizer of the checkpoint. Without one, `forward` works, `tokenize` and `detect` do not.
+        tokenizer: tokenizer of the checkpoint. Without one, only `forward` works.
         settings: image settings of the checkpoint; None for those of the published checkpoints.
         source: origin of the tensors, used in error messages.
         device: "cpu", "cuda" (the first GPU) or "cuda:N".
@@ -89,7 +89,7 @@ class Model:
                settings: ImageSettings | None = None, device: str = "cpu") -> Model:
         """Create a model with random weights, for tests and for teaching.
 
-        Every parameter is drawn at a scale at which it influences the output. The detections have no meaning.
+        Every parameter has a scale at which it affects the output. The detections have no meaning.
 
         Args:
             config: geometry of the model; None for grounding-dino-tiny.
@@ -111,7 +111,7 @@ class Model:
     def save(self, directory: str | Path) -> None:
         """Write the model as a directory that `load` and transformers can read.
 
-        An existing checkpoint in the directory is replaced. Processes that have mapped its old weights keep them.
+        An existing checkpoint in the directory is replaced. Processes that have mapped its weights are not affected.
 
         Args:
             directory: folder to write to; created if it does not exist.
@@ -177,7 +177,7 @@ class Model:
         if self.tokenizer is None:
             raise CheckpointError(f"{self.source}: tokenizing text needs tokenizer.json or vocab.txt; the model has "
                                   "neither. Copy one of them from the published checkpoint to the model's directory. "
-                                  "forward() works without")
+                                  "forward() works without one")
         prompt = self.tokenizer.encode(text)
         if len(prompt.ids) > self.config.max_text_len:
             raise PromptError(f"a prompt must have at most {self.config.max_text_len} tokens for this model; got "
@@ -192,8 +192,8 @@ class Model:
             pixels: [3, H, W] float32, normalised, on the host, as `preprocess` returns them.
             token_ids: [T] ints from [CLS] to [SEP], as in `tokenize(text).ids`.
             selected: [Q] indices of image tokens, best first, to use instead of the model's own query selection.
-            details: whether to compute the optional fields of `Output` too: the logits and boxes of every decoder
-                layer and of every image token.
+            details: whether to compute the optional fields of `Output` too, such as the logits and boxes of every
+                decoder layer and of every image token.
 
         Returns:
             An `Output`, with logits [Q, T], boxes [Q, 4] as (cx, cy, w, h) in fractions of the image, and intermediate
@@ -201,7 +201,7 @@ class Model:
 
         Raises:
             ArgumentError: if an array has a wrong dtype, shape or range.
-            ImageError: if the image gives fewer image tokens than the model has queries.
+            ImageError: if the image has fewer image tokens than the model has queries.
         """
         pixels, ids = self._checked_inputs(pixels, token_ids)
         if selected is not None:
@@ -222,7 +222,7 @@ class Model:
                size: Sequence[int] | None = None) -> Detections | list[Detections]:
         """Detect the objects that a prompt names.
 
-        Images of a list are processed one after the other, so each result is the same as for the image alone.
+        The images of a list are processed one by one, so a result does not depend on the other images.
 
         Args:
             image: a path, a PIL image, or a uint8 array [H, W, 3] in RGB order; or a list of these. For a path, the
@@ -325,7 +325,7 @@ class Model:
         return selected
 
     def _n_image_tokens(self, pixels):
-        """Number of image tokens over all levels (S), from the size of the pixels."""
+        """S, the number of image tokens over all levels, from the size of the image."""
         stages = self.config.backbone_config.out_indices
         n = 0
         for level in range(self.config.num_feature_levels):
@@ -390,7 +390,7 @@ _loading = threading.Lock()
 def detect(image: Images, text: Text, *, model: str | Path | Model | None = None, threshold: float = 0.25,
            text_threshold: float = 0.25, size: Sequence[int] | None = None,
            device: str = "cpu") -> Detections | list[Detections]:
-    """Detect the objects that a prompt names, in one call. Each source is loaded once per process and device.
+    """Detect the objects that a prompt names, in one call. A model is loaded once per process, source and device.
 
     Args:
         image: as in `Model.detect`.

@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-HUE_STEP = 0.618034  # 1 / golden ratio: the hues of consecutive label ids stay far apart, however many there are
+HUE_STEP = 0.618034  # 1 / golden ratio: the hues of consecutive label ids stay far apart, for any number of labels
 TAG_STEPS = 12  # positions per side of a box where its name tag may be placed
 
 

@@ -24,7 +24,7 @@ class PromptError(Error, ValueError):
 
 
 class ArgumentError(Error, ValueError):
-    """An argument has the wrong type, shape, or range, or its file or device cannot be used."""
+    """An argument has the wrong type, shape or range, or its file or device cannot be used."""
 
 
 _short = reprlib.Repr()

@@ -19,7 +19,7 @@ from .errors import ArgumentError, CheckpointError, Error, ImageError, brief
 from .results import Detections
 
 STDIN = "-"
-STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow registers but cannot decode by itself
+STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow registers, but cannot decode without plugins
 
 
 def find_images(sources: Sequence[str]) -> list[str]:
@@ -65,7 +65,7 @@ def detect_each(model: Model, images: Sequence[str], text, *, on_result: Callabl
         images: paths, or "-" for standard input, as from `find_images`.
         text: the prompt for all images, as in `Model.detect`.
         on_result: called after each image with its name and its `Detections`, or the `ImageError`.
-        progress: a terminal for a line that shows the progress; None for no such line.
+        progress: terminal on which to show the progress; None for no display.
         options: keyword arguments of `Model.detect`.
 
     Returns:
@@ -101,7 +101,7 @@ def record(image: str, result: Detections | Error) -> dict:
 
     Args:
         image: name of the image.
-        result: its detections, or the error that they failed with.
+        result: its detections, or the error.
 
     Returns:
         {"image", "width", "height", "detections"} (see `Detections.to_dict`), or {"image", "error"}.
@@ -164,7 +164,8 @@ class JsonLines:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise ArgumentError(f"{self.path}: the file cannot be written ({error.strerror})") from None
+            raise ArgumentError(f"{self.path}: the file cannot be written ({error.strerror}). Choose "
+                                "another name for --jsonl") from None
 
 
 def coco(results: Sequence[tuple[str, Detections]], categories: dict[str, int]) -> dict:

@@ -16,7 +16,7 @@ from .errors import ArgumentError, CheckpointError, ImageError, brief
 
 SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
 MAX_EDGE = 100_000  # pixels; limit for edges in settings and in the `size` argument
-MAX_PIXELS = 2**26  # of a resized image: 63 times the published size. A larger one would not fit in memory
+MAX_PIXELS = 2**26  # limit for a resized image: 63 times the published size. A larger one would not fit in memory
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ VALID = {
 def resized(height: int, width: int, shortest: int, longest: int | None = None) -> tuple[int, int]:
     """Compute the size of a resized image by the rule of the original processor, including its rounding.
 
-    The shorter edge becomes `shortest`. If the longer edge would then exceed `longest`, both edges become smaller, so
-    that the longer one fits. The aspect ratio is preserved up to rounding.
+    The shorter edge becomes `shortest`. If the longer edge would then exceed `longest`, both edges are reduced so that
+    the longer one fits. The aspect ratio is preserved up to rounding.
 
     Args:
         height: rows of the original image.
@@ -208,7 +208,7 @@ def _open(path):
 
 
 def _read(read, image, where):
-    """Call `read`, and turn whatever it raises into an ImageError that starts with `where`."""
+    """Call `read`, and turn any exception into an ImageError that starts with `where`."""
     try:
         return read(image)
     except FileNotFoundError:
@@ -228,7 +228,7 @@ ROTATIONS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 
 
 
 def _rotated(image):
-    """The image in upright orientation, by its EXIF block. A corrupted block is ignored."""
+    """The image, rotated by its EXIF orientation. A corrupted EXIF block is ignored."""
     try:
         rotation = ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # any type, as in _read
@@ -273,7 +273,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def preprocess(image: Image.Image, settings: ImageSettings, size: Sequence[int] | None = None) -> np.ndarray:
-    """Resize and normalise an image. Resampling is Pillow's, on 8-bit values, with antialiasing.
+    """Resize and normalise an image. Pillow resamples the 8-bit values, with antialiasing.
 
     Args:
         image: RGB image.

@@ -1,4 +1,4 @@
-"""Tokenize a prompt: WordPiece token ids, and the span of tokens of each phrase.
+"""Tokenize a prompt: WordPiece token ids, and the token span of each phrase.
 
 T text tokens, [CLS] and [SEP] included.
 """
@@ -17,7 +17,7 @@ from .errors import CheckpointError, PromptError, brief
 
 DELIMITERS = ("[CLS]", "[SEP]", ".", "?")
 BLANK = " \t\r\n"
-MAX_CHARACTERS = 2**16  # far more than 256 tokens have; tokenizing a longer text, only to reject it, would take seconds
+MAX_CHARACTERS = 2**16  # far more than 256 tokens have; tokenizing a longer text would take seconds
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Tokenizer:
             clean_up_tokenization_spaces.
 
     Raises:
-        CheckpointError: if the vocabulary lacks [CLS], [SEP] or ".".
+        CheckpointError: if the vocabulary does not contain [CLS], [SEP] or ".".
     """
 
     def __init__(self, backend, clean_up: bool = False):
@@ -78,7 +78,8 @@ class Tokenizer:
         directory = Path(directory)
         settings_file, settings = directory / "tokenizer_config.json", {}
         if settings_file.exists() and not isinstance(settings := read_json(settings_file), dict):
-            raise CheckpointError(f"{settings_file}: must be a JSON object; got {brief(settings)}")
+            raise CheckpointError(f"{settings_file}: must be a JSON object; got {brief(settings)}. Download the file "
+                                  "again")
         for name, read in (("tokenizer.json", Backend.from_file), ("vocab.txt", lambda p: _from_vocab(p, settings))):
             if (path := directory / name).exists():
                 backend = _call(f"{path}: not a readable tokenizer", read, str(path))
@@ -92,15 +93,15 @@ class Tokenizer:
             text: a str such as "a cat. a remote control." or a list of phrases.
 
                 - A str is tokenized as transformers does. A final "." is added if it is missing.
-                - In a listed phrase, each "." and "?" is replaced by a space for the model and stays in the label.
-                  Surrounding spaces, and dots at the end, are removed from both.
+                - In a listed phrase, the model reads a space for each "." and "?"; the label keeps them. Surrounding
+                  spaces, and dots at the end, are removed from both.
 
         Returns:
             Token ids, phrases and spans.
 
         Raises:
-            PromptError: if the prompt is not text, has too many characters, or contains no phrase. For a list also if
-                a phrase has no tokens or contains a special token, or two phrases have the same tokens.
+            PromptError: if the prompt is not text, has too many characters, or contains no phrase. In a list, also
+                if a phrase has no tokens or contains a special token, or if two phrases have the same tokens.
             CheckpointError: if the tokenizer's files are inconsistent.
         """
         phrases = [text] if isinstance(text, str) else text

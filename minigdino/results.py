@@ -202,7 +202,7 @@ def post_process(logits, boxes, prompt: Prompt, decode, image_size: tuple[int, i
                  text_threshold: float, image=None) -> Detections:
     """Select and label the detections among the network's Q boxes.
 
-    - The score of a box is its highest probability over all tokens. A box is a detection if its score is above
+    - The score of a box is its highest probability over all tokens. A box is a detection if its score exceeds
       `threshold`.
     - Its label is the phrase whose tokens have the highest probability, the earlier one in a tie. Delimiters count for
       the score, but not for the label.

@@ -1,4 +1,8 @@
-"""Hypothesis: no deadline, since machines differ, and the same examples on every run in CI. Parity needs PyTorch."""
+"""Settings of Hypothesis, and which tests are collected.
+
+Examples have no deadline, because machines differ in speed. In CI, every run uses the same examples. The parity tests
+are collected only if PyTorch is installed.
+"""
 
 import importlib.util
 import os
@@ -23,7 +27,7 @@ def pytest_collection_modifyitems(items):
 
 
 def _why_no_gpu():
-    """The first line of the error of device "cuda"; None if there is a GPU."""
+    """Return the first line of the error of device "cuda"; None if there is a GPU."""
     from minigdino import ArgumentError
     from minigdino.runtime.device import find_device
 

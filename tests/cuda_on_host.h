@@ -1,8 +1,8 @@
 // Emulation of CUDA for a C++ compiler: blocks run one after another, the threads of a block as fibers.
 //
 // A fiber runs until it ends, waits at a shuffle for its warp, or waits at __syncthreads for its block. Then the next
-// fiber of the warp runs. Each warp runs as far as possible before the next one starts. So every run is the same, and
-// AddressSanitizer sees every access.
+// fiber of the warp runs. Each warp runs as far as possible before the next one starts. Every run is therefore the same,
+// and AddressSanitizer checks every access.
 //
 // The program aborts at a barrier that only some threads of a block, or some lanes of a warp, reach. `backwards`
 // reverses the order of lanes and warps: a kernel that lacks a barrier then gives a different result.
@@ -53,7 +53,7 @@ struct Fiber {
     void *fake_stack;  // of AddressSanitizer
     State state;
     bool started;
-    int shuffles;  // number so far
+    int shuffles;  // number of shuffles so far
 };
 
 static Fiber fibers[MAX_THREADS];

@@ -1,6 +1,6 @@
-"""The papers' building blocks as plain loops, independent of the package: what its functions are compared with.
+"""Operations of the papers as plain loops, independent of the package. Tests compare the network with them.
 
-Parameters are the checkpoint's branches, {"weight", "bias"} for a linear map or a norm.
+Parameters are branches of the checkpoint: {"weight", "bias"} for a linear map or a norm.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def deformable_attention(queries, references, memory, sizes, p, heads, points):
                 for point in range(points):
                     x, y = references[q, :2]
                     dx, dy = offsets[q, m, level, point]
-                    if references.shape[1] == 2:  # an offset counts pixels of its level
+                    if references.shape[1] == 2:  # offsets are in pixels of the level
                         x, y = x + dx / W, y + dy / H
-                    else:  # an offset counts fractions of half the box
+                    else:  # offsets are in fractions of half the box
                         x, y = x + dx / points * references[q, 2] / 2, y + dy / points * references[q, 3] / 2
                     out[q, head] += weights[q, m, level, point] * bilinear(image, x, y)
     return linear(out, p["output_proj"])

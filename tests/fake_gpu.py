@@ -3,8 +3,9 @@
 - Arrays dispatch as `cupy.ndarray` does (NEP 13 and 18, by the name of a function).
 - Only the functions, methods and arguments listed below exist. `test_fake_gpu.py` compares the list with CuPy, where it
   is installed.
-- `Refused` is raised where CuPy would raise an error or wait for the GPU: host arrays as operands, conversion to NumPy,
-  truth values, boolean masks as indices, and any computation while the array's device is not the current one.
+- `Rejected` is raised where CuPy would raise an error or wait for the GPU. Examples are host arrays as operands,
+  conversion to NumPy, truth values, and boolean masks as indices.
+- `Rejected` is also raised for a computation without a current device.
 - Uninitialised memory holds NaN.
 - A `Gpu` records every transfer and every kernel launch.
 """
@@ -98,7 +99,7 @@ class Gpu:
         self.fetched.clear()
 
 
-class Refused(TypeError):
+class Rejected(TypeError):
     """CuPy would raise an error here, or wait for the GPU."""
 
 
@@ -113,16 +114,16 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return self._host.copy()
 
     def __array__(self, *_, **__):
-        raise Refused("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+        raise Rejected("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
     def __array_ufunc__(self, ufunc, method, *inputs, **keywords):
         name = ufunc.__name__
         name = {"divide": "true_divide"}.get(name, name)
         if name not in UFUNCS or method != "__call__" or not keywords.keys() <= UFUNC_KEYWORDS:
-            raise Refused(f"numpy.{ufunc.__name__}, {method}, {sorted(keywords)}: not listed in fake_gpu.py")
+            raise Rejected(f"numpy.{ufunc.__name__}, {method}, {sorted(keywords)}: not listed in fake_gpu.py")
         for x in (*inputs, *keywords.get("out", ())):
             if not isinstance(x, (Array, bool, int, float, np.generic)):
-                raise Refused(f"numpy.{name} of {type(x)}: CuPy accepts only its own arrays and scalars")
+                raise Rejected(f"numpy.{name} of {type(x)}: CuPy accepts only its own arrays and scalars")
         launch(name)
         out = tuple(_unwrapped(keywords.get("out", ())))
         return _wrapped(ufunc(*map(_unwrapped, inputs), **({"out": out} if out else {})))
@@ -130,17 +131,17 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
     def __array_function__(self, function, types, args, keywords):
         name = function.__name__
         if name not in FUNCTIONS or function.__module__ != "numpy":  # CuPy looks up the same path
-            raise Refused(f"numpy.{name}: not listed in fake_gpu.py")
+            raise Rejected(f"numpy.{name}: not listed in fake_gpu.py")
         return checked_call(name, function, args, keywords)
 
     def __getitem__(self, key):
         for part in key if isinstance(key, tuple) else (key,):
             if isinstance(part, Array):
                 if part.dtype.kind not in "iu":
-                    raise Refused(f"an index of dtype {part.dtype}: the size of the result must come from the GPU")
+                    raise Rejected(f"an index of dtype {part.dtype}: the size of the result must come from the GPU")
                 launch("take")
             elif not (part is None or part is Ellipsis or type(part) in (int, slice)):
-                raise Refused(f"an index of {type(part)} would be copied to the GPU")
+                raise Rejected(f"an index of {type(part)} would be copied to the GPU")
         return _wrapped(self._host[_unwrapped(key)])
 
     def __iter__(self):
@@ -157,16 +158,16 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
     def flags(self):
         return self._host.flags
 
-    def _refused(self, *_, **__):
-        raise Refused("the program would wait for the GPU here")
+    def _rejected(self, *_, **__):
+        raise Rejected("the program would wait for the GPU here")
 
-    __bool__ = __int__ = __float__ = __index__ = item = tolist = __setitem__ = _refused
+    __bool__ = __int__ = __float__ = __index__ = item = tolist = __setitem__ = _rejected
 
     def __repr__(self):
         return f"fake {self._host!r}"
 
 
-Array.__module__ = "cupy"  # by this name minigdino/runtime/kernels.py recognises CuPy's arrays
+Array.__module__ = "cupy"  # minigdino/runtime/kernels.py recognises CuPy's arrays by this name
 
 
 def _method(name):
@@ -187,9 +188,9 @@ def checked_call(name, function, args, keywords, is_method=False):
     try:
         SIGNATURES[name].bind(*args[is_method:], **keywords)
     except TypeError as error:
-        raise Refused(f"{name}: {error}; CuPy's signature is {SIGNATURES[name]}") from None
+        raise Rejected(f"{name}: {error}; CuPy's signature is {SIGNATURES[name]}") from None
     if name == "argsort" and keywords.get("kind") not in (None, "stable"):
-        raise Refused(f'argsort: kind must be None or "stable"; got {keywords["kind"]!r}')
+        raise Rejected(f'argsort: kind must be None or "stable"; got {keywords["kind"]!r}')
     if name == "asarray" and not isinstance(args[0], Array):
         Gpu.current.sent.append(np.shape(args[0]))
     elif name not in CREATORS:
@@ -203,20 +204,20 @@ def checked_call(name, function, args, keywords, is_method=False):
     if copies or not (name in VIEWS or name in ("asarray", "empty", "reshape")):
         launch(name)
     elif Gpu.current is None:
-        launch(name)  # raises Refused
+        launch(name)  # raises Rejected
     return _wrapped(result)
 
 
 def launch(name):
-    """Record a kernel launch. Raises Refused without a current device."""
+    """Record a kernel launch. Raises Rejected without a current device."""
     if Gpu.current is None:
-        raise Refused(f"{name}: outside `with device.computing()`, CuPy would use whatever GPU is current")
+        raise Rejected(f"{name}: outside `with device.computing()`, CuPy would use any GPU that is current")
     Gpu.current.launched[name] += 1
 
 
 def _no_host_arrays(name, value):
     if isinstance(value, np.ndarray):
-        raise Refused(f"{name}: Unsupported type {type(value)}: a host array as an operand on the device")
+        raise Rejected(f"{name}: Unsupported type {type(value)}: a host array as an operand on the device")
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ():
         _no_host_arrays(name, part)
 

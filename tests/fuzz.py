@@ -1,15 +1,15 @@
-"""Fuzz the loading of model files and images. Damaged files may raise only `minigdino.Error`.
+"""Fuzz the loading of model files and images. Corrupted files may raise only `minigdino.Error`.
 
     python tests/fuzz.py --seconds 600 --seed 0                  all targets; prints a table; status 1 after a failure
     python tests/fuzz.py --seed 0 --target image --only 1234     one input again, with its traceback
     python tests/fuzz.py --target image --atheris [OPTION ...]   guided by coverage; needs `pip install atheris`
 
-(seed, target, number) determine an input. It is tried in a worker process whose address space can grow by MEMORY bytes.
+(seed, target, number) determine an input. A worker process, whose address space can grow by MEMORY bytes, processes it.
 An input fails if
 
 - the worker dies, or does not answer within HANG seconds (the worker is then replaced);
 - it takes more than SLOW seconds of processor time;
-- it raises any other exception;
+- it raises an exception other than `minigdino.Error`;
 - its error message is too long or not printable.
 """
 
@@ -50,14 +50,14 @@ from minigdino.image import ImageSettings, open_image, preprocess
 SLOW = 1.0  # limit of processor time for one input, in seconds
 HANG = 60.0  # limit of time for one input, in seconds
 MEMORY = 2**30  # bytes that a warmed-up worker can allocate
-PIXELS = 2**20  # Pillow's limit for images, lowered as on a server, so that a decompression bomb is small
-MAX_JSON = 2**20  # bytes of the largest JSON file, since reading a larger one is slow anyway
+PIXELS = 2**20  # Pillow's limit for images, lowered as on a server, so that a small file can be a decompression bomb
+MAX_JSON = 2**20  # bytes of the largest JSON file; a larger one would be slow to read
 MESSAGE = 2000  # characters of the longest allowed error message
 INDEX = "model.safetensors.index.json"
 SETTINGS = ImageSettings(size=(("longest_edge", 64), ("shortest_edge", 48)))
 
 
-# ---- undamaged files: small and complete
+# ---- intact files: small and complete
 
 
 def config():
@@ -129,7 +129,7 @@ def pictures() -> list[bytes]:
     return made
 
 
-# ---- damage
+# ---- corruption
 
 ODD = (None, True, False, 0, 1, -1, 2, 3, 100, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308,
        math.inf, math.nan, "", "x", "\0", "..", "stage9", "\ud800", "x" * 3000, "y/" * 200, [], {}, [[]], [1, "x"],
@@ -216,7 +216,7 @@ def split(data):
 
 
 def join(tensors, metadata=None):
-    """Make a safetensors file from {name: (dtype, shape, bytes)}. Only the offsets are sure to be valid."""
+    """Make a safetensors file from {name: (dtype, shape, bytes)}. Only the offsets are valid in any case."""
     header, at = {"__metadata__": metadata} if metadata else {}, 0
     for name, (dtype, shape, data) in tensors.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
@@ -263,7 +263,7 @@ def change_safetensors(rng, data):
 
 
 def change_lines(rng, data):
-    """Remove, repeat, move or damage lines of vocab.txt."""
+    """Remove, repeat, move or replace lines of vocab.txt."""
     lines = data.split(b"\n")
     for _ in range(rng.choice((1, 2, 50))):
         at, line = rng.randrange(len(lines)), rng.choice((b"", b"[CLS]", b"##", b".", b"\xff", b"x" * 3000, b"a b"))
@@ -272,15 +272,15 @@ def change_lines(rng, data):
 
 
 def change_tokenizer(rng, data):
-    """Damage a tokenizer file, either JSON or vocab.txt."""
+    """Corrupt a tokenizer file, either JSON or vocab.txt."""
     return change_json(rng, data) if data.startswith(b"{") else change_lines(rng, data)
 
 
 def change_picture(rng, data):
-    """Damage an image. The checksums of a PNG are usually corrected, or the decoder would stop at the first one."""
+    """Corrupt an image. Checksums of a PNG are usually corrected, because the decoder stops at the first wrong one."""
     other = rng.choice(pictures())
     changed = change_bytes(rng, data, other)
-    if rng.random() < 0.2:  # damage headers and tags, not pixels
+    if rng.random() < 0.2:  # corrupt headers and tags, not pixels
         for tag in (b"Exif\0\0", b"II*\0", b"MM\0*", b"IHDR", b"\xff\xc0", b"GIF89a", b"BM", b"VP8"):
             if (at := data.find(tag)) >= 0:
                 changed = data[:at] + change_bytes(rng, data[at : at + 60], other[:60]) + data[at + 60 :]
@@ -308,8 +308,8 @@ TARGETS = tuple(CHANGES)
 TEXTS = (["a cat", "remote control"], "A cat. the ünïcode 猫 \U0001f431 [SEP] x?", ["xyz", "st. bernard"], "z" * 300)
 
 
-def undamaged(target: str, choice: int) -> tuple[dict[str, bytes], str]:
-    """Return undamaged files, and the name of the file to damage. `choice` selects one of several variants."""
+def intact(target: str, choice: int) -> tuple[dict[str, bytes], str]:
+    """Return intact files, and the name of the file to corrupt. `choice` selects one of several variants."""
     if target == "image":
         return {"picture": pictures()[choice % len(pictures())]}, "picture"
     files = dict(model_files())
@@ -335,21 +335,21 @@ def undamaged(target: str, choice: int) -> tuple[dict[str, bytes], str]:
     return files, name
 
 
-def damage(target: str, rng: random.Random) -> dict[str, bytes]:
-    """Return the files of one damaged input."""
+def corrupted(target: str, rng: random.Random) -> dict[str, bytes]:
+    """Return the files of one corrupted input."""
     if target in FAULTS:
         return {}
-    files, name = undamaged(target, rng.randrange(1000))
+    files, name = intact(target, rng.randrange(1000))
     return files | {name: CHANGES[target](rng, files[name])}
 
 
 def use(folder: Path, text) -> None:
-    """Load an input and run a detection. Raises minigdino.Error if the input is refused."""
+    """Load an input and run a detection. Raises minigdino.Error if the input is rejected."""
     if (folder / "picture").exists():
         return use_image(folder / "picture")
     model = minigdino.load(folder)
     height, width = model.settings.target(30, 40)
-    size = (48, 64) if height * width > 2**16 else None  # a damaged file can ask for a large size, which is slow
+    size = (48, 64) if height * width > 2**16 else None  # a corrupted file can contain a large size, which is slow
     found = model.detect(tiny.photo(30, 40), text, threshold=0, size=size)
     assert found.boxes.shape == (len(found), 4) and found.boxes.dtype == found.scores.dtype == np.float32
     assert len(found.labels) == len(found.phrases) == len(found) <= model.config.num_queries
@@ -388,13 +388,13 @@ FAULTS = {  # failures that a worker must report, to test the fuzzer itself
 }
 
 
-# ---- worker: a process that tries one input after another
+# ---- worker: a process that processes one input after another
 
 
 def attempt(target: str, seed: int, number: int, folder: Path) -> dict:
     """Make and use one input. Returns {"outcome", "failed", "detail", "seconds", "warnings", "peak"}."""
     rng = random.Random(f"{seed} {target} {number}")
-    for name, data in damage(target, rng).items():
+    for name, data in corrupted(target, rng).items():
         (folder / name).write_bytes(data)
     outcome, failed, detail, start = "accepted", False, "", time.process_time()
     with warnings.catch_warnings(record=True) as caught:
@@ -455,7 +455,7 @@ class Worker:
         self.process = self.log = None
 
     def ask(self, target: str, seed: int, number: int, patience: float = HANG) -> dict:
-        """Try one input, and return the result of `attempt`."""
+        """Process one input in the worker, and return the result of `attempt`."""
         if self.process is None:
             one = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
             self.log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
@@ -507,14 +507,14 @@ class Tally:
 
     def row(self):
         """Return the row of the table."""
-        tried = self.outcomes.total()
-        refused = ", ".join(f"{n} {kind}" for kind, n in self.outcomes.most_common() if kind != "accepted")
-        return (f"| {self.target} | {tried} | {self.outcomes['accepted']} | {refused} | {self.slowest[0]:.2f} s "
+        processed = self.outcomes.total()
+        rejected = ", ".join(f"{n} {kind}" for kind, n in self.outcomes.most_common() if kind != "accepted")
+        return (f"| {self.target} | {processed} | {self.outcomes['accepted']} | {rejected} | {self.slowest[0]:.2f} s "
                 f"| {self.peak / 2**20:.0f} MB | {len(self.failures)} |")
 
 
 def fuzz(target: str, seed: int, count: int | None = None, seconds: float = math.inf, worker=None) -> Tally:
-    """Try inputs 0, 1, ... of a target, until `count` inputs or `seconds` seconds."""
+    """Process the inputs 0, 1, ... of a target: at most `count` inputs, for at most `seconds` seconds."""
     tally, start, number = Tally(target), time.monotonic(), 0
     own = worker or Worker()
     while number != count and time.monotonic() - start < seconds:
@@ -533,12 +533,12 @@ def guided(target: str, options: list[str]) -> None:
     warnings.simplefilter("ignore")
     corpus = Path(tempfile.mkdtemp(prefix=f"corpus-{target}-"))
     for i in range(100):
-        files, name = undamaged(target, i)
+        files, name = intact(target, i)
         (corpus / str(i)).write_bytes(files[name])
     atheris.instrument_all()
 
     def one(data):
-        files, name = undamaged(target, 0)
+        files, name = intact(target, 0)
         with tempfile.TemporaryDirectory() as folder, contextlib.suppress(minigdino.Error):
             for file, content in {**files, name: data}.items():
                 Path(folder, file).write_bytes(content)
@@ -553,8 +553,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="time for all targets together (60)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--target", choices=TARGETS, help="try one target instead of all")
-    parser.add_argument("--only", type=int, metavar="N", help="try one input, in this process")
+    parser.add_argument("--target", choices=TARGETS, help="process one target instead of all")
+    parser.add_argument("--only", type=int, metavar="N", help="process one input, in this process")
     parser.add_argument("--atheris", nargs=argparse.REMAINDER, help="options for libFuzzer, such as -max_total_time=60")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -572,7 +572,8 @@ def main() -> int:
         return 0
     targets = [arguments.target] if arguments.target else TARGETS
     tallies = []
-    print("| target | tried | accepted | refused | slowest | peak memory | failures |\n|---|---|---|---|---|---|---|")
+    print("| input | processed | accepted | rejected | slowest | peak memory | failures |")
+    print("|---|---|---|---|---|---|---|")
     for target in targets:
         tallies.append(fuzz(target, arguments.seed, seconds=arguments.seconds / len(targets)))
         print(tallies[-1].row(), flush=True)

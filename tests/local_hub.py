@@ -39,8 +39,9 @@ class LocalHub:
             model_id: owner/name.
             files: {file name: contents}.
             revisions: branches and tags that refer to the new commit; by default the main branch.
+
         Returns:
-            the commit.
+            The commit.
         """
         parts = [model_id.encode()] + [part for name, data in sorted(files.items()) for part in (name.encode(), data)]
         commit = hashlib.sha1(b"\0".join(parts)).hexdigest()
@@ -179,7 +180,7 @@ class Client:
         )
 
     def start(self, name: str, *arguments) -> None:
-        """Call a function of the module without waiting for its result."""
+        """Start a call of a function of the module, without waiting for its result."""
         self.process.stdin.write(json.dumps([name, arguments]) + "\n")
         self.process.stdin.flush()
 

@@ -1,8 +1,8 @@
 """Check the shapes in comments and docstrings of the network against the arrays of a forward pass.
 
-Three notations are checked, a letter standing for one number within a call:
+Three notations are checked. A letter stands for one size within a call.
 
-- a comment behind an assignment: `name = ...  # [A, B]`
+- a comment after an assignment: `name = ...  # [A, B]`
 - arguments in a docstring: `name [A, B]`
 - results in a docstring: `-> [A, B]`, or `[A, B], [C]: meaning` below "Returns:"
 """
@@ -31,8 +31,8 @@ class ShapeError(AssertionError):
 
 
 @functools.cache
-def promises(code):
-    """Shapes that a function states: ([(name, shape)], [shape of each result])."""
+def stated_shapes(code):
+    """Return the shapes that a function states: ([(name, shape)], [shape of each result])."""
     text = textwrap.dedent(inspect.getsource(code))
     doc = code.co_consts[0] if code.co_consts and isinstance(code.co_consts[0], str) else ""
     before, results = signature(doc)
@@ -49,8 +49,15 @@ def promises(code):
 def check(spec, shape, letters, where, numbers=None):
     """Compare a shape with a specification such as "..., H*W, C".
 
-    letters: values of the letters so far; new letters are added. numbers: values of other names.
-    Raises ShapeError if they differ.
+    Args:
+        spec: the stated shape.
+        shape: shape of the array.
+        letters: sizes of the letters so far; new letters are added.
+        where: name of the array, for the error.
+        numbers: values of other names.
+
+    Raises:
+        ShapeError: if the shapes differ.
     """
     wanted = [part.strip() for part in spec.split(",")] if spec.strip() else []
     if wanted and wanted[0] == "...":
@@ -64,7 +71,7 @@ def check(spec, shape, letters, where, numbers=None):
         try:
             value = eval(part, {"ceil": math.ceil, **(numbers or {})}, letters)
         except NameError:
-            continue  # a letter that only a caller knows
+            continue  # a letter that is not defined in this function
         if value != n:
             raise ShapeError(f"{where}: stated [{spec}] with {part} = {value:g}, got {shape}")
 
@@ -81,7 +88,7 @@ def checked():
         if function.startswith("__"):  # generated code has no source
             return
         module = frame.f_globals["__name__"].rpartition(".")[2]
-        named, results = promises(frame.f_code)
+        named, results = stated_shapes(frame.f_code)
         letters: dict[str, int] = {}
         numbers = {name: n for name, n in frame.f_locals.items() if (type(n) is int and len(name) > 1) or name == "k"}
         for name, spec in named:

@@ -1,4 +1,7 @@
-"""Generated problems for every op: awkward shapes; for ops that only add and multiply, problems with exact answers."""
+"""Hypothesis strategies that generate arguments for every op, with unusual shapes.
+
+Ops that only add and multiply also have problems whose results are exact in floating point.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ def rngs():
     return st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 
-def sizes(most: int = 12):
+def sizes(maximum: int = 12):
     """Rows and columns of a map."""
-    return st.tuples(st.integers(1, most), st.integers(1, most))
+    return st.tuples(st.integers(1, maximum), st.integers(1, maximum))
 
 
 def linear_weights(rng, outputs, inputs):
@@ -26,7 +29,7 @@ def attention_weights(rng, width):
     return {name: linear_weights(rng, width, width) for name in ("query", "key", "value", "out_proj")}
 
 
-# Small integers, and coordinates in 64ths on maps whose sides are powers of two: every product and every sum is
+# Small integers, and coordinates in 64ths on maps whose sides are powers of two. Every product and every sum is then
 # exact in float32 in any order, so twin and reference must agree to the bit.
 
 
@@ -86,9 +89,9 @@ def loose_deform_attn_problems(draw):
     return value, levels, references, 3 * rng.standard_normal((Q, M, L, P, 2)), 3 * rng.standard_normal((Q, M, L * P))
 
 
-def _array(draw, rng, most=3):
+def _array(draw, rng, max_ndim=3):
     """An array of any shape and scale; its rows are from less than one vector to several vectors and a remainder."""
-    shape = (*draw(st.lists(st.integers(1, 7), max_size=most - 1)), draw(st.integers(1, 70)))
+    shape = (*draw(st.lists(st.integers(1, 7), max_size=max_ndim - 1)), draw(st.integers(1, 70)))
     return rng.normal(0, draw(st.sampled_from([0.1, 3, 30])), shape)
 
 

@@ -1,4 +1,4 @@
-"""The text backbone: the features of a phrase do not depend on the other phrases."""
+"""Text backbone: the features of a phrase do not depend on the other phrases."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Round trips of boxes and logits; positional encodings."""
+"""Conversions of boxes and logits; position embeddings."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_logit_undoes_the_sigmoid(values):
     np.testing.assert_allclose(boxes.sigmoid(boxes.logit(p)), p, rtol=1e-9)
 
 
-def test_logit_clamps():
+def test_logit_clamps_its_argument():
     border = math.log(1e-5 / (1 - 1e-5))
     np.testing.assert_allclose(boxes.logit(np.float64([0, -3, 1, 7])), [border, border, -border, -border])
     np.testing.assert_allclose(boxes.logit(np.float32([1])), 11.51156, rtol=1e-6)  # 1 - 1e-5 in float32

@@ -103,7 +103,7 @@ def test_resume_with_no_image_left_prints_an_empty_list(home, many):
     assert (again.returncode, again.stdout.strip()) == (0, "[]"), again.stderr
 
 
-def test_phrases_globs_json_and_coco(home, many):
+def test_phrases_globs_json_and_coco_can_be_combined(home, many):
     done = run(
         home,
         "detect",
@@ -129,7 +129,7 @@ def test_phrases_globs_json_and_coco(home, many):
     assert len(data["annotations"]) == sum(len(r["detections"]) for r in records)
 
 
-def test_an_image_from_standard_input(home):
+def test_an_image_can_come_from_standard_input(home):
     done = subprocess.run(
         [sys.executable, "-m", "minigdino", "detect", "-", "cat", "--model", "model", "--json"],
         cwd=home,
@@ -175,7 +175,7 @@ def test_errors_that_concern_all_images_come_before_the_first_image(home):
     assert done.returncode == 1
     assert "ids.json must have an id for each phrase; it has no id for 'dog', only for 'cat'" in done.stderr
     run(home, "detect", "photo.png", "cat", "--model", "void", "--jsonl", "early.jsonl")
-    assert not (home / "early.jsonl").exists()  # else the next run would need --resume
+    assert not (home / "early.jsonl").exists()  # otherwise the next run would need --resume
 
 
 def test_coco_ids_follow_the_prompt_even_without_detections(home):
@@ -259,10 +259,10 @@ def test_control_c_ends_cleanly_and_keeps_the_finished_lines(home):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("detect", "photo.png", "cat"), "HF_HUB_OFFLINE forbids asking the hub for it"),
-        (("download", "no model"), "'no model' is not the name of a model; expected owner/name"),
-        (("download", "someone/something"), "HF_HUB_OFFLINE forbids"),
-        (("verify", "someone/something"), "no numbers are published for"),
+        (("detect", "photo.png", "cat"), "HF_HUB_OFFLINE is set, so the hub is not contacted"),
+        (("download", "no model"), "a model id must be owner/name, for example IDEA-Research/"),
+        (("download", "someone/something"), "HF_HUB_OFFLINE is set"),
+        (("verify", "someone/something"), "verify needs a model with published results; got 'someone/something'"),
         (("detect", "photo.png", "cat", "--model", "void"), "void: no such file"),
         (("detect", "void.png", "cat", "--model", "model"), "void.png: no such file"),
         (("detect", "photo.png", " . ", "--model", "model"), "names nothing to look for"),
@@ -289,7 +289,7 @@ def test_errors_are_one_message_and_exit_status_1(home, arguments, message):
     assert "Traceback" not in done.stderr
 
 
-def test_info_and_version_and_help(home):
+def test_info_version_and_help_are_printed(home):
     done = run(home, "info")
     assert done.returncode == 0, done.stderr
     assert f"numpy      {np.__version__}" in done.stdout

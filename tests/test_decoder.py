@@ -1,4 +1,4 @@
-"""The decoder: wiring of a layer and of the stack against the papers' order; refinement; permutations."""
+"""Decoder: the steps of a layer and of the stack in the papers' order; refinement; permutations of queries."""
 
 import definitions
 import numpy as np
@@ -52,7 +52,7 @@ def test_the_decoder_is_equivariant_to_permutations_of_its_queries(family, rng):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_layer_starts_where_the_last_one_ended(family):
+def test_the_first_boxes_are_the_references_and_every_layer_changes_them(family):
     model = tiny.model(family)
     q, r, v, t = problem(np.random.default_rng(0))
     states, boxes = run(model, q, r, v, t)
@@ -102,9 +102,12 @@ def layer_weights(rng, C, heads, points):
 
 @settings(max_examples=25)
 @given(rngs())
-def test_a_layer_is_self_text_image_and_feed_forward(rng):
-    """Figure 3, block 3, with the text before the image. The positions of the boxes are part of every query, and of the
-    keys of self-attention, but of no value."""
+def test_a_layer_is_self_attention_text_image_and_feed_forward(rng):
+    """Figure 3, block 3, with the text before the image.
+
+    The positions of the boxes are added to the queries of every attention, and to the keys of self-attention. They are
+    not added to values.
+    """
     C, heads, points, levels = 8, 2, 3, ((3, 4), (2, 2))
     p = layer_weights(rng, C, heads, points)
     x, pos, image, text = (rng.standard_normal((n, C)) for n in (4, 4, 16, 5))
@@ -129,7 +132,7 @@ def test_a_layer_is_self_text_image_and_feed_forward(rng):
 @settings(max_examples=10)
 @given(rng=rngs())
 def test_the_decoder_refines_boxes_layer_by_layer(family, rng):
-    """Each layer reads the position of its boxes; its state, before the shared norm, refines them."""
+    """Each layer uses the positions of its boxes. Its state before the shared norm refines them."""
     model = tiny.model(family)
     config, w = model.config, model.weights["decoder"]
     q, r, v, t = problem(rng)

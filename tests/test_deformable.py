@@ -21,7 +21,7 @@ def test_sampling_at_a_pixel_centre_gives_the_pixel(rng, size):
 
 
 @given(rngs(), sizes())
-def test_samples_are_zero_outside_and_fade_at_the_border(rng, size):
+def test_samples_are_zero_outside_and_half_at_the_border(rng, size):
     H, W = size
     image = np.ones((H, W, 1, 1))
     far = rng.uniform(0.5, 3, (8, 1, 1, 2)) / (W, H)  # half a pixel and more beyond the edge
@@ -69,7 +69,7 @@ def test_the_order_of_points_does_not_matter(problem, rng):
 
 
 @given(loose_deform_attn_problems())
-def test_levels_add_up(problem):
+def test_the_result_is_the_sum_over_levels(problem):
     value, levels, *rest = problem
     start, total = 0, 0
     for H, W in levels:
@@ -94,7 +94,7 @@ def test_a_point_of_weight_zero_has_no_effect(problem, rng):
 
 
 @given(rngs(), sizes(6), sizes(6))
-def test_offsets_count_pixels_around_a_point(rng, one, two):
+def test_offsets_around_a_point_are_in_pixels(rng, one, two):
     levels = (one, two)
     references, offsets = rng.random((3, 2)), rng.standard_normal((3, 2, 2, 4, 2))
     locations = sampling_locations(references, offsets, levels)
@@ -105,7 +105,7 @@ def test_offsets_count_pixels_around_a_point(rng, one, two):
 
 
 @given(rngs())
-def test_offsets_count_fractions_of_half_a_box_around_a_box(rng):
+def test_offsets_around_a_box_are_in_fractions_of_half_its_size(rng):
     boxes, offsets = rng.random((3, 4)) + 0.1, np.ones((3, 2, 1, 4, 2))
     locations = sampling_locations(boxes, offsets * 4, ((5, 5),))  # P = 4, so an offset of 4 is half the box
     corner = (boxes[:, :2] + boxes[:, 2:] / 2)[:, None, None, None]
@@ -114,7 +114,7 @@ def test_offsets_count_fractions_of_half_a_box_around_a_box(rng):
 
 @given(rngs())
 def test_a_constant_image_gives_a_constant_for_any_weights(rng):
-    """Attention weights sum to 1 over levels and points, so every query receives the value of every pixel."""
+    """Attention weights sum to 1 over levels and points, so the result is the value that all pixels share."""
     C, levels = 8, ((30, 30), (15, 15))
     w = {
         "sampling_offsets": linear_weights(rng, 2 * 2 * 3 * 2, C),

@@ -38,7 +38,7 @@ def test_a_list_of_images_gives_the_bits_of_each_single_image(model):
     assert model.detect([], TEXT) == []
 
 
-def test_one_prompt_per_image(model):
+def test_each_image_can_have_its_own_prompt(model):
     a, b = tiny.photo(60, 90, 1), tiny.photo(90, 60, 2)
     both = model.detect([a, b], [["cat"], ["a dog", "hat"]], threshold=0)
     same(both[1], model.detect(b, "a dog. hat.", threshold=0))
@@ -116,7 +116,7 @@ def test_the_argument_selected_replaces_the_query_selection(model):
     assert abs(other.boxes - own.boxes).max() > 1e-3  # a token's rank selects its learned query
 
 
-def test_no_silent_float64(model):
+def test_no_step_is_in_float64(model):
     with minigdino.use("reference"), minigdino.trace("*") as seen:
         model.forward(tiny.pixels(), tiny.IDS, details=True)
     double = sorted(path for path, array in seen.items() if array.dtype == np.float64)
@@ -187,7 +187,7 @@ def test_a_prompt_over_the_limit_is_rejected_with_its_length(model):
         model.detect(tiny.photo(), "cat. " * 150 + "hat")
 
 
-def test_too_few_image_tokens_for_the_queries(model):
+def test_an_image_with_fewer_tokens_than_queries_is_rejected(model):
     with pytest.raises(minigdino.ImageError, match="at least 20 image tokens, .* 32 x 8 pixels .* gives 8"):
         model.forward(tiny.pixels(8, 32), tiny.IDS)
 
@@ -223,7 +223,7 @@ def test_every_error_is_a_minigdino_error_and_a_builtin_one():
     assert issubclass(minigdino.CheckpointError, OSError)
 
 
-def test_import_is_light():
+def test_import_loads_no_large_package():
     code = (
         "import sys, minigdino\n"
         "heavy = {'torch', 'transformers', 'cupy', 'tokenizers', 'safetensors', 'huggingface_hub'} & set(sys.modules)\n"
@@ -232,7 +232,7 @@ def test_import_is_light():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_info_shows_twins_version_and_threads():
+def test_info_lists_twins_version_and_threads():
     info = minigdino.info()
     assert set(info["twins"].values()) == {True}
     assert info["minigdino"] == minigdino.__version__

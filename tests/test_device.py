@@ -40,7 +40,7 @@ def cupy(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:", "cuda:-1", "CPU", "", None, 0, "cuda:1 "])
-def test_an_unknown_device_is_refused(name):
+def test_an_unknown_device_is_rejected(name):
     with pytest.raises(minigdino.ArgumentError, match='device must be "cpu", "cuda" or "cuda:N"; got'):
         minigdino.load("shapes", device=name)
 

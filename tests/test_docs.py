@@ -1,4 +1,4 @@
-"""Snippets, exercises and commands in the documentation run; links and the reading order are right."""
+"""Snippets, exercises and commands in the documentation run; links have targets; the reading order is consistent."""
 
 import ast
 import importlib.util
@@ -86,7 +86,7 @@ def test_an_exercise_fails_until_solved(page, workplace):
 
 
 def commands():
-    """Lines of text blocks that start with a program, without a `.venv/bin/` prefix and a comment after two blanks."""
+    """Yield the lines of text blocks that start with a program. The prefix `.venv/bin/` and comments are removed."""
     for page in PAGES:
         for block in blocks(page.read_text(), "text"):
             for line in block.splitlines():

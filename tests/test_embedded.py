@@ -21,8 +21,8 @@ def model():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "floor50", "floor"), [("seen", 0.93, 0.72), ("unseen", 0.92, 0.72)])
-def test_average_precision_on_fixed_scenes(name, floor50, floor):
-    """On 40 scenes. The model card has the values on 500."""
+def test_average_precision_on_fixed_scenes_exceeds_a_minimum(name, floor50, floor):
+    """On 40 scenes. The model card has the values for 500 scenes."""
     result = average_precision(with_minigdino(FOLDER), name, 40)
     assert result["AP50"] > floor50
     assert result["AP"] > floor
@@ -53,7 +53,7 @@ def test_an_absent_object_is_not_found(model):
     assert len(model.detect(SCENE, "a blue diamond.", threshold=0.4)) == 0
 
 
-def test_fast_and_reference_find_the_same(model):
+def test_fast_and_reference_find_the_same_detections(model):
     """End to end, each mode with its own query selection."""
     for scene, prompt in scenes("seen", 3):
         image = Image.fromarray(scene.image)

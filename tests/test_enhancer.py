@@ -1,4 +1,4 @@
-"""Neck and feature enhancer: convolutions, positions, and the wiring of the layers against the papers' order."""
+"""Neck and feature enhancer: convolutions, positions, and the steps of the layers in the papers' order."""
 
 import definitions
 import numpy as np
@@ -41,7 +41,7 @@ def test_a_1x1_convolution_is_a_linear_map_of_every_pixel():
     np.testing.assert_allclose(conv_1x1(x, w, b)[1, 2], w[:, :, 0, 0] @ x[1, 2] + b)
 
 
-def test_coarser_maps_start_from_the_backbones_last_and_then_from_each_other():
+def test_each_coarser_map_is_computed_from_the_last_map_before_it():
     model = tiny.model(levels=6)
     features = [
         np.random.default_rng(i).standard_normal((2**i, 2**i, c), np.float32) for i, c in ((4, 32), (3, 64), (2, 128))
@@ -87,7 +87,7 @@ def test_the_image_changes_the_text_and_the_text_the_image(family):
     assert abs(base.vision - other_text.vision).max() > 1e-3
 
 
-def test_the_enhancer_keeps_shapes_and_float32():
+def test_the_enhancer_preserves_shapes_and_float32():
     model = tiny.model()
     rng = np.random.default_rng(0)
     maps = [rng.standard_normal((*size, 64), np.float32) for size in ((4, 5), (2, 3), (1, 2), (1, 1))]
@@ -147,7 +147,7 @@ def post_norm(x, update, p):
 
 @given(rngs(), st.sampled_from(["relu", "gelu"]))
 def test_a_text_layer_is_post_norm_self_attention_within_the_mask(rng, activation):
-    """Positions are part of queries and keys, not of values."""
+    """Positions are added to queries and keys, not to values."""
     text, positions = rng.standard_normal((2, T, C))
     mask, p = some_mask(rng), text_layer(rng)
     attended = definitions.attention(text + positions, text + positions, text, p["self_attn"], HEADS, mask)
@@ -160,7 +160,7 @@ def test_a_text_layer_is_post_norm_self_attention_within_the_mask(rng, activatio
 @settings(max_examples=25)
 @given(rngs())
 def test_an_image_layer_is_post_norm_deformable_attention(rng):
-    """Positions are part of the queries, not of the memory that is sampled."""
+    """Positions are added to the queries, not to the memory that is sampled."""
     vision, positions, references = rng.standard_normal((S, C)), rng.standard_normal((S, C)), rng.random((S, 2))
     p = image_layer(rng)
     attended = definitions.deformable_attention(
@@ -177,8 +177,10 @@ def test_an_image_layer_is_post_norm_deformable_attention(rng):
 @settings(max_examples=10)
 @given(rngs())
 def test_the_enhancer_is_fusion_then_text_then_image(rng):
-    """Algorithm 1 of MM Grounding DINO: every layer fuses first; text attends within phrases; pixels sample around
-    their centres."""
+    """Algorithm 1 of MM Grounding DINO: fusion, text self-attention within phrases, deformable image self-attention.
+
+    The reference point of a pixel is its centre.
+    """
     model = tiny.model()
     config, w = model.config, model.weights
     maps = [rng.standard_normal((*size, 64)).astype(np.float32) for size in ((3, 4), (2, 2), (1, 2), (1, 1))]

@@ -242,7 +242,7 @@ def test_sampling_points_are_those_of_deformable_attention(demo, traced):
 
 
 def test_window_weights_belong_to_their_pixels(demo, traced):
-    """Computed another way: cut a map of token indices into windows, to find each token in them."""
+    """Compute the weights in another way: cut a map of token indices into windows, to find each token in them."""
     for block in data_of(demo)["figures"]["window-attention"]["blocks"]:
         (H, W), k, shift = block["map"], block["k"], block["shift"]
         padded = np.arange(-(-H // k) * k * -(-W // k) * k).reshape(-(-H // k) * k, -1, 1)
@@ -334,7 +334,7 @@ def test_a_large_image_and_a_long_prompt_stay_within_ten_megabytes():
     assert len(text) < 10e6
 
 
-def test_a_page_without_detections(shapes):
+def test_a_page_can_have_no_detections(shapes):
     blank = np.full((96, 128, 3), 128, np.uint8)
     assert len(shapes.detect(blank, "a red star.")) == 0
     data = data_of(page(shapes, blank, "a red star."))
@@ -382,7 +382,7 @@ def test_the_command_writes_the_page(tmp_path, capsys):
         ([str(SCENE), "a star.", "--model", "nowhere"], "no such file or directory"),
     ],
 )
-def test_errors_of_the_command(arguments, complaint, capsys, tmp_path):
+def test_errors_of_the_command_are_reported_without_a_page(arguments, complaint, capsys, tmp_path):
     rest = [] if "--out" in arguments else ["--out", str(tmp_path / "page.html")]
     rest += [] if "--model" in arguments else ["--model", "shapes"]
     assert main(["explain", *arguments, *rest]) == 1

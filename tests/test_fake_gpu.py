@@ -1,4 +1,4 @@
-"""The whole model on emulated CuPy arrays: results equal NumPy's, and nothing leaves the device or waits for it."""
+"""The whole model on emulated CuPy arrays: results equal NumPy's, without transfers or waiting in a forward pass."""
 
 import inspect
 import re
@@ -7,7 +7,7 @@ import fake_gpu
 import numpy as np
 import pytest
 import tiny
-from fake_gpu import FUNCTIONS, METHODS, UFUNCS, Array, Gpu, Refused
+from fake_gpu import FUNCTIONS, METHODS, UFUNCS, Array, Gpu, Rejected
 from minigdino._ext import cuda
 from places import WITH_COMPILER, launching_on_host
 
@@ -76,7 +76,7 @@ def test_the_kernels_agree_with_the_cpu(models):
     assert gpu.sent == [*TRANSFERS, expected.selected.shape]
     assert not gpu.fetched
     launched = {name.partition("<")[0] for name in gpu.launched if "<" in name}
-    # the kernel of deform_attn samples by itself; only its reference calls bilinear
+    # the kernel of deform_attn includes the sampling; only its reference calls bilinear
     assert launched == {kernel for kernels in cuda.KERNELS.values() for kernel in kernels} - {"bilinear"}
 
 
@@ -134,7 +134,7 @@ def test_an_error_names_a_tensor_with_nan_on_a_gpu(monkeypatch):
         model.detect(tiny.photo(31, 44), "cat.")
 
 
-# Tests of the emulation: unless it refuses what CuPy refuses, the tests above prove nothing.
+# Tests of the emulation: it must reject everything that CuPy rejects, or the tests above are not valid.
 
 
 @pytest.mark.parametrize(
@@ -166,18 +166,18 @@ def test_an_error_names_a_tensor_with_nan_on_a_gpu(monkeypatch):
         lambda x, host: x.max(axis=0, initial=0),
     ],
 )
-def test_operations_that_cupy_refuses_are_refused(operation):
+def test_operations_that_cupy_rejects_are_rejected(operation):
     gpu, host = Gpu(), np.ones((2, 2), np.float32)
     x = gpu.send(host)
-    with gpu.computing(), pytest.raises((Refused, AttributeError)):
+    with gpu.computing(), pytest.raises((Rejected, AttributeError)):
         operation(x, host)
 
 
-def test_computing_without_a_current_device_is_refused():
+def test_computing_without_a_current_device_is_rejected():
     gpu = Gpu()
     x = gpu.send(np.ones((2, 2), np.float32))
     for compute in (lambda: x + 1, lambda: x.mean(), lambda: np.arange(3, like=x), lambda: x[x.astype(int)]):
-        with pytest.raises(Refused, match="outside"):
+        with pytest.raises(Rejected, match="outside"):
             compute()
 
 

@@ -1,4 +1,4 @@
-"""Many images, some of them corrupted; resumable JSON Lines; COCO files."""
+"""Detection in many images, some of them corrupted; resumable JSON Lines; COCO files."""
 
 import json
 
@@ -99,7 +99,7 @@ def test_the_ids_of_a_coco_file_are_consistent():
         {"categories": [{"id": 17, "name": "a cat"}, {"id": 18, "name": "dog"}]},
     ],
 )
-def test_the_three_formats_of_categories(tmp_path, content):
+def test_the_three_formats_of_categories_are_read(tmp_path, content):
     (tmp_path / "ids.json").write_text(json.dumps(content))
     assert files.read_categories(tmp_path / "ids.json") == {"a cat": 17, "dog": 18}
 

@@ -1,4 +1,4 @@
-"""The counted FLOPs are those of the matrix products that run."""
+"""The counted FLOPs equal those of the matrix products that run."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ class Counting(np.ndarray):
 
 
 def counting(weights):
-    """The same tree with Counting arrays."""
+    """Return the same tree with Counting arrays."""
     if isinstance(weights, dict):
         return {name: counting(value) for name, value in weights.items()}
     if isinstance(weights, (list, tuple)):

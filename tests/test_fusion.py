@@ -1,4 +1,4 @@
-"""Fusion equals GLIP's equations in their own order; the twin's blocks equal the whole."""
+"""Fusion equals GLIP's equations in their own order; attention in blocks equals attention of the whole image."""
 
 from unittest import mock
 
@@ -25,7 +25,7 @@ def fusion_weights(rng, C=6, E=8):
 
 
 def glip(vision, text, w, n_heads):
-    """Eq. 4 of arXiv 2112.03857 as written, a loop over heads: the definition of bi_attention."""
+    """Definition of bi_attention: Eq. 4 of arXiv 2112.03857 as written, as a loop over heads."""
     q, k = ops.linear(vision, **w["vision_proj"]), ops.linear(text, **w["text_proj"])
     v_vision, v_text = ops.linear(vision, **w["values_vision_proj"]), ops.linear(text, **w["values_text_proj"])
     D = q.shape[1] // n_heads
@@ -62,7 +62,7 @@ def test_large_scores_do_not_overflow(problem):
     with mock.patch.object(in_blocks, "BLOCK_ROWS", 7):
         for y in attend_both_ways(*arguments):
             assert np.isfinite(y).all()
-        arguments[0][0] = np.nan  # in one block: it must show in the context of every token
+        arguments[0][0] = np.nan  # one image token in one block; the context of every text token must be NaN
         assert np.isnan(attend_both_ways(*arguments)[1]).all()
 
 

@@ -17,25 +17,25 @@ def worker():
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)
-def test_damaged_files_raise_only_minigdino_errors(target, worker):
+def test_corrupted_files_raise_only_minigdino_errors(target, worker):
     tally = fuzz.fuzz(target, seed=0, count=30, worker=worker)
     assert not tally.failures, "\n\n".join(tally.failures)
-    assert 0 < tally.outcomes["accepted"] < 30  # some damage has no effect
+    assert 0 < tally.outcomes["accepted"] < 30  # some changes have no effect
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)
-def test_undamaged_files_are_accepted(target, tmp_path):
+def test_intact_files_are_accepted(target, tmp_path):
     for choice in range(4):
         folder = tmp_path / str(choice)
         folder.mkdir()
-        for name, data in fuzz.undamaged(target, choice)[0].items():
+        for name, data in fuzz.intact(target, choice)[0].items():
             (folder / name).write_bytes(data)
         fuzz.use(folder, fuzz.TEXTS[choice])
 
 
 def test_an_input_is_determined_by_its_number():
     for target in fuzz.TARGETS:
-        first, again, other = (fuzz.damage(target, random.Random(seed)) for seed in (1, 1, 2))
+        first, again, other = (fuzz.corrupted(target, random.Random(seed)) for seed in (1, 1, 2))
         assert first == again != other
 
 
@@ -50,7 +50,7 @@ def test_an_input_is_determined_by_its_number():
         ("babble", "unreadable message"),
     ],
 )
-def test_a_fault_is_reported_and_the_next_input_is_tried(fault, outcome, worker):
+def test_a_fault_is_reported_and_the_next_input_is_processed(fault, outcome, worker):
     if fault == "grow" and not os.path.exists("/proc/self/statm"):
         pytest.skip("the memory limit needs /proc")
     worker.ask("config", 0, 0)  # starts the worker

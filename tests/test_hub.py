@@ -90,7 +90,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-# which files are downloaded
+# files to download
 
 
 def test_only_the_needed_files_are_downloaded_and_only_once(served, online, unreachable, offline, tmp_path):
@@ -141,7 +141,7 @@ def test_files_that_the_hub_lacks_are_requested_once(served, online):
 
 
 @pytest.mark.parametrize("absent", ["config.json", "model.safetensors"])
-def test_a_model_without_config_or_safetensors_is_refused(served, online, absent):
+def test_a_model_without_config_or_safetensors_is_rejected(served, online, absent):
     name = f"owner/no-{absent}"
     served.add(name, {key: data for key, data in (small() | {"pytorch_model.bin": b""}).items() if key != absent})
     message = online.error("find", name)
@@ -210,29 +210,29 @@ def gives_alternatives(message, model_id, hub_url, home):
     return True
 
 
-def test_offline_and_not_cached(served, offline, home):
+def test_a_model_that_is_not_cached_is_an_error_offline(served, offline, home):
     n_requests = len(served.requests)
     for call in (("find",), ("download",)):
         message = offline.error(*call, "owner/absent")
-        assert message.startswith("owner/absent: HF_HUB_OFFLINE forbids asking the hub")
+        assert message.startswith("owner/absent: HF_HUB_OFFLINE is set, so the hub is not contacted")
         assert gives_alternatives(message, "owner/absent", served.url, home)
     assert len(served.requests) == n_requests
 
 
-def test_an_unreachable_hub(unreachable, home):
+def test_an_unreachable_hub_is_reported(unreachable, home):
     message = unreachable.error("find", "owner/absent")
     assert re.match(r"owner/absent: the hub cannot be reached \(Connect.*refused", message)
     assert gives_alternatives(message, "owner/absent", CLOSED, home)
 
 
-def test_an_unknown_name(served, online, home):
+def test_an_unknown_name_is_reported(served, online, home):
     message = online.error("find", "owner/absent")
     assert message.startswith("owner/absent: the hub has no model of that name (a private one needs HF_TOKEN), and no")
     assert gives_alternatives(message, "owner/absent", served.url, home)
 
 
 @pytest.mark.parametrize("revision", ["v9", "../../..", "/etc/hostname"])
-def test_an_unknown_revision(served, online, home, revision):
+def test_an_unknown_revision_is_reported(served, online, home, revision):
     served.add("owner/known", small())
     message = online.error("find", "owner/known", revision)
     assert f"owner/known at revision {revision!r}: the hub has the model, but no branch, tag or commit" in message
@@ -254,7 +254,7 @@ def test_a_gated_model_needs_a_token(served, tmp_path, token):
             assert gives_alternatives(message, "owner/gated", served.url, tmp_path)
 
 
-def test_a_server_error(served, online, home):
+def test_a_server_error_is_reported(served, online, home):
     served.add("owner/down", small())
     served.down.add("owner/down")
     message = online.error("find", "owner/down")
@@ -270,14 +270,14 @@ def test_a_request_without_an_answer_times_out(served, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tiny", "a/b/c", "a/b c", "/a", "a/", "a--b/c", "../b", "https://a/b", "", None])
-def test_an_invalid_name_is_refused(name):
+def test_an_invalid_name_is_rejected(name):
     for call in (hub.find, hub.download):
-        with pytest.raises(CheckpointError, match=r"is not the name of a model; expected owner/name") as raised:
+        with pytest.raises(CheckpointError, match=r"a model id must be owner/name, for example") as raised:
             call(name)
-        assert str(raised.value).startswith(repr(name))
+        assert str(raised.value).endswith(f"; got {name!r}")
 
 
-def test_a_cache_that_cannot_be_written(served):
+def test_a_cache_that_cannot_be_written_is_reported(served):
     """Even root, whom permissions do not restrict, cannot make a folder below a device."""
     served.add("owner/unwritable", small())
     with Client(HF_ENDPOINT=served.url, HF_HUB_CACHE="/dev/null/hub") as client:
@@ -287,7 +287,7 @@ def test_a_cache_that_cannot_be_written(served):
     assert "\nLocal cache: /dev/null/hub; hub: http" in message
 
 
-def test_a_full_disk(served, tmp_path):
+def test_a_full_disk_is_reported(served, tmp_path):
     """Simulated by a limit on the size of files."""
     served.add("owner/large", small())
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
@@ -320,7 +320,7 @@ def test_errors_of_the_client_are_described_in_words(cache, monkeypatch, error, 
     assert isinstance(raised.value, OSError)
 
 
-# which models count as cached
+# complete and incomplete models in the cache
 
 
 def kill_during_download(served, home, name, *call):
@@ -337,7 +337,7 @@ def kill_during_download(served, home, name, *call):
 def test_an_interrupted_download_is_not_cached_and_can_be_resumed(served, online, offline, home):
     served.add("owner/cut", small(3))
     kill_during_download(served, home, "find", "owner/cut")
-    assert "owner/cut: HF_HUB_OFFLINE forbids" in offline.error("find", "owner/cut")
+    assert "owner/cut: HF_HUB_OFFLINE is set" in offline.error("find", "owner/cut")
     assert "owner/cut" not in offline.call("cached")["value"]
     path = online.path("find", "owner/cut")
     assert (path / "model.safetensors").read_bytes() == tensors(3)
@@ -345,7 +345,7 @@ def test_an_interrupted_download_is_not_cached_and_can_be_resumed(served, online
     assert offline.path("find", "owner/cut") == path
 
 
-def test_an_interrupted_update_leaves_the_old_model_in_use(served, online, offline, home):
+def test_an_interrupted_update_leaves_the_old_model_cached(served, online, offline, home):
     old = served.add("owner/update", small(1))
     online.path("find", "owner/update")
     new = served.add("owner/update", small(2, config__json=b'{"model_type": "grounding-dino", "new": 1}'))
@@ -411,7 +411,7 @@ def test_a_missing_optional_file_is_no_error_without_a_hub(cache, monkeypatch, a
 
 
 @pytest.mark.parametrize("index", [b"", b"[]", b"{}", b'{"weight_map": [1]}', b'{"weight_map": {"a": 1}}'])
-def test_a_damaged_index_is_not_cached(cache, index):
+def test_a_model_with_a_corrupted_index_is_not_cached(cache, index):
     write_cache(cache, "owner/index", small(model__safetensors=None) | {"model.safetensors.index.json": index})
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE"):
         hub.find("owner/index")

@@ -29,7 +29,7 @@ edges = st.integers(1, 3000)
         ((800, 1000), (800, 1000)),
     ],
 )
-def test_published_sizes(before, after):
+def test_images_are_resized_to_the_published_sizes(before, after):
     assert resized(*before, 800, 1333) == after
 
 
@@ -51,7 +51,7 @@ def test_without_a_longest_edge_the_shorter_is_exact(h, w):
     assert min(resized(h, w, 100)) == 100
 
 
-def test_the_other_kinds_of_size():
+def test_the_other_kinds_of_size_are_supported():
     assert ImageSettings(size=(("height", 30), ("width", 50))).target(7, 9) == (30, 50)
     assert ImageSettings(size=(("max_height", 100), ("max_width", 100))).target(200, 50) == (100, 25)
     assert ImageSettings(do_resize=False).target(7, 9) == (7, 9)

@@ -14,7 +14,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minigdino._ext import erfc, levels
+from minigdino._ext import erfc, instruction_sets
 from places import examples, in_python, mapped, parts, places_of, twin
 from strategies import EXACT_PROBLEMS, LOOSE_PROBLEMS
 
@@ -31,7 +31,7 @@ LOOSE = list(places_of(kernels.OPS))  # the whole registry, so no twin stays unt
 
 
 def floats(dtype):
-    """Convert float arrays to a dtype; masks stay boolean."""
+    """Return a function that converts float arrays to a dtype. Masks stay boolean."""
     return lambda a: a.astype(dtype) if a.dtype.kind == "f" else a
 
 
@@ -89,7 +89,7 @@ def test_twins_accept_any_memory_layout_and_do_not_write_to_their_arguments(name
 @settings(max_examples=examples(20))
 @given(data=st.data())
 def test_nan_propagates(name, level, data):
-    """A damaged weight must show: NaN in the first argument gives NaN in the result."""
+    """NaN in the first argument gives NaN in the result, so a corrupted weight is detected."""
     args = mapped(floats(np.float32), data.draw(LOOSE_PROBLEMS[name]()))
     args[0][...] = np.nan
     for result in parts(twin(name, level)(*args)):
@@ -99,7 +99,7 @@ def test_nan_propagates(name, level, data):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one level")
 def test_each_twin_is_compiled_for_every_level():
     paths = {op.twins["numpy"] for op in kernels.OPS.values() if "numpy" in op.twins}
-    assert {path for path in paths if in_python(path)} == {"minigdino._ext.fusion:attend_both_ways"}  # made of others
+    assert {path for path in paths if in_python(path)} == {"minigdino._ext.fusion:attend_both_ways"}
     for path in (path for path in paths if not in_python(path)):
         for level in ("avx512", "avx2", ""):
             module = path.partition(":")[0].rpartition(".")
@@ -108,27 +108,27 @@ def test_each_twin_is_compiled_for_every_level():
 
 def test_the_best_level_that_was_built_is_loaded(monkeypatch):
     path = kernels.OPS["gelu"].twins["numpy"]
-    assert levels.load(path) is twin("gelu", LEVELS[0])
-    levels.load.cache_clear()
-    monkeypatch.setattr(levels, "levels", lambda: ("no such level", ""))
+    assert instruction_sets.load(path) is twin("gelu", LEVELS[0])
+    instruction_sets.load.cache_clear()
+    monkeypatch.setattr(instruction_sets, "levels", lambda: ("no such level", ""))
     try:
-        assert levels.load(path) is twin("gelu", "")
+        assert instruction_sets.load(path) is twin("gelu", "")
     finally:
-        levels.load.cache_clear()
+        instruction_sets.load.cache_clear()
 
 
-def test_a_twin_made_of_others_is_missing_with_them(monkeypatch):
-    monkeypatch.setattr(levels, "load", lambda path: None)
+def test_a_twin_that_calls_missing_twins_is_missing(monkeypatch):
+    monkeypatch.setattr(instruction_sets, "load", lambda path: None)
     with pytest.raises(ImportError, match="ops:linear was not built"):
-        levels.require("minigdino._ext.ops:linear")
+        instruction_sets.require("minigdino._ext.ops:linear")
 
 
-def test_the_coefficients_of_the_twins_are_the_reference_ones():
+def test_the_coefficients_of_twins_and_reference_are_equal():
     assert erfc.ERFC == ERFC
 
 
 def test_a_reference_runs_no_twin_inside(monkeypatch):
-    """`op.reference` is NumPy all the way down, so comparing with it compares with NumPy."""
+    """`op.reference` also runs the references of the ops that it calls."""
     monkeypatch.setattr(kernels, "load", lambda path: pytest.fail(f"{path} ran"))
     x = np.ones((3, 4))
     layer = {"weight": np.ones((4, 4)), "bias": np.zeros(4)}
@@ -144,7 +144,7 @@ def test_a_point_far_outside_samples_zero(odd):
             np.testing.assert_array_equal(f(image, xy), np.zeros((1, 1, 1, 2)))
 
 
-def test_twins_refuse_what_does_not_fit():
+def test_twins_reject_arguments_of_wrong_shapes():
     value, at = np.zeros((6, 2, 4), np.float32), np.zeros((3, 2), np.float32)
     offsets, scores = np.zeros((3, 2, 1, 1, 2), np.float32), np.zeros((3, 2, 1), np.float32)
     assert deform_attn(value, ((2, 3),), at, offsets, scores).shape == (3, 8)
@@ -210,7 +210,7 @@ def test_use_switches_this_thread_only():
     assert kernels.mode() == "fast"
 
 
-def test_use_runs_the_formula(monkeypatch):
+def test_use_reference_runs_the_numpy_reference(monkeypatch):
     monkeypatch.setattr(kernels, "load", lambda path: lambda *args: "twin")
     image, xy = np.ones((2, 2, 1, 1), np.float32), np.zeros((1, 1, 1, 2), np.float32)
     assert isinstance(bilinear(image, xy), str)
@@ -218,7 +218,7 @@ def test_use_runs_the_formula(monkeypatch):
         assert isinstance(bilinear(image, xy), np.ndarray)
 
 
-def test_an_unknown_mode_is_refused(monkeypatch):
+def test_an_unknown_mode_is_rejected(monkeypatch):
     with pytest.raises(minigdino.ArgumentError, match='"fast" or "reference"; got \'quick\''), minigdino.use("quick"):
         pass
     monkeypatch.setenv("MINIGDINO_KERNELS", "turbo")
@@ -245,7 +245,7 @@ def test_all_twins_are_built_here():
     assert kernels.live() == {name: True for name, op in kernels.OPS.items() if "numpy" in op.twins}
 
 
-def test_without_any_twin_everything_still_runs():
+def test_without_any_twin_a_forward_pass_still_runs():
     """A process that can import no extension: one warning, the same result."""
     code = """
 import sys, warnings

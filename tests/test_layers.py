@@ -1,4 +1,4 @@
-"""Imports point down only, each package imports what it may, and the paper's order is the model's order."""
+"""Modules import only from levels below their own; the model calls its stages in the order of the paper."""
 
 import ast
 import re
@@ -48,26 +48,40 @@ def dotted(path):
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-EMPTY = {dotted(path) for path in FILES if len(ast.parse(path.read_text()).body) == 1}  # a docstring alone
+
+
+def is_docstring_only(path):
+    """Whether a file holds a docstring and nothing else."""
+    body = ast.parse(path.read_text()).body
+    return len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
+
+
+EMPTY = {dotted(path) for path in FILES if is_docstring_only(path)}
 MODULES = sorted({dotted(path) for path in FILES} - EMPTY)
 
 
 def imported(path):
-    """What a file of the package imports, anywhere in its text: modules as `dotted` spells them, and other packages."""
+    """Yield everything that a file of the package imports: modules as `dotted` names them, and other packages."""
     home = path.relative_to(PACKAGE).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (name.name.partition(".")[0] for name in node.names)
+            yield from (absolute(name.name) for name in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module.partition(".")[0]
+            yield absolute(node.module)
         elif isinstance(node, ast.ImportFrom):
             base = [*home[: len(home) - node.level + 1], *filter(None, (node.module or "").split("."))]
             for name in node.names:
                 yield resolved([*base, name.name])
 
 
+def absolute(name):
+    """Convert the full name of a module: as `dotted` names it for this package, unchanged for others."""
+    package, *parts = name.split(".")
+    return (resolved(parts) if parts else "__init__") if package == "minigdino" else name
+
+
 def resolved(parts):
-    """The module that holds a name, or that it is."""
+    """Return the module that a dotted name denotes, or that defines it."""
     if parts[0] == "_ext":
         return "_ext"
     while parts and not (PACKAGE.joinpath(*parts).with_suffix(".py").exists() or
@@ -97,29 +111,33 @@ def test_imports_point_down_in_explain(path):
                 assert rank[other] < rank[path.stem], f"{path.stem} imports {other}"
 
 
-def test_every_module_has_its_level():
+def test_every_module_has_a_level():
     assert set(MODULES) == set(RANK)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_the_network_imports_numpy_and_the_kernels_alone(layer):
-    others = {other for other in imports(f"network.{layer}") if not other.startswith("network.")}
+@pytest.mark.parametrize("path", sorted((PACKAGE / "network").glob("*.py")), ids=lambda path: path.stem)
+def test_the_network_imports_numpy_and_the_kernels_only(path):
+    others = {other for other in imported(path) if other.partition(".")[0] != "network"}
     assert others <= {"__future__", "dataclasses", "numpy", "runtime.kernels"}
+    assert "__import__" not in path.read_text()
 
 
-def test_the_list_of_layers_is_the_folder():
+def test_the_list_of_layers_matches_the_folder():
     assert sorted(LAYERS) == sorted(path.stem for path in (PACKAGE / "network").glob("*.py") if path.stem != "__init__")
 
 
+IMPORT = re.compile(r"^\s*(?:from|import|cimport)\s.*$|\bimport_module\(.*$", re.MULTILINE)
+
+
 def test_compiled_code_imports_nothing_of_the_package():
-    """What a twin needs comes as an argument, or lies beside it."""
-    for path in (path for suffix in ("py", "pyx", "pxd") for path in COMPILED.glob(f"*.{suffix}")):
-        found = re.findall(r"^\s*(?:from|import|cimport) +(minigdino[\w.]*)", path.read_text(), re.MULTILINE)
-        assert all(re.match(r"minigdino\._ext\b", name) for name in found), f"{path.name} imports {found}"
-        assert not re.search(r"^\s*from \.\.", path.read_text(), re.MULTILINE), path.name
+    """Compiled code receives its inputs as arguments, and imports only modules of `_ext`."""
+    for path in (path for suffix in ("py", "pyx", "pxd") for path in COMPILED.rglob(f"*.{suffix}")):
+        for line in IMPORT.findall(path.read_text()):
+            assert not re.search(r"\bminigdino\b(?!\._ext\b)", line), f"{path.name}: {line}"
+            assert not re.match(r"\s*from \.\.", line), f"{path.name}: {line}"
 
 
-def test_compiled_code_is_reached_through_the_runtime_alone():
+def test_only_the_runtime_imports_compiled_code():
     assert {module for module in MODULES if "_ext" in imports(module)} == REACH_COMPILED
 
 
@@ -129,14 +147,14 @@ def test_no_module_shares_a_name_with_a_public_function():
     assert not top & set(minigdino.__all__) - {"__init__", "__main__"}
 
 
-def test_a_name_finds_one_file():
-    """The guide and the captions write "swin.windows" for a function, wherever the file lies."""
+def test_file_names_are_unique():
+    """The guide and the captions write "swin.windows" for a function, without the folder of its file."""
     stems = [path.stem for path in FILES if path.stem != "__init__" and "explain" not in path.parts]
     assert len(stems) == len(set(stems))
 
 
-def test_sections_rise_down_the_model():
-    """model.py's steps come in the paper's order, except §3.4, which the text backbone needs first."""
+def test_the_model_calls_its_stages_in_the_order_of_the_sections():
+    """The steps of model.py are in the paper's order, except §3.4, which the text backbone needs first."""
     sections = re.findall(r"# §(3\.\d)", (PACKAGE / "network" / "model.py").read_text())
     assert sections[0] == "3.4"
     assert sections[1:] == sorted(sections[1:])
@@ -144,7 +162,7 @@ def test_sections_rise_down_the_model():
 
 
 @pytest.mark.parametrize("module", ["swin", "bert", "phrases", "enhancer", "queries", "decoder"])
-def test_a_stage_says_its_section_first(module):
+def test_a_stage_starts_with_its_section(module):
     assert (PACKAGE / "network" / f"{module}.py").read_text().startswith('"""§3.')
 
 

@@ -1,4 +1,4 @@
-"""The model on one page: which stage reads what, and what the heads compare."""
+"""The network: the inputs of each stage, and the results of the class and box heads."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def case(request, both_kernels):
     return model, pixels, model.forward(pixels, tiny.IDS, details=True)
 
 
-def test_the_features_are_the_backbones(case):
+def test_the_features_are_the_outputs_of_the_backbones(case):
     model, pixels, out = case
     w, config = model.weights, model.config
     mask, positions = phrase_mask(tiny.IDS, PUBLISHED_DELIMITERS)
@@ -85,11 +85,10 @@ def test_the_box_heads_refine_the_boxes_that_enter_their_layer(case):
 def test_features_of_an_earlier_pass_give_the_same_result(family, both_kernels):
     model, pixels = tiny.model(family), tiny.pixels()
     out = model.forward(pixels, tiny.IDS)
-    mask = PUBLISHED_DELIMITERS
     from minigdino.network.model import forward
 
     again = forward(
-        pixels, tiny.IDS, mask, model.weights, model.config, image_features=out.image_features,
+        pixels, tiny.IDS, PUBLISHED_DELIMITERS, model.weights, model.config, image_features=out.image_features,
         text_features=out.text_features,
     )  # fmt: skip
     np.testing.assert_array_equal(again.logits, out.logits)

@@ -30,6 +30,12 @@ def test_an_inner_sep_closes_a_phrase_and_an_empty_phrase_is_its_delimiter():
     assert positions == [0, 0, 1, 0, 1, 0, 0]
 
 
+def test_a_first_token_that_is_no_delimiter_belongs_to_the_first_phrase():
+    seen, positions = blocks([7, 8, 1012, 102])
+    assert seen == [{0, 1, 2}, {0, 1, 2}, {0, 1, 2}, {3}]
+    assert positions == [0, 1, 2, 0]
+
+
 @given(st.lists(st.sampled_from([5, 6, 101, 102, 1012, 1029]), min_size=1, max_size=20))
 def test_the_mask_is_an_equivalence_relation_with_contiguous_classes(ids):
     mask, positions = phrase_mask(np.array(ids), PUBLISHED_DELIMITERS)

@@ -1,4 +1,4 @@
-"""Tokenization of prompts: token ids, phrases and spans."""
+"""Tokenisation of prompts: token ids, phrases and spans."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_a_text_is_lower_cased_and_closed_but_phrases_stay_as_written():
         ("cat [SEP] dog", ["cat", "dog"]),
     ],
 )
-def test_phrases_of_a_text(text, phrases):
+def test_a_text_is_split_into_phrases(text, phrases):
     assert TOKENIZER.encode(text).phrases == phrases
 
 

@@ -106,7 +106,7 @@ def test_a_given_selection_replaces_the_models_own():
 def test_masked_tokens_that_are_selected_give_whole_image_boxes(family):
     """References of exactly 1 pass through the decoder without a warning or a NaN."""
     model = tiny.model(family, stages=(4,), levels=2, queries=3)
-    out = model.forward(tiny.pixels(32, 64), tiny.IDS)  # 1 x 2 and 1 x 1 tokens, of which some touch the border
+    out = model.forward(tiny.pixels(32, 64), tiny.IDS)  # levels of 1 x 2 and 1 x 1 tokens, some of them near the border
     assert math.isfinite(out.boxes.sum())
     assert (out.references >= 0).all()
     assert (out.references <= 1).all()

@@ -37,7 +37,7 @@ def row(**probabilities):
     return np.log(p / (1 - p))
 
 
-def test_best_first_and_strictly_above_the_threshold():
+def test_detections_are_sorted_and_strictly_above_the_threshold():
     found = process([row(t1=0.3), row(t4=0.9), row(t1=0.2), row(t8=0.5)])
     assert found.labels == ["a dog", "remote control", "a cat"]
     assert found.label_ids.tolist() == [1, 2, 0]

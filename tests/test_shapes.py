@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import tiny
-from shapecheck import ShapeError, check, checked, promises
+from shapecheck import ShapeError, check, checked, stated_shapes
 
 import minigdino
 
@@ -106,7 +106,7 @@ def no_colon():
     ],
 )
 def test_both_styles_of_docstrings_are_read(function, named, results):
-    assert promises(function.__code__) == (named, results)
+    assert stated_shapes(function.__code__) == (named, results)
 
 
 def wrong_result(x):
@@ -135,7 +135,7 @@ def wrong_argument(x):
     return x
 
 
-def test_wrong_shapes_in_a_docstring_are_caught(monkeypatch):
+def test_wrong_shapes_in_a_docstring_are_detected(monkeypatch):
     """`checked` looks at functions whose module belongs to the network, so these pretend to."""
     monkeypatch.setitem(globals(), "__name__", "minigdino.network.example")
     with checked() as shapes:
@@ -151,11 +151,11 @@ def test_wrong_shapes_in_a_docstring_are_caught(monkeypatch):
 
 
 def test_a_comment_after_a_long_statement_is_read_too():
-    named, _ = promises(minigdino.network.model.forward.__code__)
+    named, _ = stated_shapes(minigdino.network.model.forward.__code__)
     assert {"text_features", "vision", "text", "states", "references", "logits", "boxes"} <= {name for name, _ in named}
 
 
-def test_a_false_shape_is_caught():
+def test_a_wrong_shape_is_detected():
     letters = {"S": 5}
     check("S, C", (5, 3), letters, "here")
     assert letters == {"S": 5, "C": 3}

@@ -1,4 +1,4 @@
-"""Swin: windows, shifts, masks and merging; blocks and stages against the paper's order."""
+"""Swin: windows, shifts, masks and merging; blocks and stages in the paper's order."""
 
 from unittest import mock
 
@@ -50,7 +50,7 @@ def test_the_shift_mask_separates_pixels_that_were_not_adjacent(rows, cols, k):
     H, W, shift = rows * k, cols * k, k // 2
     mask = swin.shift_mask(H, W, k, shift, like=np.zeros(0, np.float32))
     r, c = np.mgrid[:H, :W]
-    # two pixels of a window belong together if the roll moved both by the same vector
+    # two pixels of a window were neighbours before the roll if it moved both by the same vector
     old = np.stack([(r + shift) % H, (c + shift) % W], -1) - np.stack([r, c], -1)
     moved = swin.windows(old, k)
     together = (moved[:, :, None] == moved[:, None]).all(-1)
@@ -127,14 +127,15 @@ def test_attention_in_bands_equals_attention_of_the_whole_map(rng, size, k, shif
 
 
 @given(rngs(), sizes(9), st.sampled_from([0, 2]))
-def test_padding_tokens_are_keys_with_the_biases(rng, size, shift):
-    """The block on an odd map is the block of the padded map in which padding enters after the norm."""
-    w, x = block(rng, 4, 4, 2), rng.standard_normal((*size, 4))
-    y = swin.swin_block(x, **w, shift=shift, **SETTINGS)
-    assert y.shape == x.shape
-    if any(n % 4 for n in size):
-        bias = {**w["self_attn"], "value": {**w["self_attn"]["value"], "bias": w["self_attn"]["value"]["bias"] + 5}}
-        assert abs(swin.swin_block(x, **{**w, "self_attn": bias}, shift=shift, **SETTINGS) - y).max() > 1e-3
+def test_the_values_of_padding_tokens_are_the_bias(rng, size, shift):
+    """Padding tokens are attended to. So a change of the value bias reaches every pixel in full, also beside padding."""
+    attn, x, options = block(rng, 4, 4, 2)["self_attn"], rng.standard_normal((*size, 4)), {"n_heads": 2, "k": 4}
+    change = rng.standard_normal(4)
+    value = {**attn["value"], "bias": attn["value"]["bias"] + change}
+    before = swin.window_attention(x, **attn, **options, shift=shift)
+    after = swin.window_attention(x, **{**attn, "value": value}, **options, shift=shift)
+    expected = np.broadcast_to(attn["out_proj"]["weight"] @ change, x.shape)
+    np.testing.assert_allclose(after - before, expected, atol=1e-9)
 
 
 @given(rngs(), sizes(7))
@@ -187,7 +188,7 @@ def test_a_block_is_equation_3(rng, size, shift, activation):
 
 
 @pytest.mark.parametrize("size", [(40, 52), (31, 70)])
-def test_the_backbone_is_its_stages(size):
+def test_the_backbone_runs_its_stages_in_order(size):
     """Section 3.1, Figure 3: patches, then pairs of blocks, the second one shifted; merging between stages."""
     model = tiny.model(stages=(1, 2, 3, 4), levels=5)
     w, config = model.weights["backbone"], model.config.backbone_config

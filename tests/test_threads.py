@@ -101,7 +101,7 @@ def test_the_environment_variable_limits_both_pools():
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True, "2", None])
-def test_invalid_numbers_of_threads_are_refused(bad):
+def test_invalid_numbers_of_threads_are_rejected(bad):
     with pytest.raises(minigdino.ArgumentError, match="positive int"):
         minigdino.set_threads(bad)
 
@@ -196,13 +196,13 @@ print(len(helpers), *{p["num_threads"] for p in threadpoolctl.threadpool_info()}
     assert run.stdout.split() == ["1", "2"]  # the calling thread is the second one
 
 
-def test_loops_of_several_threads_take_turns():
+def test_loops_of_several_threads_run_one_at_a_time():
     """Each loop already uses all processors."""
-    running, most = [0], [0]
+    running, maximum = [0], [0]
 
     def visit(first, last):
         running[0] += 1
-        most[0] = max(most[0], running[0])
+        maximum[0] = max(maximum[0], running[0])
         time.sleep(0.001)
         running[0] -= 1
 
@@ -213,7 +213,7 @@ def test_loops_of_several_threads_take_turns():
             caller.start()
         for caller in callers:
             caller.join()
-        assert most[0] <= 2
+        assert maximum[0] <= 2
     finally:
         pool.limit(None)
 

@@ -33,7 +33,7 @@ def test_several_patterns_record_steps_that_any_of_them_matches():
     assert len(both) == 4
 
 
-def test_tracing_keeps_the_output_and_restores_the_profiler():
+def test_tracing_does_not_change_the_output_and_restores_the_profiler():
     plain = tiny.model().forward(tiny.pixels(), tiny.IDS)
     before = sys.getprofile()
     with minigdino.trace("*/nothing_of_this_name"):

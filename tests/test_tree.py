@@ -42,7 +42,7 @@ def test_a_line_has_shape_time_and_place():
     assert "vision" not in [line.split()[0] for line in traced(depth=9) if line.startswith("      ")]  # arguments
 
 
-PAPERS = {  # whose sections, equations and figures the functions of a module name; more papers: in their docstrings
+PAPERS = {  # module -> paper of the sections, equations and figures that its functions cite without naming a paper
     "model": "arXiv 2303.05499", "swin": "arXiv 2103.14030", "bert": "arXiv 1810.04805", "phrases": "§3.4",
     "enhancer": "§3.1", "fusion": "arXiv 2112.03857", "deformable": "arXiv 2010.04159", "queries": "§3.2",
     "decoder": "§3.3",
@@ -51,18 +51,18 @@ PAPERS = {  # whose sections, equations and figures the functions of a module na
 
 @pytest.mark.parametrize("module", LAYERS)
 def test_every_section_equation_and_figure_follows_its_paper(module):
-    """The paper is named in the function's own docstring, else it is the one of the module."""
+    """The paper is named in the function's own docstring, or it is the paper of the module."""
     for node in ast.parse(inspect.getsource(home(module))).body:
         if isinstance(node, ast.FunctionDef):
             own = (ast.get_docstring(node) or "").partition("Args:")[0]
             parts = PLACE.findall(place(module, node.name))
             papers = {part for part in parts if part.startswith(("§", "arXiv"))}
-            if papers != set(parts):  # else there is nothing but papers
+            if papers != set(parts):  # otherwise only papers are named
                 assert parts[0] in papers, f"{module}.{node.name}: {parts}"
                 assert all(paper in own or paper == PAPERS.get(module) for paper in papers), f"{module}.{node.name}"
 
 
-def test_the_places_of_some_functions():
+def test_places_of_functions_of_the_network():
     assert place("swin", "patch_merging").lower() == "arxiv 2103.14030, section 3.1"
     assert place("swin", "windows") == "§3.1, arXiv 2103.14030"
     assert place("ops", "layer_norm") == "arXiv 1607.06450, Eq. 4"
@@ -90,7 +90,7 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("doc", FUNCTIONS)
 def test_a_place_is_read_from_docstrings(doc, monkeypatch):
-    """From that of the function before its arguments, else from the first paragraph of the module's."""
+    """From the function's docstring before its arguments, or from the first paragraph of the module's docstring."""
 
     class Module:
         __doc__ = f"{MODULE}\n\nEq. 9."
@@ -104,7 +104,7 @@ def test_a_place_is_read_from_docstrings(doc, monkeypatch):
     assert PLACE.findall(FUNCTIONS[doc]) == FUNCTIONS[doc].split(", ")
 
 
-def test_a_number_without_a_paper_before_it_or_in_the_module_takes_the_one_after_it(monkeypatch):
+def test_a_number_belongs_to_the_paper_after_it_if_none_precedes_it(monkeypatch):
     class Module:
         """Helpers."""
 

@@ -1,4 +1,4 @@
-"""The comparison with published results, tested on random models and on results computed from them."""
+"""The comparison with published results, tested with random models and results computed from them."""
 
 import copy
 import dataclasses
@@ -101,7 +101,7 @@ def test_the_table_shows_expected_and_computed_values(model, true):
     lines = str(run(model, true)).splitlines()
     assert lines[0].startswith("owner/random from ")
     assert lines[2] == '"a cat. a remote control."  (a test)'
-    assert lines[3].split() == ["what", "expected", "got", "difference", "tolerance", "ok"]
+    assert lines[3].split() == ["value", "expected", "got", "difference", "tolerance", "ok"]
     assert lines[4].split() == ["image", "size", "120", "x", "90", "120", "x", "90", "0", "0", "yes"]
     expected = [f"{value:.4f}" for value in true["logits"][0]]
     assert lines[5].split()[3:6] == expected
@@ -162,8 +162,8 @@ def test_a_tolerance_has_an_absolute_and_a_relative_part():
     assert Tolerance(0.1, 0.01)(np.array([-10.0, 0.0])).tolist() == [0.2, 0.1]
 
 
-def test_a_model_without_published_results_is_refused(model):
-    with pytest.raises(ArgumentError, match=r"'owner/other'; choose one of IDEA-Research/grounding-dino-tiny, o"):
+def test_a_model_without_published_results_is_rejected(model):
+    with pytest.raises(ArgumentError, match=r"'owner/other'. Choose one of IDEA-Research/grounding-dino-tiny, o"):
         verify("owner/other", tiny.photo(), model)
 
 
@@ -251,7 +251,7 @@ def test_the_default_folder_is_in_the_users_cache(served, picture, tmp_path, mon
         (None, None, "refused"),
     ],
 )
-def test_an_image_that_cannot_be_downloaded(served, picture, monkeypatch, page, folder, reason):
+def test_an_image_that_cannot_be_downloaded_is_reported(served, picture, monkeypatch, page, folder, reason):
     served.pages["/portal.jpg"] = b"<html>log in first</html>"
     monkeypatch.setenv("MINIGDINO_VERIFY_IMAGE", served.url + page if page else "http://127.0.0.1:1/photo.jpg")
     with pytest.raises(ImageError, match=reason) as raised:

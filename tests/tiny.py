@@ -1,4 +1,4 @@
-"""Small models and inputs, for tests that run the whole of minigdino many times."""
+"""Small models and inputs, for tests that run many forward passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compile .cu files with NVIDIA's compilers, as far as installed: nvcc, and NVRTC, which CuPy uses."""
+"""Compile .cu files with the NVIDIA compilers that are installed: nvcc, and NVRTC, which CuPy uses."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ def by_nvcc(source: str, names: list[str], capability: str) -> dict[str, str]:
     """Compile CUDA source with nvcc.
 
     Args:
+        source: CUDA source code.
         names: kernel instances to compile, such as "relu<float>".
         capability: compute capability, such as "9.0".
+
     Returns:
         {name: instructions} of the instances in the output.
+
     Raises:
         Failed: if the compiler fails.
     """

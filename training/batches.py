@@ -11,8 +11,8 @@ from training.prompts import Prompt, random_prompt
 from training.vocabulary import SPECIAL, phrase_of_token, tokenizer
 from training.world import Scene, draw_scene
 
-# (height, width). A batch has one size, so no image is padded. Some sizes are no multiple of the patch size, as with
-# resized photographs.
+# (height, width). A batch has one size, so no image is padded. As for resized photographs, some sizes are not multiples
+# of the patch size.
 SIZES = ((128, 128), (128, 128), (128, 170), (170, 128), (128, 149))
 
 

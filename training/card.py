@@ -19,10 +19,11 @@ pipeline_tag: zero-shot-object-detection
 
 # shapes: a small MM Grounding DINO that detects drawn shapes from a text prompt
 
-This checkpoint is part of the minigdino package. It has the architecture of the published MM Grounding DINO models with
-small dimensions: 3.2 million parameters, 20 queries, images resized to a shortest edge of 128 pixels. It was trained
-from random weights on drawn scenes. It serves as a demonstration without a download, and gives tests a model with
-meaningful detections.
+This checkpoint is part of the minigdino package. It was trained from random weights on drawn scenes. Demonstrations and
+tests use it to get meaningful detections without a download.
+
+Its architecture is that of the published MM Grounding DINO models, with small dimensions: 3.2 million parameters and 20
+queries. Images are resized to a shortest edge of 128 pixels.
 
 ```python
 minigdino.detect(image, "a red star. circle. blue thing.", model="shapes")
@@ -39,15 +40,21 @@ minigdino.detect(image, "a red star. circle. blue thing.", model="shapes")
 | overlap | mild |
 | background | flat, gradient, textured, photograph-like |
 
-A phrase names a colour and a shape ("a red star"), a shape ("star": every star) or a colour ("red shape", "red thing":
-every red object), with or without an article. Prompts in training have one to five phrases in any order.
+| phrase | meaning |
+|---|---|
+| "a red star" | objects of this colour and this shape |
+| "star" | all objects of this shape |
+| "red shape", "red thing" | all objects of this colour |
+
+Articles are optional. Prompts in training have one to five phrases in any order.
 
 ## Data
 
 `training/world.py` draws the scenes; no scene repeats. They contain no photographs, no people and no third-party data.
 Prompts name some objects of the scene, omit others, and name absent ones.
 
-Held-out pairs were neither drawn nor named in training. Detecting them by name is the zero-shot test: {held_out}.
+Eight pairs of colour and shape were neither drawn nor named in training. The zero-shot test is to detect these held-out
+pairs by name: {held_out}.
 
 ## Recipe
 
@@ -59,11 +66,11 @@ The code is in `training/` of the repository. Training starts from random weight
 | 2 | transformers' `MMGroundingDinoForObjectDetection` as a whole | {steps:,} of {batch} |
 | 3 | the same, with half of the prompts naming only absent objects | {absent_steps:,} of {batch} |
 
-- The published models start from a backbone trained on ImageNet; here stage 1 takes that role.
+- The published models start from a backbone trained on ImageNet. Here stage 1 replaces that training.
 - Stages 2 and 3 use Hungarian matching and the losses of the paper, on the encoder's proposals and on every decoder
   layer.
-- After training, the bias of the class head is lowered until at most {allowed} boxes per image score above {threshold}
-  on {others:,} other scenes whose prompts name only absent objects.
+- After training, the bias of the class head is lowered until at most {allowed} boxes per image score above {threshold}.
+  This is measured on {others:,} other scenes whose prompts name only absent objects.
 
 ```text
 python -m training.train                                                              a little over an hour
@@ -86,12 +93,12 @@ python -m training.card training/runs/figures.json minigdino/models/shapes      
 {rows}
 
 False boxes per image when every phrase is absent, at threshold {threshold}: **{false_boxes:.3f}**. Some of these
-phrases have the colour or the shape of an object in the image.
+phrases name the colour or the shape of an object in the image.
 
 ## Limits
 
 - The smallest objects, and objects named by their shape only, are the most likely to score below {threshold}.
-- The default threshold of 0.25 finds more objects and more false ones: the right colour with another shape.
+- The default threshold of 0.25 gives more detections, and more false ones, such as the right colour with another shape.
 - Larger images are resized to 128 pixels, so their boxes are less accurate in pixels.
 - Other words, and photographs of real objects, give no detections or meaningless ones.
 - Not covered by the training: objects smaller than a tenth of the shortest edge, heavy overlap, more than 20 objects,

@@ -25,7 +25,7 @@ def seen(rng: np.random.Generator, **drawing) -> tuple[Scene, Prompt]:
 def unseen(rng: np.random.Generator) -> tuple[Scene, Prompt]:
     """Scenes in which about half of the objects are held-out pairs, with prompts that name held-out pairs.
 
-    The other objects share their colours and shapes.
+    The other objects have the same colours and shapes, in other combinations.
     """
     scene = draw_scene(rng, pairs=SEEN + HELD_OUT * (len(SEEN) // len(HELD_OUT)))
     return scene, random_prompt(scene.things, rng, held_out=True, kinds=(1.0, 0.0, 0.0))

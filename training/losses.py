@@ -42,8 +42,8 @@ def focal(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def match(logits: torch.Tensor, boxes: torch.Tensor, tokens: torch.Tensor, target_boxes: torch.Tensor) -> tuple:
     """Match queries to the targets of one image.
 
-    The class cost of a pair is the focal loss for target 1 minus the focal loss for target 0, averaged over the tokens
-    of the target.
+    The class cost of a pair is the focal loss for target 1 minus the focal loss for target 0. It is averaged over the
+    tokens of the target.
 
     Args:
         logits: [Q, T].
@@ -90,7 +90,7 @@ def encoder_predictions(outputs, length: int) -> tuple[torch.Tensor, torch.Tenso
     """Read the encoder's proposals, one for each of S image tokens.
 
     Tokens close to the border have infinite coordinates and propose no box. Here they get a box far outside of the
-    image: it matches no target, is trained towards a low score, and keeps the gradient finite.
+    image. It matches no target and keeps the gradient finite, and its score is trained to be low.
 
     Args:
         outputs: outputs of the network.

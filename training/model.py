@@ -46,7 +46,7 @@ def config() -> MMGroundingDinoConfig:
         decoder_attention_heads=6,
         dropout=0.0,
         fusion_droppath=0.0,
-        # If missing, these three are read as true, and all decoder layers would refine boxes with the first one's head.
+        # transformers' default is true: all decoder layers would refine boxes with the head of the first.
         decoder_bbox_embed_share=False,
         decoder_cls_embed_share=False,
         two_stage_bbox_embed_share=False,

@@ -1,7 +1,7 @@
 """First training stage: the image backbone learns to classify the colour and the shape at a given location.
 
-The published detectors start from a Swin trained on ImageNet. This one starts from random weights, and it learns six
-times slower per image inside the detector than in this stage.
+The published detectors start from a Swin trained on ImageNet. This one starts from random weights. It
+learns six times slower per image inside the detector than in this stage.
 """
 
 from dataclasses import dataclass

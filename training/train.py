@@ -28,7 +28,7 @@ CLIP = 0.1
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory: every step allocates the same large arrays, and new pages are slow."""
+    """Make glibc reuse freed memory: every step allocates the same large arrays, and new pages are slow."""
     if sys.platform == "linux":
         libc = ctypes.CDLL("libc.so.6")
         for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -36,7 +36,7 @@ def keep_freed_memory() -> None:
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """Learning rate of a step: linear warm-up to `peak`, then cosine decay to zero."""
+    """Return the learning rate of a step: linear warm-up to `peak`, then cosine decay to zero."""
     if step < WARM_UP:
         return peak * (step + 1) / WARM_UP
     return peak * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / (steps - WARM_UP)))

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from training.backgrounds import KINDS, background
 from training.outlines import SHAPES, outline, rotate, wobble
 
-# Ranges of hue in degrees, of saturation and of value in 0..1. The ranges of two colours stay apart even after the
-# lighting of `photograph`, so jitter never changes the name of a colour.
+# Ranges of hue in degrees, of saturation and of value in 0..1. The ranges of two colours do not overlap, even
+# after the lighting of `photograph`, so jitter never changes the name of a colour.
 COLOURS = {
     "red": ((-7, 6), (0.8, 1.0), (0.72, 1.0)),
     "green": ((100, 145), (0.6, 1.0), (0.45, 0.85)),
@@ -89,7 +89,7 @@ def _place(shape: str, rng: np.random.Generator, width: int, height: int, other:
     low, high = _extent(polygons)
     scale = rng.uniform(0.1, 0.5) * min(width, height) / (high - low).max()
     half = (high - low) * scale / 2
-    centre = rng.uniform(half * 0.9, (width, height) - half * 0.9)  # at most a twentieth of it is outside of the image
+    centre = rng.uniform(half * 0.9, (width, height) - half * 0.9)  # at most a twentieth of a side is outside
     return [(p - (low + high) / 2) * scale + centre for p in polygons]
 
 

@@ -22,7 +22,7 @@ class SwinConfig:
         embed_dim: channels of the first stage; each later stage has twice as many.
         depths: blocks per stage.
         num_heads: attention heads per stage.
-        window_size: tokens along one side of a window.
+        window_size: side of a window, in pixels of the feature map.
         mlp_ratio: hidden channels of a feed-forward network ÷ channels of its stage.
         out_indices: stages whose feature maps are used, counted from 1.
         hidden_act: activation of the feed-forward networks, "gelu" or "relu".
@@ -81,14 +81,16 @@ class Config:
         text_config: text backbone, a `BertConfig` or a dict of its fields.
         d_model: C, channels of image tokens, text tokens and queries.
         num_queries: Q, queries of the decoder.
-        num_feature_levels: L, feature maps that the enhancer reads.
+        num_feature_levels: L, number of feature maps in the enhancer.
         encoder_layers: layers of the feature enhancer.
-        encoder_attention_heads: heads of its deformable attention; fusion and text attention have half as many.
-        encoder_ffn_dim: hidden channels of its image feed-forward networks; the text's have half as many.
+        encoder_attention_heads: heads of deformable attention in the enhancer; fusion and text attention have half as
+            many.
+        encoder_ffn_dim: hidden channels of the image feed-forward networks in the enhancer; those for text have half as
+            many.
         encoder_n_points: P, sampling points per head and level in the enhancer.
         decoder_layers: N, layers of the decoder.
-        decoder_attention_heads: heads of its three attentions.
-        decoder_ffn_dim: hidden channels of its feed-forward networks.
+        decoder_attention_heads: heads of each attention in the decoder.
+        decoder_ffn_dim: hidden channels of the feed-forward networks in the decoder.
         decoder_n_points: P, sampling points per head and level in the decoder.
         activation_function: activation of enhancer and decoder, "relu" or "gelu".
         positional_embedding_temperature: temperature of the sine embedding of image positions.
@@ -133,6 +135,9 @@ class Config:
                 has the same geometry).
             size: "tiny", "base" or "large".
 
+        Returns:
+            The geometry.
+
         Raises:
             ConfigError: for an unknown family or size.
         """
@@ -148,6 +153,9 @@ class Config:
         Args:
             values: the JSON object.
 
+        Returns:
+            The geometry.
+
         Raises:
             ConfigError: for an unknown model type, or an option that no published checkpoint uses.
         """
@@ -156,17 +164,18 @@ class Config:
         for key, (supported, default) in REQUIRED.items():
             if (found := values.get(key, default)) not in supported:
                 expected = " or ".join(map(repr, supported))
-                raise ConfigError(f"{key}={brief(found)} is not supported; expected {expected}")
+                raise ConfigError(f"{key} must be {expected}; got {brief(found)}. Other values are not supported")
         backbone = values.get("backbone_config") or {"out_indices": (2, 3, 4)}
         text = values.get("text_config") or {}
         if not isinstance(backbone, dict) or not isinstance(text, dict):
             raise ConfigError("backbone_config and text_config must be JSON objects")
         for key, sub, expected in (("backbone_config", backbone, "swin"), ("text_config", text, "bert")):
             if (found := sub.get("model_type", expected)) != expected:
-                raise ConfigError(f"{key}.model_type={brief(found)} is not supported; expected {expected!r}")
+                raise ConfigError(f"{key}.model_type must be {expected!r}; got {brief(found)}. Other values are not "
+                                  "supported")
         if backbone.get("use_absolute_embeddings"):
-            raise ConfigError("backbone_config.use_absolute_embeddings=true is not supported; expected false, as in "
-                              "every published checkpoint")
+            raise ConfigError("backbone_config.use_absolute_embeddings must be false, as in every published "
+                              "checkpoint; got true")
         if not backbone.get("out_indices"):  # use out_features instead, by default only the last stage
             for key, example in (("depths", [2, 2, 6, 2]), ("out_features", ["stage4"])):
                 if not isinstance(backbone.get(key) or [], (list, tuple)):
@@ -184,6 +193,9 @@ class Config:
 
         Args:
             path: the file.
+
+        Returns:
+            The geometry.
 
         Raises:
             CheckpointError: if the file is missing or is not JSON.
@@ -227,7 +239,7 @@ def _from_known_keys(kind, values):
 
 
 def _has_type(value, kind):
-    """Whether a value has the type that a field's annotation names. An int is accepted for a float."""
+    """Return whether a value has the type in a field's annotation. An int is accepted for a float."""
     if kind == "tuple[int, ...]":
         return isinstance(value, tuple) and all(type(v) is int for v in value)
     return type(value) in KINDS[kind]
@@ -236,7 +248,7 @@ def _has_type(value, kind):
 KINDS = {"int": (int,), "float": (int, float), "str": (str,), "SwinConfig": (SwinConfig,), "BertConfig": (BertConfig,)}
 
 
-# Fields that count layers or levels. Their limit is low: a typo there would make a parameter list that fills memory.
+# Fields that count layers or levels. Their limit is low: with a larger typo, the list of parameters would fill memory.
 LAYER_COUNTS = ("depths", "num_hidden_layers", "num_feature_levels", "encoder_layers", "decoder_layers")
 MAX_LAYERS = 200
 
@@ -257,7 +269,7 @@ def _check(c: Config):
                 raise ConfigError(f"{where}.{f.name} must look like {example}; got {brief(value)}")
             for number in value if isinstance(value, tuple) else (value,):
                 need(not isinstance(number, (int, float)) or 1e-30 < number <= limit,
-                     f"{f.name} must be positive and of a sane size, at most {limit:g}; got {brief(value)}")
+                     f"{f.name} must be positive and at most {limit:g}; got {brief(value)}")
     need(c.model_type in FAMILIES, f"model_type must be one of {FAMILIES}; got {brief(c.model_type)}")
     for name, act in (("activation_function", c.activation_function), ("backbone hidden_act", swin.hidden_act),
                       ("text hidden_act", bert.hidden_act)):
@@ -265,9 +277,10 @@ def _check(c: Config):
     stages = len(swin.depths)
     need(0 < stages == len(swin.num_heads),
          f"depths and num_heads must have the same length; got {brief(swin.depths)} and {brief(swin.num_heads)}")
-    need(stages <= 16, f"depths must be of a sane length, at most 16; got {stages} stages")
+    need(stages <= 16, f"depths must have at most 16 stages; got {stages}")
     need(swin.out_indices and sorted(set(swin.out_indices)) == list(swin.out_indices)
-         and swin.out_indices[-1] <= stages, f"out_indices must rise within 1..{stages}; got {brief(swin.out_indices)}")
+         and swin.out_indices[-1] <= stages,
+         f"out_indices must be increasing stages in 1..{stages}; got {brief(swin.out_indices)}")
     need(c.num_feature_levels >= len(swin.out_indices),
          f"num_feature_levels must be at least the backbone's {len(swin.out_indices)} feature maps; "
          f"got {c.num_feature_levels}")

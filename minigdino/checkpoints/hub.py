@@ -31,7 +31,7 @@ ID = re.compile(r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # va
 
 
 def is_model_id(text) -> bool:
-    """Whether a text is a model id, owner/name, and not the path of an existing file or directory."""
+    """Return whether a text is a model id (owner/name), and not the path of an existing file or directory."""
     return (isinstance(text, str) and ID.fullmatch(text) is not None and not text.endswith((".git", ".safetensors"))
             and not Path(text).exists())
 
@@ -47,7 +47,7 @@ def find(model_id: str, revision: str | None = None) -> Path:
         revision: a branch, tag or commit; None for the main branch.
 
     Returns:
-        the snapshot directory in the cache.
+        The snapshot directory in the cache.
 
     Raises:
         CheckpointError: if the checkpoint is neither cached nor available from the hub.
@@ -79,7 +79,7 @@ def download(model_id: str, revision: str | None = None) -> Path:
         revision: a branch, tag or commit; None for the main branch.
 
     Returns:
-        the snapshot directory in the cache.
+        The snapshot directory in the cache.
 
     Raises:
         CheckpointError: if the download fails.
@@ -111,7 +111,7 @@ def cache() -> Path:
 
 def _check(model_id):
     if not isinstance(model_id, str) or not ID.fullmatch(model_id):
-        raise CheckpointError(f"{model_id!r} is not the name of a model; expected owner/name, for example {DEFAULT}")
+        raise CheckpointError(f"a model id must be owner/name, for example {DEFAULT}; got {model_id!r}")
 
 
 def _snapshot(model_id, revision):
@@ -126,7 +126,7 @@ def _snapshot(model_id, revision):
 
 def _missing(snapshot):
     """Names of files that a snapshot lacks or has incomplete, except files that the hub does not have either."""
-    absent = snapshot.parent.parent / ".no_exist" / snapshot.name  # the client marks files the hub does not have here
+    absent = snapshot.parent.parent / ".no_exist" / snapshot.name  # the client marks files that the hub does not have
     weights = _shards(snapshot / INDEX) if (snapshot / INDEX).exists() else ["model.safetensors"]
     missing = [part[0] for part in PARTS[:-1] if not any((snapshot / name).exists() for name in part)
                and not all((absent / name).exists() for name in part)]
@@ -134,7 +134,7 @@ def _missing(snapshot):
 
 
 def _shards(index):
-    """File names of the shards in an index; "model.safetensors" if the index is damaged."""
+    """File names of the shards in an index; "model.safetensors" if the index is corrupted."""
     try:
         shards = sorted(set(read_json(index)["weight_map"].values()))
     except (CheckpointError, AttributeError, KeyError, TypeError):
@@ -143,7 +143,7 @@ def _shards(index):
 
 
 def _is_complete(path):
-    """Whether a weight file has the length that its header states."""
+    """Return whether a weight file has the length that its header states."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -154,7 +154,7 @@ def _is_complete(path):
 
 
 def _is_usable(snapshot):
-    """Whether a snapshot holds config and weights of a supported model type."""
+    """Return whether a snapshot holds config and weights of a supported model type."""
     try:
         model_type = read_json(snapshot / "config.json").get("model_type")
         return model_type in FAMILIES and "model.safetensors" not in _missing(snapshot)
@@ -163,9 +163,9 @@ def _is_usable(snapshot):
 
 
 def _fetch(model_id, revision):
-    """Download small files, then the weights, then the reference from the revision to its commit.
+    """Download the small files, then the weights, then the mapping from the revision to its commit.
 
-    So a snapshot that has weights has all other files, and a revision never refers to an incomplete snapshot.
+    So a snapshot with weights has all other files, and a revision never points to an incomplete snapshot.
     """
     from huggingface_hub import HfApi, constants, hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
@@ -194,7 +194,7 @@ def _fetch(model_id, revision):
         absent = "weights (model.safetensors, or all shards of its index)" if config else "config.json"
         raise CheckpointError(f"{model_id}: the hub's copy has no {absent}. Weights in .bin, .pth or .onnx files are "
                               "not supported: convert the checkpoint to safetensors first, or choose another one")
-    hf_hub_download(model_id, "config.json", revision=revision, **caller)  # writes the reference
+    hf_hub_download(model_id, "config.json", revision=revision, **caller)  # maps the revision to the commit
     return config.parent
 
 
@@ -232,7 +232,7 @@ def _reason(error):
     first = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, utils.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids asking the hub for it"
+        return "HF_HUB_OFFLINE is set, so the hub is not contacted"
     if isinstance(error, utils.RevisionNotFoundError):
         return "the hub has the model, but no branch, tag or commit of that name"
     if isinstance(error, utils.GatedRepoError) or status == 403:

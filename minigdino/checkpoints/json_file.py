@@ -14,6 +14,9 @@ def read_json(path: str | Path) -> dict:
     Args:
         path: the file, UTF-8 encoded.
 
+    Returns:
+        The parsed value.
+
     Raises:
         CheckpointError: if the file is missing or is not JSON.
     """

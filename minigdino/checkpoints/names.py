@@ -1,6 +1,6 @@
-"""Names of tensors: in published files, in memory of transformers 5, and in the tree that the layers take.
+"""Names of tensors in published files, in the memory of transformers 5, and in the tree of layer parameters.
 
-`RENAMES` is the table from published names to the tree; `renamed` applies it.
+`RENAMES` maps published names to names in the tree; `renamed` applies it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .config import Config
 
 BACKBONE = "model.backbone.conv_encoder.model."  # prefix of the image backbone's tensors
 
-# Names in memory of transformers 5 -> names in published files. They apply below BACKBONE only: BERT has similar names.
+# Names in the memory of transformers 5 -> names in published files. For BACKBONE only, because BERT has similar names.
 IN_MEMORY = (
     (".attention.relative_position_bias.relative_position_bias_table", ".attention.self.relative_position_bias_table"),
     (".attention.q_proj.", ".attention.self.query."),
@@ -23,7 +23,7 @@ IN_MEMORY = (
     (".mlp.fc2.", ".output.dense."),
 )
 
-# Tensors of some files that are ignored: integer buffers, and layers that the detector does not use.
+# Ignored tensors of some files: integer buffers, and layers that the detector does not use.
 UNUSED = re.compile(
     rf"{re.escape(BACKBONE)}(.*\.relative_position_index|layernorm\.(weight|bias))"
     r"|model\.text_backbone\.(embeddings\.position_ids|pooler\..*)|(model\.)?special_tokens")
@@ -49,7 +49,7 @@ RENAMES = (
 
 
 def renamed(name: str) -> str:
-    """Return the name in the tree of a published tensor name."""
+    """Convert a published tensor name to the name in the tree."""
     for old, new in RENAMES:
         if old in (BACKBONE, "model.", "enc_output", "encoder_output_"):
             name = new + name.removeprefix(old) if name.startswith(old) else name
@@ -59,7 +59,7 @@ def renamed(name: str) -> str:
 
 
 def published(name: str) -> str:
-    """Published name of a tensor that transformers 5 may have saved under its name in memory."""
+    """Return the published name of a tensor, which transformers 5 may have saved under its name in memory."""
     if not name.startswith(BACKBONE):
         return name
     rest = name.removeprefix(BACKBONE)

@@ -12,7 +12,7 @@ from .names import BACKBONE
 
 
 def parameters(config: Config) -> dict[str, tuple[int, ...]]:
-    """List every tensor of a checkpoint, except the decoder's heads, whose names differ (`names.head_names`).
+    """List every tensor of a checkpoint except the heads of the decoder, whose names vary (`names.head_names`).
 
     Args:
         config: geometry of the checkpoint.
@@ -150,7 +150,7 @@ def box_head(C: int) -> dict[str, tuple[int, ...]]:
 
 
 def random_tensors(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
-    """Make a checkpoint of random tensors, in its family's published layout. Every parameter affects the output.
+    """Create a checkpoint of random tensors, in its family's published layout. Every parameter affects the output.
 
     - Weights of linear maps: N(0, 1.4**2 / inputs).
     - Weights of norms: N(1, 0.2**2).

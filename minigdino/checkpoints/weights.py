@@ -1,7 +1,7 @@
-"""Read safetensors checkpoints into a tree of arrays. Each branch holds the keyword arguments of one layer function.
+"""Read safetensors checkpoints into a tree of arrays. Each branch holds the parameters of one layer function.
 
-Published files hold float32 tensors. They are memory-mapped and not copied, so all processes on a machine share one
-copy. 16-bit floats are converted to float32 once, when loaded.
+Published files hold float32 tensors. They are memory-mapped, so all processes on a machine share one copy. Tensors of
+16-bit floats are converted to float32 when loaded.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def _tensor(raw, start, what, entry):
     try:
         dtype, shape, (first, _) = entry["dtype"], entry["shape"], entry["data_offsets"]
         if dtype not in READABLE:
-            raise CheckpointError(f"{what} is {dtype}; expected one of {', '.join(READABLE)}")
+            raise CheckpointError(f"{what} must have one of the dtypes {', '.join(READABLE)}; got {dtype}. Save "
+                                  "the checkpoint again with 32-bit floats")
         array = np.frombuffer(raw, READABLE[dtype], math.prod(shape), start + first).reshape(shape)
     except (TypeError, ValueError) as error:  # the entry is a list, or exceeds NumPy's limits on dimensions and sizes
         raise CheckpointError(f"{what} has an impossible entry in the header, {brief(entry)} ({brief(error)}); "
@@ -82,7 +83,7 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
         {published name: array}, as in `read_safetensors`.
 
     Raises:
-        CheckpointError: if a file is missing or damaged.
+        CheckpointError: if a file is missing or corrupted.
     """
     path = Path(path)
     if path.is_dir():
@@ -91,8 +92,8 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
         elif (path / "model.safetensors").exists():
             tensors = read_safetensors(path / "model.safetensors")
         else:
-            raise CheckpointError(f"{path}: holds neither model.safetensors nor {INDEX}; "
-                                  "convert a .bin or .pth file to safetensors first")
+            raise CheckpointError(f"{path}: expected model.safetensors or {INDEX}; found neither. Convert a .bin or "
+                                  ".pth file to safetensors first")
     else:
         tensors = read_safetensors(path)
     return {published(name): array for name, array in tensors.items()}
@@ -102,7 +103,8 @@ def _read_shards(directory):
     index = read_json(directory / INDEX)
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise CheckpointError(f"{directory / INDEX}: expected a 'weight_map' of tensor names to file names")
+        raise CheckpointError(f"{directory / INDEX}: expected a 'weight_map' from tensor names to file names; got "
+                              f"{brief(places)}. Download the file again")
     tensors = {}
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard or not os.path.exists(directory / shard):
@@ -121,7 +123,7 @@ def _name(name):
 
 
 def build(tensors: dict[str, np.ndarray], config: Config, source: str | Path) -> dict:
-    """Check every tensor against the config and arrange all of them as a tree.
+    """Check all tensors against the config, and arrange them as a tree.
 
     Args:
         tensors: {published name: array}.
@@ -129,7 +131,7 @@ def build(tensors: dict[str, np.ndarray], config: Config, source: str | Path) ->
         source: origin of the tensors, for messages.
 
     Returns:
-        nested dicts and lists; each branch holds the keyword arguments of one layer function.
+        Nested dicts and lists; each branch holds the parameters of one layer function, as keyword arguments.
 
     Raises:
         CheckpointError: for the first tensor that is missing, unknown, of the wrong shape, or not of floats.
@@ -174,7 +176,7 @@ def on_device(weights, send):
         send: copies one array to the device.
 
     Returns:
-        a tree of the same structure.
+        A tree of the same structure.
     """
     sent = {}
 

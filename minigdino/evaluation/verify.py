@@ -1,12 +1,12 @@
 """Compare released checkpoints with published results for one image, COCO val2017 000000039769.
 
-Tolerances are those of the tests that the published values come from. Values are not compared in order:
+The tolerances are those of the tests with the published values. Values are not compared in order:
 
-- Query selection is numerically unstable. A rounding error can swap two queries of nearly equal score, and the rank of
-  a query decides which learned content it gets. So the first rows of logits and boxes are compared as a set.
+- Query selection is numerically unstable: a rounding error can swap two queries of nearly equal score. The rank of a
+  query determines its learned content. So the first rows of logits and boxes are compared as a set.
 - transformers lists detections by rank, minigdino by score. So detections are compared as a set.
 
-The table shows where the order differs.
+The table marks rows whose order differs.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """Result of `verify`. `str()` gives a table."""
+    """Result of `verify`. `str()` formats it as a table."""
 
     model: str
     checks: tuple[tuple[Expectation, tuple[Check, ...]], ...]
 
     @property
     def ok(self) -> bool:
-        """Whether all values agree."""
+        """True if all values agree."""
         return all(check.ok for _, checks in self.checks for check in checks)
 
     @property
@@ -97,7 +97,7 @@ class Report:
         return 0 if self.ok else 1
 
     def __str__(self) -> str:
-        head = ("what", "expected", "got", "difference", "tolerance", "ok")
+        head = ("value", "expected", "got", "difference", "tolerance", "ok")
         rows = [[(c.what, c.expected, c.got, f"{c.difference:.2g}", f"{c.tolerance:.2g}", "yes" if c.ok else "NO")
                  for c in checks] for _, checks in self.checks]
         widths = [max(map(len, column)) for column in zip(head, *itertools.chain(*rows))]
@@ -125,6 +125,9 @@ def verify(model_id: str = hub.DEFAULT, image=None, model: str | Path | Model | 
         model: model to run, a Model or an argument of `load`; None for the model `model_id` from the hub.
         expectations: published results; None for `PUBLISHED`.
 
+    Returns:
+        The comparison.
+
     Raises:
         ArgumentError: if there are no published results for the model.
         CheckpointError: if the model cannot be loaded.
@@ -134,7 +137,7 @@ def verify(model_id: str = hub.DEFAULT, image=None, model: str | Path | Model | 
     chosen = [e for e in known if e.model_id == model_id]
     if not chosen:
         models = ", ".join(dict.fromkeys(e.model_id for e in known))
-        raise ArgumentError(f"no numbers are published for {model_id!r}; choose one of {models}")
+        raise ArgumentError(f"verify needs a model with published results; got {model_id!r}. Choose one of {models}")
     picture = open_image(coco_image() if image is None else image)
     if not isinstance(model, Model):
         model = load(hub.find(model_id) if model is None else model)
@@ -145,10 +148,13 @@ def verify(model_id: str = hub.DEFAULT, image=None, model: str | Path | Model | 
 def coco_image(folder: str | Path | None = None) -> Path:
     """Return the path of the COCO image, and download it first if necessary.
 
-    $MINIGDINO_VERIFY_IMAGE gives another path or URL.
+    The environment variable MINIGDINO_VERIFY_IMAGE sets another path or URL.
 
     Args:
         folder: folder for the download; None for $MINIGDINO_CACHE, else "minigdino" in the user's cache folder.
+
+    Returns:
+        The path.
 
     Raises:
         ImageError: if the download fails.
@@ -180,7 +186,7 @@ def coco_image(folder: str | Path | None = None) -> Path:
 
 
 def _checks(e, picture, model):
-    """All rows of the table for one expectation."""
+    """Rows of the table for one expectation."""
     yield Check("image size", f"{e.image_size[0]} x {e.image_size[1]}", f"{picture.width} x {picture.height}",
                 float(max(abs(np.subtract(picture.size, e.image_size)))), 0.0, picture.size == tuple(e.image_size))
     if len(e.logits) or len(e.boxes):
@@ -192,7 +198,7 @@ def _checks(e, picture, model):
 
 
 def _first_ranks(e, output):
-    """Rows for logits and boxes, in the published order if it fits, else in another one that does."""
+    """Rows for logits and boxes, in the first order of queries within tolerance, else in the published order."""
     parts = [(name, np.array(want), got, tolerance) for name, want, got, tolerance in
              (("logits", e.logits, output.logits, e.logit), ("box", e.boxes, output.boxes, e.box)) if len(want)]
     ranks = range(len(parts[0][1]))

@@ -1,1 +1,1 @@
-"""Looking into a forward pass from outside."""
+"""Inspection of a forward pass, without hooks in the network."""

@@ -1,7 +1,7 @@
 """Record named intermediates of a forward pass from outside, without any hook in the network.
 
-Layers are pure functions that give every step a name. When such a function returns, its local variables are the
-intermediates; a profiling function (`sys.setprofile`) reads them.
+Layers are pure functions that assign every step to a named variable. When such a function returns, a profiling function
+(`sys.setprofile`) reads its local variables.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def is_layer(module: str | None) -> bool:
 
 @dataclass(frozen=True)
 class Summary:
-    """Shape, range and time of a recorded step; `str()` gives one line."""
+    """Shape, range and time of a recorded step. `str()` formats it as one line."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -85,10 +85,10 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
     A pattern is matched against the whole path, with the wildcards of `fnmatch`: `*`, `?`, `[...]`. `*` also matches
     `/`.
 
-    Compiled twins have no visible steps, only a result, whose Summary names the twin. There are two ways to see inside:
+    Compiled twins have no visible steps, only a result, whose Summary names the twin. Two ways to see the steps:
 
-    - A pattern that ends in the name of a step, or in a function and `return`, selects the NumPy reference for the
-      calls that contain it. All other calls still use their twins.
+    - A pattern that ends in the name of a step, or in a function and `return`, selects references. They run for the
+      calls that contain the step. All other calls still use their twins.
     - `use("reference")` runs every NumPy reference, so that every step is visible.
 
     Attention weights (`output_attentions` in transformers) are ordinary steps:
@@ -129,7 +129,7 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
             recorded[key] = array if patterns else summary(array, **more)
 
     def record_call(names, result, **more):
-        """Record the local variables of a call and its result."""
+        """Record the local variables and the result of a call."""
         for name, array in names:
             record("/".join([*path, name]), array)
         record("/".join([*path, "return"]), result, **more)
@@ -177,7 +177,7 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
 
 
 def _names_a_step(pattern):
-    """Whether a pattern ends in the plain name of a step, or in the plain name of a function and `return`."""
+    """Return whether a pattern ends in the plain name of a step, or in the plain name of a function and `return`."""
     *_, function, step = ["", *pattern.split("/")]
     return step.isidentifier() and (step != "return" or function.partition(".")[0].isidentifier())
 
@@ -207,7 +207,7 @@ def _steps(code, names, where):
 
 @contextmanager
 def _profiling(profile):
-    """Call profile at every call and return of this thread."""
+    """Context manager in which `profile` runs at every call and return of this thread."""
     before = sys.getprofile()
     sys.setprofile(profile)
     try:

@@ -16,7 +16,7 @@ WIDTH = 46  # columns for names
 
 
 def tree(recorded: dict[str, Summary], depth: int = 4, steps: bool = True) -> str:
-    """Format what `trace()` recorded.
+    """Format the summaries that `trace()` recorded.
 
     Args:
         recorded: summaries by path, as `trace()` without a pattern yields them.
@@ -56,14 +56,14 @@ def place(module: str, function: str) -> str:
     """Return where the papers describe a function, for example "arXiv 2103.14030, section 3.1".
 
     The function's docstring is searched first, up to its "Args:", then the first paragraph of the module's docstring.
-    Every section, equation, figure and algorithm follows its paper, which is the first of these:
+    In the result, every section, equation, figure and algorithm follows its paper, which is the first of these:
 
     1. the paper named before it in the same docstring,
     2. the paper of the module: its arXiv id, else its §,
     3. the paper named after it in the same docstring.
 
     Args:
-        module: module of the function, as "swin".
+        module: module of the function, such as "swin".
         function: name of the function.
 
     Returns:
@@ -85,10 +85,10 @@ def place(module: str, function: str) -> str:
 
 
 def home(module: str):
-    """Import a module by its last name.
+    """Import a module by the last part of its name.
 
     Args:
-        module: a module of the network, as "swin", or one at the top of the package, as "image".
+        module: a module of the network, such as "swin", or of the package, such as "image".
 
     Returns:
         The module object.

@@ -1,4 +1,8 @@
-"""The paper: every stage of the network as a pure function over arrays. Imports NumPy and `runtime.kernels` only."""
+"""The paper: every stage of the network as a pure function over arrays. Imports NumPy and `runtime.kernels` only.
 
-# In reading order: the model on one page, the stages as the paper introduces them, each with the parts it is made of.
+Docstrings list the inputs of a function. All other arguments are tensors of the checkpoint, under their names in the
+tree of `checkpoints.names`, or values of its config.
+"""
+
+# Modules in reading order: the model, the stages in the paper's order, each before its parts, and the common ops.
 LAYERS = ("model", "swin", "bert", "phrases", "enhancer", "fusion", "deformable", "queries", "decoder", "boxes", "ops")

@@ -1,6 +1,6 @@
-"""§3.1  Text backbone. BERT (arXiv 1810.04805), each token attending to its own phrase (§3.4).
+"""§3.1  Text backbone. BERT (arXiv 1810.04805), with attention within each phrase (§3.4).
 
-T text tokens, C channels, F hidden channels of the feed-forward network.
+T text tokens, C channels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def bert(token_ids, mask, positions, embeddings, layers, config):
     """BERT: token ids to contextual features.
 
     Args:
-        token_ids [T]: ids of the vocabulary.
+        token_ids [T]: indices into the vocabulary.
         mask [T, T], positions [T]: from `phrase_mask`.
         config: `BertConfig`.
 
@@ -36,8 +36,8 @@ def bert(token_ids, mask, positions, embeddings, layers, config):
         [T, C]: text features.
     """
     # != paper: §4.1 says BPE; the released models tokenise with BERT's WordPiece
-    # != paper: BERT counts positions from the first token and attends to all; here every phrase starts at position 0
-    # and attends to itself
+    # != paper: in BERT, positions continue through the text and a token attends to all others. In the released models,
+    # positions restart at 0 in each phrase and attention stays within it
     words = embeddings["word_embeddings"]["weight"][token_ids]  # [T, C]
     position = embeddings["position_embeddings"]["weight"][positions]  # [T, C]
     segment = embeddings["token_type_embeddings"]["weight"][0]  # [C]

@@ -1,4 +1,4 @@
-"""Boxes and positional encodings: logits of fractions, corners, sine embeddings.
+"""Boxes and positional encodings: sigmoid and its inverse, corners, sine embeddings.
 
 A box is (cx, cy, w, h) as fractions of the image's width and height, unless a name says xyxy.
 
@@ -18,7 +18,8 @@ def sigmoid(x):
 
 def logit(p, eps=1e-5):
     """Inverse sigmoid (Deformable DETR, arXiv 2010.04159, A.3), clamped to [eps, 1 - eps]: p [...] -> [...]"""
-    # != paper: the authors' code bounds numerator and denominator at 1e-3; transformers and this code clamp p at 1e-5
+    # != paper: Deformable DETR has no bound here. The authors' code bounds numerator and denominator at 1e-3;
+    # transformers and this code clamp p at 1e-5
     inside = np.clip(p, eps, 1 - eps)
     return np.log(inside / (1 - inside))
 
@@ -35,11 +36,12 @@ def sine_embedding(x, width, temperature):
     Args:
         x [...]: positions.
         width: channels of the encoding.
-        temperature: ratio of the longest to the shortest wavelength.
+        temperature: base of the geometric series of wavelengths, 10000 in the paper.
 
     Returns:
         [..., width]: encodings.
     """
+    # != paper: section 3.5 of 1706.03762 has no factor 2 pi; DETR's code, and all models after it, have it
     pair = np.arange(width, like=x) // 2
     frequency = temperature ** (2 * pair / width).astype(x.dtype)  # [width]
     angle = (x * (2 * np.pi))[..., None] / frequency  # [..., width]
@@ -47,7 +49,7 @@ def sine_embedding(x, width, temperature):
 
 
 def image_positions(H, W, width, temperature, like):
-    """Sine embedding of every pixel of a map (arXiv 1706.03762, section 3.5): row in the first half of the channels.
+    """Sine embedding of every pixel of a map (arXiv 1706.03762, section 3.5).
 
     Args:
         H, W: rows and columns.
@@ -56,9 +58,10 @@ def image_positions(H, W, width, temperature, like):
         like: an array of the wanted dtype and device.
 
     Returns:
-        [H*W, width]: encodings, row by row.
+        [H*W, width]: encodings, row by row. The first half of the channels encodes the row, the second the column.
     """
 
+    # counted from 1 and divided by the last position plus 1e-6, as in DETR's code; `pixel_centres` differs
     def axis(n):
         return sine_embedding(np.arange(1, n + 1, dtype=like.dtype, like=like) / (n + 1e-6), width // 2, temperature)
 
@@ -79,7 +82,8 @@ def box_positions(boxes, width, temperature=10000):
         [Q, 4*width]: encodings.
     """
     cx, cy, w, h = boxes.T
-    # != paper: DAB-DETR has x before y (Eq. 2) and temperature 20 (section 4.5); the released code y first, and 10,000
+    # != paper: DAB-DETR has x before y (Eq. 2) and temperature 20 (section 4.5); the released code has y before x, and
+    # temperature 10,000
     return sine_embedding(np.stack([cy, cx, w, h], axis=-1), width, temperature).reshape(len(boxes), -1)
 
 

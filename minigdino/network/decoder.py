@@ -27,16 +27,16 @@ def decoder_layer(queries, query_pos, references, vision, text, sizes, self_attn
         [Q, C]: decoder states.
     """
     positioned = queries + query_pos  # [Q, C]
-    to_queries = attention(positioned, positioned, queries, **self_attn, n_heads=n_heads)  # [Q, C]
-    after_self = add_norm(queries, to_queries, **self_attn_layer_norm, eps=eps)  # [Q, C]
+    from_queries = attention(positioned, positioned, queries, **self_attn, n_heads=n_heads)  # [Q, C]
+    after_self = add_norm(queries, from_queries, **self_attn_layer_norm, eps=eps)  # [Q, C]
 
-    # != paper: §3.3 and Figure 3 have the image before the text; the released decoder attends to the text first
-    to_text = attention(after_self + query_pos, text, text, **encoder_attn_text, n_heads=n_heads)  # [Q, C]
-    after_text = add_norm(after_self, to_text, **encoder_attn_text_layer_norm, eps=eps)  # [Q, C]
+    # != paper: in §3.3 and Figure 3, the image is before the text; the released decoder attends to the text first
+    from_text = attention(after_self + query_pos, text, text, **encoder_attn_text, n_heads=n_heads)  # [Q, C]
+    after_text = add_norm(after_self, from_text, **encoder_attn_text_layer_norm, eps=eps)  # [Q, C]
 
-    to_image = deformable_attention(after_text + query_pos, references, vision, sizes, **encoder_attn,
-                                    n_heads=n_heads, n_points=n_points)  # [Q, C]
-    after_image = add_norm(after_text, to_image, **encoder_attn_layer_norm, eps=eps)  # [Q, C]
+    from_image = deformable_attention(after_text + query_pos, references, vision, sizes, **encoder_attn,
+                                      n_heads=n_heads, n_points=n_points)  # [Q, C]
+    after_image = add_norm(after_text, from_image, **encoder_attn_layer_norm, eps=eps)  # [Q, C]
 
     hidden = feed_forward(after_image, fc1, fc2, activation)  # [Q, C]
     return add_norm(after_image, hidden, **final_layer_norm, eps=eps)
@@ -67,16 +67,18 @@ def decoder(queries, references, vision, text, sizes, layers, norm, reference_po
         config: `Config`.
 
     Returns:
-        [N, Q, C], [N+1, Q, 4]: normed states after each layer; boxes that enter each layer, and those of the last.
+        [N, Q, C], [N+1, Q, 4]: layer-normalised states after each layer; boxes that enter each layer, then the boxes
+        that leave the last one.
     """
     states, boxes, x = [], [references], queries
-    # != paper: Deformable DETR A.4 and DAB-DETR 4.3 do not share the box heads; Grounding DINO's released weights hold
-    # one for all layers, MM Grounding DINO's one per layer
+    # != paper: Deformable DETR (A.4) has one box head per layer, and so has MM Grounding DINO. The released weights of
+    # Grounding DINO have one head for all layers, as DAB-DETR (section 4.3) has
     for layer, head in zip(layers, bbox_embed):
         query_pos = mlp(box_positions(boxes[-1], config.d_model // 2), **reference_points_head)  # [Q, C]
         x = decoder_layer(x, query_pos, boxes[-1], vision, text, sizes, **layer,
                           n_heads=config.decoder_attention_heads, n_points=config.decoder_n_points,
                           activation=config.activation_function, eps=config.layer_norm_eps)
         states.append(layer_norm(x, **norm, eps=config.layer_norm_eps))
+        # refined with the unnormalised state for the next layer; `model.forward` uses the layer-normalised one
         boxes.append(refine(x, boxes[-1], head))
     return np.stack(states), np.stack(boxes)

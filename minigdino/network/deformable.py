@@ -1,7 +1,8 @@
 """Multi-scale deformable attention. Deformable DETR (arXiv 2010.04159), section 4.1.
 
 S image tokens over all levels, L levels, H, W rows and columns of a map, M heads, D channels of a head, Q queries, P
-points of a head on a level, R coordinates of a reference: 2 for a point and 4 for a box.
+points of a head on a level, R coordinates of a reference: 2 for a point and 4 for a box. P is K
+in the paper.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .ops import linear, softmax
 
 @accelerated(numpy="minigdino._ext.deformable:bilinear", cupy="minigdino._ext.cuda:bilinear")
 def bilinear(image, xy):
-    """Bilinear sampling of each head's channels; zero outside of the image.
+    """Bilinear sampling of each head's channels, with zeros outside the map.
 
     The centre of pixel (row r, column c) is at ((c + 0.5) / W, (r + 0.5) / H).
 
@@ -41,9 +42,10 @@ def bilinear(image, xy):
 
 
 def sampling_locations(references, offsets, sizes):
-    """Sampling locations of Eq. 3: reference point plus offset, as fractions of the image.
+    """Sampling locations of Deformable DETR Eq. 3: reference point plus offset, as fractions of the image.
 
-    Around a point, an offset counts pixels of its level. Around a box, it counts P-ths of half the box's size.
+    An offset from a point is in pixels of its level. An offset from a box is in units of its size divided by 2P: an
+    offset of P reaches the edge.
 
     Args:
         references [Q, R]: (x, y) or (cx, cy, w, h), as fractions of the image.
@@ -57,15 +59,15 @@ def sampling_locations(references, offsets, sizes):
     if references.shape[-1] == 2:
         pixels = np.asarray([(W, H) for H, W in sizes], offsets.dtype, like=offsets)[:, None]  # [L, 1, 2]
         return centre + offsets / pixels
-    # != paper: appendix A.4 multiplies offsets by the box's size and has a factor 1/(2P) in their initial values only;
-    # the released code applies that factor in every forward pass
+    # != paper: appendix A.4 multiplies offsets by the box's size. Its factor 1/(2P) applies to their initial values
+    # only; the released code applies it in every forward pass
     size = references[:, None, None, None, 2:]
     return centre + offsets / offsets.shape[3] * size * 0.5
 
 
 @accelerated(numpy="minigdino._ext.deformable:deform_attn", cupy="minigdino._ext.cuda:deform_attn")
 def deform_attn(value, sizes, references, offsets, scores):
-    """Eq. 3 between its linear maps: for every head, the weighted sum of P sampled values on each of L levels.
+    """Deformable DETR Eq. 3 without its linear maps: per head, the weighted sum of P sampled values on each level.
 
     Args:
         value [S, M, D]: projected image tokens, levels one after the other.
@@ -91,10 +93,10 @@ def deform_attn(value, sizes, references, offsets, scores):
 
 def deformable_attention(queries, references, memory, sizes, sampling_offsets, attention_weights, value_proj,
                          output_proj, n_heads, n_points):
-    """Multi-scale deformable attention (Eq. 3).
+    """Multi-scale deformable attention (Deformable DETR Eq. 3).
 
     Args:
-        queries [Q, C]: predict the sampling offsets and the attention weights.
+        queries [Q, C]: input of the linear maps that predict sampling offsets and attention weights.
         references [Q, R]: a point or a box for each query, as fractions of the image.
         memory [S, C]: image tokens to sample from, levels one after the other.
         sizes: ((H, W), ...) of the levels.
@@ -104,7 +106,7 @@ def deformable_attention(queries, references, memory, sizes, sampling_offsets, a
     """
     Q, L = len(queries), len(sizes)
     value = linear(memory, **value_proj).reshape(len(memory), n_heads, -1)  # [S, M, D]
-    # one product for offsets and weights: the queries are read once
+    # one product for both maps, so that the queries are read once
     weight, bias = (np.concatenate([sampling_offsets[name], attention_weights[name]]) for name in ("weight", "bias"))
     offsets, scores = np.split(linear(queries, weight, bias), [n_heads * L * n_points * 2], axis=1)
     attended = deform_attn(value, sizes, references, offsets.reshape(Q, n_heads, L, n_points, 2),

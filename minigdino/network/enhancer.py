@@ -1,7 +1,7 @@
-"""§3.1  Feature enhancer. Neck to one width, then six layers: fusion, text self-attention, image deformable attention.
+"""§3.1  Feature enhancer. Neck, then six layers of fusion, text self-attention and deformable image self-attention.
 
-S image tokens over all levels, T text tokens, C channels, H, W rows and columns of a map, I, O channels in and out, L
-levels.
+S image tokens over all levels, L levels, T text tokens, C channels, H, W rows and columns of a map, I, O channels in
+and out.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from .ops import add_norm, attention, feed_forward, group_norm, linear
 
 
 def conv_1x1(x, weight, bias):
-    """Convolution of one pixel: x [H, W, I], weight [O, I, 1, 1] -> [H, W, O]"""
+    """1 x 1 convolution: x [H, W, I], weight [O, I, 1, 1] -> [H, W, O]"""
     return linear(x, weight.reshape(weight.shape[:2]), bias)
 
 
 def conv_3x3_stride_2(x, weight, bias):
-    """Convolution with one pixel of zero padding: x [H, W, I], weight [O, I, 3, 3] -> [ceil(H/2), ceil(W/2), O]"""
+    """3 x 3 convolution, stride 2, zero padding 1: x [H, W, I], weight [O, I, 3, 3] -> [ceil(H/2), ceil(W/2), O]"""
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     h, w = (x.shape[0] + 1) // 2, (x.shape[1] + 1) // 2
     taps = [padded[i : i + 2 * h - 1 : 2, j : j + 2 * w - 1 : 2] for i in range(3) for j in range(3)]
@@ -29,31 +29,31 @@ def conv_3x3_stride_2(x, weight, bias):
 
 
 def neck(features, input_proj_vision):
-    """Feature maps of one width, and coarser ones after them (Deformable DETR, arXiv 2010.04159, A.2).
+    """Project the backbone's maps to C channels and append coarser maps (Deformable DETR, arXiv 2010.04159, A.2).
 
     Args:
         features: list of [H, W, I], the backbone's maps, fine to coarse.
 
     Returns:
-        list of [H, W, C], fine to coarse, one for each of the L levels.
+        list of [H, W, C], one map for each of the L levels, fine to coarse.
     """
     maps = []
     for level, (conv, norm) in enumerate(input_proj_vision):
         if level < len(features):
             projected = conv_1x1(features[level], **conv)
-        else:  # the first coarser map is made from the backbone's last map, not from its projection
+        else:  # input of the first coarser map: the backbone's last map, not its projection
             projected = conv_3x3_stride_2(features[-1] if level == len(features) else maps[-1], **conv)
         maps.append(group_norm(projected, **norm))
     return maps
 
 
 def vision_positions(sizes, level_embed, temperature):
-    """Positional plus level embedding of every image token (Deformable DETR, arXiv 2010.04159, section 4.1).
+    """Sum of positional and level embedding for every image token (Deformable DETR, arXiv 2010.04159, section 4.1).
 
     Args:
         sizes: ((H, W), ...) of the levels.
         level_embed [L, C]: learned, one vector per level.
-        temperature: of the sine embedding.
+        temperature: temperature of the sine embedding.
 
     Returns:
         [S, C]: embeddings.
@@ -119,11 +119,12 @@ def enhancer(maps, text, mask, token_positions, layers, level_embed, config):
     text_pos = sine_embedding(token_positions.astype(text.dtype), text.shape[1], 10000)  # [T, C]
     references = np.concatenate([pixel_centres(H, W, like=vision) for H, W in sizes])  # [S, 2]
     heads, act, eps = config.encoder_attention_heads, config.activation_function, config.layer_norm_eps
+    half = heads // 2  # != paper: appendix A.1 has 8 heads; the released fusion and text layers have half as many
     for layer in layers:
-        # != paper: Figure 3 draws self-attention first; the released encoder fuses first, as Algorithm 1 of MM
-        # Grounding DINO (arXiv 2401.02361) does
-        vision, text = fusion_layer(vision, text, **layer["fusion_layer"], n_heads=heads // 2, eps=eps)
-        text = text_enhancer_layer(text, text_pos, mask, **layer["text_enhancer_layer"], n_heads=heads // 2,
+        # != paper: Figure 3 draws self-attention first; in the released encoder, fusion is first, as in Algorithm 1 of
+        # MM Grounding DINO (arXiv 2401.02361)
+        vision, text = fusion_layer(vision, text, **layer["fusion_layer"], n_heads=half, eps=eps)
+        text = text_enhancer_layer(text, text_pos, mask, **layer["text_enhancer_layer"], n_heads=half,
                                    activation=act, eps=eps)
         vision = deformable_layer(vision, vision_pos, references, sizes, **layer["deformable_layer"], n_heads=heads,
                                   n_points=config.encoder_n_points, activation=act, eps=eps)

@@ -1,4 +1,4 @@
-"""The paper on one page: Grounding DINO (arXiv 2303.05499), every stage once, in order.
+"""Grounding DINO (arXiv 2303.05499) on one page: every stage once, in order.
 
 H, W rows and columns, S image tokens over all levels, T text tokens, C channels, Q queries, N decoder layers.
 """
@@ -24,21 +24,21 @@ class Output:
 
     Attributes:
         logits: [Q, T] similarity of each query to each text token.
-        boxes: [Q, 4] the box of each query.
-        image_features: the backbone's maps, [H, W, channels] each, fine to coarse.
-        text_features: [T, C] BERT's features, projected; before the enhancer.
+        boxes: [Q, 4] box of each query.
+        image_features: feature maps of the image backbone, [H, W, channels] each, fine to coarse.
+        text_features: [T, C] projected features of BERT, before the enhancer.
         text: [T, C] text tokens after the enhancer.
         vision: [S, C] image tokens after the enhancer.
         sizes: (rows, columns) of each level; S is the sum of their products.
-        selection_scores: [S] highest logit of each image token.
-        selected: [Q] image tokens selected, best first.
-        hidden_states: [N, Q, C] after each decoder layer, normed.
-        references: [N+1, Q, 4] boxes that enter each decoder layer, and those that leave the last.
-        layer_logits: [N, Q, T] of every decoder layer; this and the following fields with details=True only.
-        layer_boxes: [N, Q, 4] of every decoder layer.
-        encoder_logits: [S, T] of every image token.
-        encoder_boxes: [S, 4] of every image token, in logits; +inf where it proposes no box.
-        query_logits: [Q, T] learned queries against text_features: the same for any image.
+        selection_scores: [S] highest logit of each image token over the text tokens.
+        selected: [Q] indices of the selected image tokens, best first.
+        hidden_states: [N, Q, C] decoder states after each layer and the decoder's layer norm.
+        references: [N+1, Q, 4] boxes that enter each decoder layer, then the boxes that leave the last one.
+        layer_logits: [N, Q, T] logits of each decoder layer. Without details=True, this and the next fields are None.
+        layer_boxes: [N, Q, 4] boxes of each decoder layer.
+        encoder_logits: [S, T] logits of each image token.
+        encoder_boxes: [S, 4] box of each image token, before the sigmoid; +inf for tokens without a proposal.
+        query_logits: [Q, T] logits of the learned queries and text_features. They do not depend on the image.
     """
 
     logits: np.ndarray
@@ -70,14 +70,14 @@ def forward(pixels, token_ids, delimiters, weights, config, selected=None, detai
         weights: the tree of parameters, from `checkpoints.weights.build`.
         config: `Config`.
         selected [Q]: image tokens to use instead of the model's own selection, on the host.
-        details: compute every layer's logits and boxes too.
-        image_features, text_features: of an earlier pass with the same image, the same text; computed if None.
+        details: whether to compute the optional fields of `Output` too.
+        image_features, text_features: features from a forward pass with the same image or text; computed if None.
 
     Returns:
         `Output`.
     """
-    like = weights["level_embed"]
-    # §3.4 sub-sentence level text features: a token attends to its own phrase
+    like = weights["level_embed"]  # its type and device select NumPy or CuPy
+    # §3.4 sub-sentence level text features: a token attends only to tokens of its own phrase
     mask, positions = phrase_mask(token_ids, delimiters, like=like)
     # §3.1 feature extraction: the text backbone and the image backbone
     if text_features is None:
@@ -93,16 +93,17 @@ def forward(pixels, token_ids, delimiters, weights, config, selected=None, detai
     vision, text = enhancer(maps, text_features, mask, positions, weights["encoder"]["layers"],
                             weights["level_embed"], config)  # [S, C], [T, C]
     del maps  # as large as vision, and no longer needed
-    # §3.2 language-guided query selection: the image gives the boxes, the contents are learned
+    # §3.2 language-guided query selection: boxes depend on the image and the text, contents are learned
     choice = None if selected is None else np.asarray(selected, like=like)
     chosen = select_queries(vision, text, sizes, **weights["query_selection"], n_queries=config.num_queries,
                             eps=config.layer_norm_eps, selected=choice)
-    queries = weights["query_position_embeddings"]["weight"]  # [Q, C] contents, in spite of the checkpoint's name
+    queries = weights["query_position_embeddings"]["weight"]  # [Q, C] contents, despite the name
     # §3.3 cross-modality decoder
     states, references = decoder(queries, chosen["references"], vision, text, sizes, **weights["decoder"],
                                  bbox_embed=weights["bbox_embed"], config=config)  # [N, Q, C], [N+1, Q, 4]
 
     def head(i):
+        # boxes are refined with the layer-normalised state, so they differ from references[i + 1]
         return (similarity(states[i], text, **weights["class_embed"][i]),
                 refine(states[i], references[i], weights["bbox_embed"][i]))
 

@@ -1,7 +1,7 @@
 """Building blocks of any transformer: linear maps, norms, activations, multi-head attention.
 
-C channels, I, O channels in and out, F hidden channels of the feed-forward network, G groups, H, W rows and columns of
-a map, M heads, D channels of a head. N rows and T keys may be of any kind.
+I, O channels in and out, C channels, F hidden channels of the feed-forward network, G groups, H, W rows and columns of
+a map, M heads, D channels of a head. N rows, Q queries and T keys can be tokens of any kind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def linear(x, weight, bias=None, residual=None):
     Returns:
         [..., O]: output rows.
     """
-    rows = x.reshape(-1, x.shape[-1])  # [N, I] one product; NumPy would run one for each row of a map
+    rows = x.reshape(-1, x.shape[-1])  # [N, I], for one product; with more axes NumPy would run several
     product = (rows @ weight.T).reshape(*x.shape[:-1], len(weight))  # [..., O]
     biased = product if bias is None else product + bias  # [..., O]
     return biased if residual is None else biased + residual
@@ -52,7 +52,7 @@ def add_norm(x, residual, weight, bias, eps=1e-5):
 
     Args:
         x [..., C], residual [..., C]: the two summands.
-        weight [C], bias [C], eps: of the layer norm.
+        weight [C], bias [C], eps: parameters of the layer norm.
 
     Returns:
         [..., C]: normalised sum.
@@ -62,7 +62,7 @@ def add_norm(x, residual, weight, bias, eps=1e-5):
 
 @accelerated(numpy="minigdino._ext.ops:group_norm", cupy="minigdino._ext.cuda:group_norm")
 def group_norm(x, weight, bias, groups=32, eps=1e-5):
-    """Group Normalization of a feature map (arXiv 1803.08494, Eq. 1).
+    """Group Normalization of a feature map (arXiv 1803.08494, Eq. 1, 2, 6 and 7).
 
     Args:
         x [H, W, C]: feature map.
@@ -75,7 +75,7 @@ def group_norm(x, weight, bias, groups=32, eps=1e-5):
     """
     grouped = x.reshape(-1, groups, x.shape[-1] // groups)  # [H*W, G, C/G]
     axes = (0, 2)
-    # a group has up to a million elements: the one sum in the network for which float32 is too short
+    # a group has up to a million elements, too many for a sum in float32
     mean = grouped.mean(axis=axes, keepdims=True, dtype=np.float64).astype(x.dtype)  # [1, G, 1]
     centred = grouped - mean  # [H*W, G, C/G]
     variance = (centred * centred).mean(axis=axes, keepdims=True, dtype=np.float64).astype(x.dtype)  # [1, G, 1]
@@ -103,8 +103,8 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-# erfc(z) = t exp(-z^2) P(t), t = 1 / (1 + z/2), for z >= 0. P is a least-squares fit made for this project, reweighted
-# to minimise its largest relative error, 4.3e-8: below float32 rounding. Constant term first.
+# Coefficients of P, constant term first: erfc(z) = t exp(-z^2) P(t), t = 1 / (1 + z/2), for z >= 0. P is a reweighted
+# least-squares fit made for this project. Its largest relative error, 4.3e-8, is below float32 rounding.
 ERFC = (0.28208641784288846, 0.2823753089106683, 0.24310375990106015, 0.20268688088316075, -0.026625696154921077,
         0.2780672097115286, -0.4871999480276077, 0.2845749904949677, -0.05906896644553143)
 
@@ -147,7 +147,7 @@ def feed_forward(x, fc1, fc2, activation, residual=None):
 
 
 def mlp(x, layers):
-    """Multi-layer perceptron: linear maps with ReLU between them. x [..., I] -> [..., O]"""
+    """Multi-layer perceptron, linear maps with ReLU between them: x [..., I] -> [..., O]"""
     *first, last = layers
     for layer in first:
         x = relu(linear(x, **layer))

@@ -13,20 +13,20 @@ PUBLISHED_DELIMITERS = (101, 102, 1012, 1029)  # ids of [CLS] [SEP] . ? in the p
 def phrase_mask(token_ids, delimiters, like=None):
     """Self-attention mask of the text (Figure 4 (c)): split the tokens at the delimiters into phrases.
 
-    A phrase includes the delimiter that ends it. The first token, the last token and any token that no delimiter ends
-    attend to themselves only.
+    A phrase includes the delimiter at its end. The last token and tokens without a closing delimiter attend only to
+    themselves. So does the first token if it is a delimiter, such as [CLS].
 
     Args:
-        token_ids [T]: ids on the host, wherever `like` is.
+        token_ids [T]: ids, on the host.
         delimiters: ids that end a phrase.
         like: an array on the wanted device.
 
     Returns:
         [T, T], [T]: mask, True where a token (row) may attend to another (column); positions within the phrases.
     """
-    # plain Python over a short list on the host: it computes indices, no arithmetic of the network
+    # plain Python, since the list is short and on the host; a unique negative id marks a token outside all phrases
     ids = [int(i) for i in token_ids]
-    phrase, position = list(range(-1, -1 - len(ids), -1)), [0] * len(ids)  # a phrase of its own for every token
+    phrase, position = list(range(-1, -1 - len(ids), -1)), [0] * len(ids)
     start = 0
     for i, token in enumerate(ids):
         if token in delimiters:

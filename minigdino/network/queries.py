@@ -1,6 +1,6 @@
 """§3.2  Language-guided query selection: the image tokens most similar to the text give the decoder's first boxes.
 
-S image tokens, T text tokens, C channels, Q queries.
+S image tokens, T text tokens, C channels, Q queries. In the paper these are N_I, N_T, d and N_q.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from .ops import layer_norm, linear, mlp
 
 
 def similarity(x, text, bias=None):
-    """Logit of every pair of a row and a text token: their dot product (X_I X_T^T of Eq. 1).
+    """Logits: dot products of all rows with all text tokens (X_I X_T^T of Eq. 1).
 
-    MM Grounding DINO (arXiv 2401.02361) divides it by sqrt(C) and adds a learned bias; Grounding DINO does neither.
+    MM Grounding DINO (arXiv 2401.02361) divides them by sqrt(C) and adds a learned bias; Grounding DINO does neither.
 
     Args:
         x [N, C]: image tokens or decoder states.
         text [T, C]: text tokens.
-        bias []: MM Grounding DINO's class bias.
+        bias []: class bias of MM Grounding DINO.
 
     Returns:
         [N, T]: logits.
@@ -36,7 +36,7 @@ def proposals(sizes, like):
         like: an array of the wanted dtype and device.
 
     Returns:
-        [S, 4], [S]: logits of the boxes, +inf too near the border; whether a box lies inside.
+        [S, 4], [S]: logits of the boxes, +inf for boxes outside; True if all coordinates are within 0.01 to 0.99.
     """
     boxes = []
     for level, (H, W) in enumerate(sizes):
@@ -49,7 +49,7 @@ def proposals(sizes, like):
 
 
 def top(scores, n):
-    """Top_N of Eq. 1: indices of the n largest scores, largest first, ties in order. scores [S] -> [n]"""
+    """Top_N of Eq. 1: indices of the n largest scores, largest first, ties by index. scores [S] -> [n]"""
     return np.argsort(-scores, kind="stable")[:n]
 
 
@@ -61,16 +61,17 @@ def select_queries(vision, text, sizes, enc_output, enc_output_norm, encoder_out
         vision [S, C], text [T, C]: enhanced image and text tokens.
         sizes: ((H, W), ...) of the levels.
         n_queries: Q.
-        selected [Q]: image tokens to use instead of the best-scored ones.
+        selected [Q]: image tokens to use instead of those with the highest scores.
 
     Returns:
-        dict of scores [S], selected [Q], references [Q, 4], and for every image token output [S, C], anchors [S, 4].
+        dict of scores [S], selected [Q], references [Q, 4], output [S, C], anchors [S, 4]: highest logit of each image
+        token; selected tokens, best first; their boxes; projected image tokens; logits of the proposals.
     """
     anchors, inside = proposals(sizes, like=vision)
-    # != paper: Eq. 1 scores every image token; the released models zero the tokens near the border before scoring, so
-    # that these share one vector and one score
+    # != paper: Eq. 1 scores every image token; the released models first set the tokens near the border to zero. These
+    # remain candidates with one common score, and their first box is (1, 1, 1, 1)
     zeroed = vision * inside[:, None]  # [S, C]
-    # != paper: Eq. 1 compares the image features themselves; the released models project and normalise them first
+    # != paper: Eq. 1 compares the image features themselves; the released models first project and layer-normalise them
     output = layer_norm(linear(zeroed, **enc_output), **enc_output_norm, eps=eps)  # [S, C]
     scores = similarity(output, text, **encoder_output_class_embed).max(axis=-1)  # [S]
     if selected is None:

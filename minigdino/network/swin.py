@@ -1,6 +1,7 @@
 """§3.1  Image backbone. Swin Transformer (arXiv 2103.14030): attention in windows, shifted in every other block.
 
-H, W rows and columns of a map, C channels, M heads, D channels of a head. k is the side of a window in map pixels.
+H, W rows and columns of a map, C channels, M heads, D channels of a head. k is the side of a window in map pixels
+(M in the paper).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def unwindow(x, H, W):
 
 
 def relative_position_bias(table, k):
-    """B of Eq. 4: one value per head and offset between two pixels of a window.
+    """B of Swin Eq. 4: one value per head and offset between two pixels of a window.
 
     Args:
         table [(2*k-1)**2, M]: learned values, one row per offset.
@@ -48,7 +49,7 @@ def relative_position_bias(table, k):
 
 
 def shift_mask(H, W, k, shift, like):
-    """Attention mask of the shifted windows (Figure 4): the cyclic shift joins pixels that are not neighbours.
+    """Attention mask of the shifted windows (Swin Figure 4): the cyclic shift joins pixels that are not neighbours.
 
     Args:
         H, W: rows and columns of the padded map, multiples of k.
@@ -56,25 +57,25 @@ def shift_mask(H, W, k, shift, like):
         like: an array of the wanted dtype and device.
 
     Returns:
-        [H*W/k**2, k**2, k**2]: 0 between pixels of one region, -100 between two regions.
+        [H*W/k**2, k**2, k**2]: 0 for two pixels of one region, -100 for pixels of different regions.
     """
 
-    def region(n):
+    def region(n):  # 0: windows without shifted pixels; 1 and 2: the two sides of the cut in the last window
         index = np.arange(n, like=like)
         return (index >= n - k) * 1 + (index >= n - shift) * 1
 
     regions = (3 * region(H)[:, None] + region(W))[..., None]
     ids = windows(regions, k)[..., 0]
-    # != paper: section 3.2 masks; the released models add -100, which a large score could in principle outweigh
+    # != paper: Swin section 3.2 masks; the released models add -100, which a large score could in principle outweigh
     return np.where(ids[:, :, None] == ids[:, None, :], 0, -100).astype(like.dtype)
 
 
 @accelerated(numpy="minigdino._ext.swin:attend_in_windows", cupy="minigdino._ext.cuda:attend_in_windows")
 def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
-    """Attention within each (shifted) window (Eq. 4, Figure 4): SoftMax(Q K^T / sqrt(D) + B) V.
+    """Attention within each (shifted) window (Swin Eq. 4, Figure 4): SoftMax(Q K^T / sqrt(D) + B) V.
 
-    The map is padded before the bias is added, as the paper pads before it projects: a padding token's query, key and
-    value are the biases.
+    The map is padded before the bias is added, because the paper pads before it projects. So query, key and value
+    of a padding token are equal to the biases.
 
     Args:
         qkv [H, W, 3, M, D]: query, key and value of each pixel, without their bias.
@@ -86,7 +87,7 @@ def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
         [H, W, M, D]: attended values.
     """
     H, W, _, M, D = qkv.shape
-    # padding tokens are keys like any others: the mask leaves them visible
+    # padding tokens are keys too: the mask does not exclude them
     padded = pad_to_multiple(qkv.reshape(H, W, -1), k) + qkv_bias.reshape(-1)  # [ceil(H/k)*k, ceil(W/k)*k, 3*M*D]
     height, width, _ = padded.shape
     shifted = np.roll(padded, (-shift, -shift), (0, 1)) if shift else padded
@@ -103,7 +104,7 @@ def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
 
 @accelerated(numpy="minigdino._ext.swin:window_attention")
 def window_attention(x, query, key, value, out_proj, relative_position_bias_table, n_heads, k, shift, residual=None):
-    """Multi-head attention within windows (W-MSA and SW-MSA, section 3.2), plus an optional residual.
+    """Multi-head attention within windows (W-MSA and SW-MSA, Swin section 3.2), plus an optional residual.
 
     Args:
         x [H, W, C]: feature map.
@@ -114,7 +115,7 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
         [H, W, C]: attended map, projected.
     """
     H, W, C = x.shape
-    # one product for the three projections, before padding and windows, which would only enlarge it
+    # one product for the three projections; on the padded windows it would be larger
     weight, bias = (np.concatenate([p[name] for p in (query, key, value)]) for name in ("weight", "bias"))
     qkv = linear(x, weight).reshape(H, W, 3, n_heads, -1)
     position_bias = relative_position_bias(relative_position_bias_table, k)  # [M, k**2, k**2]
@@ -123,7 +124,7 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
 
 
 def swin_block(x, layernorm_before, self_attn, layernorm_after, fc1, fc2, n_heads, k, shift, activation, eps):
-    """Swin Transformer block (Eq. 3), one of the pair: shift is 0 in the first and k // 2 in the second.
+    """Swin Transformer block (Swin Eq. 3). Successive blocks alternate between shift 0 and shift k // 2.
 
     Args:
         x [H, W, C]: feature map.
@@ -139,7 +140,7 @@ def swin_block(x, layernorm_before, self_attn, layernorm_after, fc1, fc2, n_head
 
 
 def patch_merging(x, norm, reduction, eps):
-    """Patch merging (section 3.1): concatenate each 2 x 2 neighbourhood and halve its channels.
+    """Patch merging (Swin section 3.1): concatenate each 2 x 2 neighbourhood to 4*C channels and project to 2*C.
 
     Args:
         x [H, W, C]: feature map.
@@ -148,13 +149,13 @@ def patch_merging(x, norm, reduction, eps):
         [ceil(H/2), ceil(W/2), 2*C]: feature map of half the resolution.
     """
     even = pad_to_multiple(x, 2)
-    # the paper leaves the order open; the released weights need (row, column) = (0,0) (1,0) (0,1) (1,1)
+    # the paper does not state the order; the released weights need (row, column) = (0,0) (1,0) (0,1) (1,1)
     parts = [even[row::2, col::2] for col in (0, 1) for row in (0, 1)]
     return linear(layer_norm(np.concatenate(parts, axis=-1), **norm, eps=eps), **reduction)
 
 
 def patch_embedding(pixels, projection, norm, eps):
-    """Patch partition and linear embedding (section 3.1): every 4 x 4 patch of pixels becomes a token.
+    """Patch partition and linear embedding (Swin section 3.1): every 4 x 4 patch of pixels becomes a token.
 
     Args:
         pixels [3, H, W]: normalised image.
@@ -170,15 +171,15 @@ def patch_embedding(pixels, projection, norm, eps):
 
 
 def swin(pixels, embeddings, layers, hidden_states_norms, config):
-    """Swin Transformer (section 3.1): multi-scale feature maps of an image.
+    """Swin Transformer (Swin section 3.1): multi-scale feature maps of an image.
 
     Args:
         pixels [3, H, W]: normalised image.
         config: `SwinConfig`.
 
     Returns:
-        list of [ceil(H/s), ceil(W/s), C], fine to coarse: the normed maps of the stages in config.out_indices, with
-        stride s = 4, 8, 16, 32 for stages 1 to 4.
+        list of [ceil(H/s), ceil(W/s), C], fine to coarse: layer-normalised maps of the stages in config.out_indices.
+        The stride s is 4, 8, 16, 32 for stages 1 to 4.
     """
     eps, k = config.layer_norm_eps, config.window_size
     x = patch_embedding(pixels, embeddings["patch_embeddings"]["projection"], embeddings["norm"], eps)

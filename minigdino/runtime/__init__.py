@@ -1,1 +1,1 @@
-"""The execution environment: kernels, devices, threads and memory; and tools that report and measure it."""
+"""The execution environment (kernels, devices, threads, memory), and tools that report and measure it."""

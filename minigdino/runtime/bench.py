@@ -29,7 +29,7 @@ ROWS, INPUTS, OUTPUTS = 17821, 256, 2048  # the largest matrix product of the ti
 
 @dataclass(frozen=True)
 class Bench:
-    """Measured times. `str()` gives a table."""
+    """Measured times. `str()` formats them as a table."""
 
     stages: dict[str, tuple[float, float]]  # name -> (FLOPs, median seconds)
     total: float  # median seconds of a forward pass
@@ -59,7 +59,7 @@ def bench(source: str | None = None, size: tuple[int, int] = (800, 1066), tokens
         passes: number of timed forward passes.
 
     Returns:
-        medians over the forward passes.
+        The medians over all timed forward passes.
     """
     model = load(source) if source else Model.random(Config())
     rng = np.random.default_rng(0)

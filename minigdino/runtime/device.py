@@ -1,4 +1,4 @@
-"""Compute devices: the CPU, or a GPU through CuPy. The layers do not know the device; it follows from their arrays.
+"""Compute devices: the CPU, or a GPU through CuPy. The device of a layer follows from the type of its arrays.
 
 CuPy is imported only here and in the kernel launcher, and only when the caller names a GPU.
 """
@@ -26,15 +26,15 @@ class Cpu:
     name = "cpu"
 
     def computing(self) -> AbstractContextManager:
-        """Return the context manager for a forward pass."""
+        """Return the context manager for a forward pass. Inside, new arrays reuse freed memory."""
         return reused()
 
     def send(self, array: np.ndarray) -> np.ndarray:
-        """Copy a host array to this device."""
+        """Return a host array unchanged."""
         return array
 
     def fetch(self, array) -> np.ndarray:
-        """Copy an array of this device to the host. Waits until the array is computed."""
+        """Return an array unchanged."""
         return array
 
 
@@ -62,10 +62,13 @@ class Gpu:
 
 
 def find_device(device: str) -> Cpu | Gpu:
-    """Return the device of a name.
+    """Find a device by its name.
 
     Args:
         device: "cpu", "cuda" (the first GPU) or "cuda:N".
+
+    Returns:
+        The device.
 
     Raises:
         ArgumentError: if the name is invalid, CuPy is not installed, or the GPU is not available.

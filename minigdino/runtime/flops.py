@@ -1,7 +1,7 @@
 """Count the FLOPs of each stage of a forward pass, from the geometry, the image size and the number of text tokens.
 
-A multiply-add counts as two FLOPs. Included are matrix products and the bilinear sampling of deformable attention.
-Norms, activations and softmax are not included: memory traffic determines their time, not arithmetic.
+A multiply-add counts as two FLOPs. Matrix products and the bilinear sampling of deformable attention are included.
+Norms, activations and softmax are not: memory traffic determines their time, not arithmetic.
 
 S image tokens over all levels, T text tokens, C channels, Q queries.
 """
@@ -35,7 +35,7 @@ def attention(queries, keys, channels):
 
 
 def feed_forward(rows, channels, hidden):
-    """Return the FLOPs of the two linear maps of a feed-forward block."""
+    """Return the FLOPs of the two linear maps of a feed-forward network."""
     return 2 * matmul(rows, channels, hidden)
 
 
@@ -61,7 +61,7 @@ def stage_sizes(config, height, width):
 
 
 def level_sizes(config, height, width):
-    """Return the size (H, W) of each feature level: the backbone's maps, then maps of half the size each."""
+    """Return the size (H, W) of each feature level: the backbone's maps, then coarser maps, each half the size."""
     stages = stage_sizes(config, height, width)
     sizes = [stages[stage - 1] for stage in config.backbone_config.out_indices]
     while len(sizes) < config.num_feature_levels:
@@ -83,7 +83,7 @@ def text_backbone(config, tokens):
 
 
 def swin_block(height, width, channels, window, ratio, reorderings):
-    """Return the FLOPs of one block: window attention on a map padded to whole windows, and a feed-forward block."""
+    """Return the FLOPs of one block: window attention on the padded map, and a feed-forward network."""
     padded = math.ceil(height / window) * math.ceil(width / window) * window**2
     projections = 4 * matmul(height * width if PADDING in reorderings else padded, channels, channels)
     scores_and_values = 2 * matmul(padded, channels, window**2)
@@ -102,7 +102,7 @@ def image_backbone(config, height, width, reorderings):
 
 
 def neck(config, height, width):
-    """Return the FLOPs of the 1 x 1 convolutions of the backbone's maps, and the 3 x 3 ones that add coarser maps."""
+    """Return the FLOPs of all convolutions: 1 x 1 for the backbone's maps, 3 x 3 for the coarser maps."""
     channels = [config.backbone_config.channels[stage - 1] for stage in config.backbone_config.out_indices]
     total = 0
     for level, (h, w) in enumerate(level_sizes(config, height, width)):
@@ -175,5 +175,5 @@ def stages(config, height, width, tokens, reorderings=IMPLEMENTED):
 
 
 def total(config, height, width, tokens, reorderings=IMPLEMENTED):
-    """Return the FLOPs of a whole forward pass. Arguments as in `stages`."""
+    """Return the FLOPs of a forward pass. The arguments are those of `stages`."""
     return sum(stages(config, height, width, tokens, reorderings).values())

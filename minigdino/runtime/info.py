@@ -16,7 +16,7 @@ def info() -> dict:
     """Report versions, CPU, BLAS, threads, compiled twins, GPU and cached models, as `minigdino info` prints them.
 
     Returns:
-        {name: value}. "twins" is {op: whether its compiled twin was built}; "models" is a list of names for `load`.
+        {name: value}. "twins" is {op: whether its compiled twin was built}; "models" lists sources for `load`.
     """
     blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     return {

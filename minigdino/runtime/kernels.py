@@ -1,4 +1,4 @@
-"""Registry of ops: each pairs a NumPy reference with its compiled twins. Knows no op itself."""
+"""Registry of ops. Each op pairs a NumPy reference with its compiled twins. This module itself defines no op."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from .._ext.levels import levels, load, load_for
+from .._ext.instruction_sets import levels, load, load_for
 from ..errors import ArgumentError
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 MODES = ("fast", "reference")
-OPS: dict[str, Callable] = {}  # name -> op; the test suite walks it, so no twin stays untested
+OPS: dict[str, Callable] = {}  # name -> op; the tests iterate over it, so every twin is tested
 
 _announced = False
 _mode: ContextVar[str | None] = ContextVar("minigdino kernels", default=None)  # None: MINIGDINO_KERNELS decides
@@ -25,7 +25,7 @@ _opened: ContextVar[Callable[[Callable], bool] | None] = ContextVar("minigdino o
 
 
 def mode() -> str:
-    """The mode of this thread, else of the process: "fast" (compiled twins) or "reference" (NumPy)."""
+    """Return the mode of this thread, else of the process: "fast" (compiled twins) or "reference" (NumPy)."""
     return _checked(_mode.get() or os.environ.get("MINIGDINO_KERNELS") or "fast")
 
 
@@ -33,8 +33,8 @@ def mode() -> str:
 def use(mode: str) -> Iterator[None]:
     """Choose between compiled twins and the NumPy reference: `with minigdino.use("reference"): ...`
 
-    Holds for the calling thread, and for the workers of its loops, until the block ends. MINIGDINO_KERNELS sets the
-    mode of a whole process.
+    The mode applies to the calling thread, and to the helper threads of its loops, until the block ends. The
+    environment variable MINIGDINO_KERNELS sets the mode of a process.
 
     Args:
         mode: "fast" or "reference".
@@ -51,10 +51,10 @@ def use(mode: str) -> Iterator[None]:
 
 @contextmanager
 def opened(wanted: Callable[[Callable], bool]) -> Iterator[None]:
-    """Run the reference of some ops in this thread, so that their steps can be traced; the others run their twins.
+    """Run the reference of some ops in this thread, so that their steps can be traced. Other ops run their twins.
 
     Args:
-        wanted: called with the reference of an op; True runs it instead of the twin.
+        wanted: called with the reference of an op; if it returns True, the reference runs instead of the twin.
     """
     token = _opened.set(wanted)
     try:
@@ -66,8 +66,8 @@ def opened(wanted: Callable[[Callable], bool]) -> Iterator[None]:
 def accelerated(**twins: str):
     """Decorator that registers a NumPy reference as an op with compiled twins.
 
-    A call runs the twin for the array library of its arguments. `op.reference` runs the NumPy function, with the NumPy
-    function of every op inside it. `inspect.unwrap(op)` is the function as written.
+    A call runs the twin for the array library of its arguments. `op.reference` runs the NumPy function, and the NumPy
+    function of every op that it calls. `inspect.unwrap(op)` is the function as written.
 
     Args:
         twins: "module:function" for each array library (numpy=, cupy=).
@@ -97,17 +97,17 @@ def accelerated(**twins: str):
 
 
 def array_library(arrays) -> str:
-    """"cupy" if any argument is a CuPy array, else "numpy". Never imports CuPy: a CuPy array proves it is loaded."""
+    """Return "cupy" if any argument is a CuPy array, else "numpy". Does not import CuPy."""
     return "cupy" if any(type(a).__module__.partition(".")[0] == "cupy" for a in arrays) else "numpy"
 
 
 def live() -> dict[str, bool]:
-    """Which CPU twins were built: {op: True or False}."""
+    """Return which CPU twins were built: {op: True or False}."""
     return {name: load(op.twins["numpy"]) is not None for name, op in OPS.items() if "numpy" in op.twins}
 
 
 def _announce(path):
-    """Warn once per process about missing twins: a silent slow path would go unnoticed on a server."""
+    """Warn once per process about missing twins, because a slow path without a warning would remain unnoticed."""
     global _announced
     if not _announced:
         _announced = True

@@ -1,4 +1,4 @@
-"""Reuse of the memory of temporary arrays during a forward pass. _ext/memory.pyx gives the reasons."""
+"""Reuse of the memory of temporary arrays during a forward pass; see _ext/memory.pyx."""
 
 from __future__ import annotations
 

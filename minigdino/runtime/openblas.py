@@ -37,7 +37,7 @@ def halves_wide_vectors(cpuinfo: str) -> bool:
 def _cpuinfo():
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            return file.read(1 << 13)  # covers the first processor; a file with hundreds takes time to read
+            return file.read(1 << 13)  # the first processor; reading hundreds of them takes time
     except OSError:  # not Linux
         return ""
 

@@ -1,4 +1,4 @@
-"""The number of threads for compiled loops and BLAS; the thread pool is _ext/pool.py."""
+"""The number of threads for compiled loops and BLAS. The thread pool is in _ext/pool.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def set_threads(n: int) -> None:
         raise ArgumentError(f"the number of threads must be a positive int; got {n!r}")
     from threadpoolctl import threadpool_limits
 
-    with pool.turn:  # wait for a running loop, which resets BLAS's number of threads at its end
+    with pool.turn:  # wait for a running loop, which restores the thread count of BLAS at its end
         threadpool_limits(limits=n)
         pool.limit(n)
 
@@ -32,7 +32,7 @@ def set_threads(n: int) -> None:
 def follow_environment() -> None:
     """Apply MINIGDINO_THREADS at import. An invalid value gives a warning, so that the import does not fail.
 
-    Without the variable, limit BLAS to the container's CPU quota, which OpenBLAS ignores.
+    Without the variable, limit BLAS to the CPU quota of the process, which OpenBLAS ignores.
     """
     wanted = os.environ.get("MINIGDINO_THREADS", "")
     if wanted.isdecimal() and int(wanted) > 0:

@@ -15,7 +15,7 @@ SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 
 
 def missing():
-    """What is not installed, with the command that installs it; None if everything is."""
+    """Return what is not installed, with the command that installs it; None if nothing is missing."""
     if importlib.util.find_spec("playwright") is None:
         return "the Python package playwright is not installed: make test-browser"
     if CHROMIUM is None:
@@ -25,8 +25,8 @@ def missing():
 
 def pytest_collection_modifyitems(items):
     reason = missing()
-    here = [item for item in items if item.path.parent == item.config.rootpath / "tests" / "browser"]
-    for item in here:
+    in_this_folder = [item for item in items if item.path.parent == item.config.rootpath / "tests" / "browser"]
+    for item in in_this_folder:
         item.add_marker("browser")
         if reason and os.environ.get("MINIGDINO_BROWSER") != "required":
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -71,7 +71,7 @@ def opened(chromium):
 
 
 def pixels(tab, slug, index=0):
-    """Pixels of a canvas of a figure: [H, W, 4]"""
+    """Return the pixels of a canvas of a figure: [H, W, 4]"""
     canvas = tab.locator(f"#{slug} canvas:not(.legend canvas)").nth(index)
     data = canvas.evaluate("(canvas) => canvas.toDataURL()").partition(",")[2]
     return np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
@@ -88,7 +88,7 @@ def choose(tab, slug, group, index):
 
 
 def brightest(picture, rows, cols):
-    """(row, column) of the cell of a heat map whose centre is nearest to the bright end of the colour ramp."""
+    """Return the (row, column) of a heat map whose cell is nearest to the bright end of the colour ramp."""
     H, W, _ = picture.shape
     down, across = ((2 * np.arange(n) + 1) * size // (2 * n) for n, size in ((rows, H), (cols, W)))
     middle = picture[np.ix_(down, across)].astype(int)
@@ -134,7 +134,7 @@ def test_layer_and_token_choose_the_heat_map(opened, file, traced, token):
         slide(tab, "token-looks", layer)
         finest = weights[:320, token]
         picture = pixels(tab, "token-looks")
-        if finest.max() == weights[:, token].max():  # else the maximum is on another level
+        if finest.max() == weights[:, token].max():  # otherwise the maximum is on another level
             assert brightest(picture, 16, 20) == np.unravel_index(finest.argmax(), (16, 20))
             compared += 1
         pictures.append(picture)
@@ -208,7 +208,7 @@ def test_windows_shift_and_masks_follow_the_picked_window(opened, file):
     assert "one region" in readout.text_content()
 
 
-def test_boxes_move_from_step_to_step(opened, file, model):
+def test_boxes_change_from_layer_to_layer(opened, file, model):
     tab = opened(file)
     last = pixels(tab, "refinement")
     slide(tab, "refinement", 0)
@@ -221,7 +221,7 @@ def test_boxes_move_from_step_to_step(opened, file, model):
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.25, 0.5, 0.6])
-def test_thresholds_keep_what_detect_keeps(opened, file, model, threshold):
+def test_thresholds_select_the_detections_of_detect(opened, file, model, threshold):
     tab = opened(file)
     slide(tab, "token-scores", threshold)
     found = model.detect(SCENE, TEXT, threshold=threshold)
@@ -235,7 +235,7 @@ def test_thresholds_keep_what_detect_keeps(opened, file, model, threshold):
     assert f"{len(found)} of 20 boxes" in tab.locator("#token-scores .readout").text_content()
 
 
-def test_the_page_says_that_no_box_is_kept(opened, file):
+def test_the_page_states_that_no_box_is_above_the_threshold(opened, file):
     tab = opened(file)
     slide(tab, "result", 1)
     assert "no box has a score above" in tab.locator("#result table").text_content()
@@ -270,7 +270,7 @@ def test_nothing_is_wider_than_the_screen(opened, file, width):
     assert tab.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_light_and_dark_schemes(opened, file):
+def test_figures_are_redrawn_for_light_and_dark_schemes(opened, file):
     tab = opened(file, color_scheme="light")
     ground = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
     assert min(tab.evaluate(ground)) > 230
@@ -280,7 +280,7 @@ def test_light_and_dark_schemes(opened, file):
     assert max(tab.evaluate(ground)) < 50
     dark = pixels(tab, "phrase-mask")
     assert (light != dark).any()
-    names = dark[:, :60][dark[:, :60, 3] > 200]  # of the rows, repainted for the dark scheme
+    names = dark[:, :60][dark[:, :60, 3] > 200]  # the names of the rows, redrawn for the dark scheme
     assert names[:, :3].mean() > 150
 
 
@@ -292,7 +292,7 @@ def test_light_and_dark_schemes(opened, file):
         (dict(family="grounding-dino", stages=(4,), levels=3, queries=5), ["<img src=x onerror=alert(1)>", "cat"]),
     ],
 )
-def test_other_models_and_prompts(opened, tmp_path, geometry, prompt):
+def test_other_models_and_prompts_are_drawn_without_messages(opened, tmp_path, geometry, prompt):
     path = tmp_path / "page.html"
     path.write_text(page(tiny.model(**geometry), tiny.photo(64, 120), prompt), encoding="utf-8")
     tab = opened(path, width=360)

@@ -2,8 +2,8 @@
 
     python tests/golden/make.py
 
-The models are `Model.random` of the config in tests/tiny.py, so the files hold results only. For each step they hold at
-most 64 evenly spaced values, under its path in `minigdino.trace`.
+The models are `Model.random` of the config in tests/tiny.py, so the files need not store weights. For each step they
+hold at most 64 evenly spaced values, under its path in `minigdino.trace`.
 """
 
 from __future__ import annotations

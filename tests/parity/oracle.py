@@ -48,7 +48,7 @@ BACKBONE = "model.backbone.conv_encoder.model."
 CLS, SEP, DOT, QUESTION = 101, 102, 1012, 1029
 A, CAT, DOG = 1037, 1044, 1055  # ids of a small vocabulary, no delimiters
 
-# small models; the name of a geometry says how it differs
+# small models; the name of a geometry states how it differs
 SWIN = {"embed_dim": 24, "depths": (2, 2, 3, 2), "num_heads": (3, 6, 6, 12), "window_size": 5}
 BERT = {"vocab_size": 1100, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "intermediate_size": 80, "max_position_embeddings": 300}
@@ -81,7 +81,7 @@ pair = functools.cache(new_pair)
 
 
 def load(directory, **options):
-    """Load a directory with transformers. Asserts that no tensor is missing or unused."""
+    """Load a directory with transformers. Asserts that no tensor is missing or unexpected."""
     model, info = AutoModelForZeroShotObjectDetection.from_pretrained(
         directory, output_loading_info=True, dtype=torch.float32, **options)
     assert not any(info.values()), info
@@ -260,12 +260,13 @@ class Comparison(NamedTuple):
 def compare(model: Model, reference, pixels, ids, perturbations: int = 3) -> dict[str, Comparison]:
     """Run both models and compare every result. minigdino decodes the queries that transformers selected.
 
-    A tolerance is widened only if transformers itself is sensitive: with the same selection, its result changes by more
-    than a fifth of the tolerance when pixels change by 1e-7. The tolerance is then five times that change.
+    A tolerance is widened only if transformers itself is sensitive. This is the case if its result, with the same
+    selection, changes by more than a fifth of the tolerance when pixels change by 1e-7. The tolerance is then five
+    times that change.
 
-    With random weights, a query selected at the border of the image is an example. Its box starts at 1, where the last
-    bit of a float32 is worth 0.01 in logits, and every layer multiplies this error. Several perturbations are tried,
-    because one alone may not change that bit.
+    With random weights, a query selected at the border of the image is an example. Its box starts at 1, where a change
+    of the last bit of a float32 changes the logit by 0.01. Every layer multiplies this error. There are several
+    perturbations, because a single one may not change that bit.
     """
     expected = reference_results(reference, pixels, ids)
     selected = expected.pop("selected")

@@ -38,7 +38,7 @@ def head_prefixes(kind, parents):
     return [f"{parent}{kind}.{i}" for i, parent in enumerate(parents)]
 
 
-# layout -> family, whether the config says that heads are shared, parents of the box heads, parents of the class heads
+# layout -> family, whether the config states that heads are shared, parents of the box heads and of the class heads
 LAYOUTS = {
     "grounding-dino-tiny": (GD, True, [TOP], []),
     "grounding-dino-base": (GD, True, [DECODER], []),
@@ -71,7 +71,7 @@ def laid_out(layout, seed=3):
 
 
 def flags(shared):
-    """The options of a config that say whether heads are shared."""
+    """Return the options of a config that state whether heads are shared."""
     return {"decoder_bbox_embed_share": shared, "decoder_cls_embed_share": shared, "two_stage_bbox_embed_share": False}
 
 

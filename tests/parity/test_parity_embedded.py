@@ -31,7 +31,7 @@ def inputs():
 
 
 @pytest.mark.parametrize(("image", "phrases"), list(inputs()))
-def test_transformers_finds_the_same(both, image, phrases):
+def test_transformers_finds_the_same_detections(both, image, phrases):
     model, reference, processor = both
     encoded = processor(images=image, text=" ".join(f"{phrase}." for phrase in phrases), return_tensors="pt")
     pixels, ids = numpy(encoded["pixel_values"]), numpy(encoded["input_ids"])

@@ -22,7 +22,7 @@ PHOTOGRAPHS = ["astronaut", "chelsea", "coffee"]
 
 
 def picture(height, width, seed=0):
-    """An image of noise on a gradient, which shows errors of resizing."""
+    """Return an image of noise on a gradient: errors of resizing change its pixels."""
     rng = np.random.default_rng(seed)
     slope = np.linspace(0, 255, height)[:, None, None] * [1, 0.5, 0] + np.linspace(0, 128, width)[:, None] * [0, 0.5, 1]
     return Image.fromarray(np.clip(slope + rng.integers(-60, 60, (height, width, 3)), 0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Post-processing alone, and then the whole pipeline: image and text in, boxes out."""
+"""Post-processing of given logits, and the whole pipeline from image and text to boxes."""
 
 from types import SimpleNamespace
 

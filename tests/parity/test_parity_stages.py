@@ -1,4 +1,4 @@
-"""Every stage by itself: minigdino's function runs on the recorded inputs of transformers' module."""
+"""Each stage separately: minigdino's function runs on the recorded inputs of transformers' module."""
 
 import functools
 
@@ -99,7 +99,7 @@ def test_the_published_delimiters_agree():
 
 
 @every_model
-def test_bert_and_its_projection(recorded):
+def test_bert_and_its_projection_agree(recorded):
     (ids, expected_mask, _, expected_positions), _, output = recorded.call("model.text_backbone")
     mask, positions = phrase_mask(np.array(IDS), PUBLISHED_DELIMITERS)
     np.testing.assert_array_equal(mask, numpy(expected_mask)[0])
@@ -112,7 +112,7 @@ def test_bert_and_its_projection(recorded):
 
 
 @every_model
-def test_swin_patch_embedding_blocks_and_merging(recorded):
+def test_swin_patch_embedding_blocks_and_merging_agree(recorded):
     swin_config, backbone = recorded.config.backbone_config, recorded.weights["backbone"]
     eps, k = swin_config.layer_norm_eps, swin_config.window_size
     embeddings = recorded.call(f"{BACKBONE}swin.embeddings")
@@ -135,7 +135,7 @@ def test_swin_patch_embedding_blocks_and_merging(recorded):
 
 
 @every_model
-def test_swin_feature_maps(recorded):
+def test_swin_feature_maps_agree(recorded):
     actual = swin(noise(*SIZE), **recorded.weights["backbone"], config=recorded.config.backbone_config)
     expected = [as_map(x) for x, _ in recorded.call("model.backbone.conv_encoder")[2]]
     for a, e in zip(actual, expected, strict=True):
@@ -143,7 +143,7 @@ def test_swin_feature_maps(recorded):
 
 
 @every_model
-def test_neck(recorded):
+def test_the_neck_agrees(recorded):
     features = [as_map(x) for x, _ in recorded.call("model.backbone.conv_encoder")[2]]
     actual = neck(features, recorded.weights["input_proj_vision"])
     assert len(actual) == recorded.config.num_feature_levels
@@ -152,7 +152,7 @@ def test_neck(recorded):
 
 
 @every_model
-def test_positions_of_image_tokens(recorded):
+def test_positions_of_image_tokens_agree(recorded):
     expected, = recorded.inputs("model.encoder", "vision_position_embedding")
     temperature = recorded.config.positional_embedding_temperature
     actual = vision_positions(recorded.sizes, recorded.weights["level_embed"], temperature)
@@ -160,7 +160,7 @@ def test_positions_of_image_tokens(recorded):
 
 
 @every_model
-def test_each_fusion_layer(recorded):
+def test_each_fusion_layer_agrees(recorded):
     n_heads = recorded.config.encoder_attention_heads // 2
     for i, layer in enumerate(recorded.weights["encoder"]["layers"]):
         name = f"model.encoder.layers.{i}.fusion_layer"
@@ -172,7 +172,7 @@ def test_each_fusion_layer(recorded):
 
 
 @every_model
-def test_each_text_enhancer_layer(recorded):
+def test_each_text_enhancer_layer_agrees(recorded):
     mask, positions = phrase_mask(np.array(IDS), PUBLISHED_DELIMITERS)
     for i, layer in enumerate(recorded.weights["encoder"]["layers"]):
         name = f"model.encoder.layers.{i}.text_enhancer_layer"
@@ -185,7 +185,7 @@ def test_each_text_enhancer_layer(recorded):
 
 
 @every_model
-def test_each_deformable_layer(recorded):
+def test_each_deformable_layer_agrees(recorded):
     for i, layer in enumerate(recorded.weights["encoder"]["layers"]):
         name = f"model.encoder.layers.{i}.deformable_layer"
         vision, positions, points = recorded.inputs(name, "hidden_states", "position_embeddings", "reference_points")
@@ -199,7 +199,7 @@ def test_each_deformable_layer(recorded):
 
 
 @every_model
-def test_proposals_and_scores_and_boxes_of_all_tokens(recorded):
+def test_proposals_scores_and_boxes_of_all_tokens_agree(recorded):
     selection, text = recorded.weights["query_selection"], numpy(recorded.output.encoder_last_hidden_state_text)
     tokens = numpy(recorded.call("model.enc_output_norm")[2])
     boxes, inside = proposals(recorded.sizes, like=tokens)
@@ -223,7 +223,7 @@ def test_selected_tokens_agree_where_scores_differ_clearly(recorded):
 
 
 @every_model
-def test_positions_of_boxes(recorded):
+def test_positions_of_boxes_agree(recorded):
     for i in range(recorded.config.decoder_layers):
         (expected,), _, positions = recorded.call("model.decoder.reference_points_head", i)
         actual = box_positions(references(recorded)[i], recorded.config.d_model // 2)
@@ -233,7 +233,7 @@ def test_positions_of_boxes(recorded):
 
 
 @every_model
-def test_each_decoder_layer(recorded):
+def test_each_decoder_layer_agrees(recorded):
     for i, layer in enumerate(recorded.weights["decoder"]["layers"]):
         name, config = f"model.decoder.layers.{i}", recorded.config
         states, positions, vision, text = recorded.inputs(name, "hidden_states", "position_embeddings",
@@ -245,14 +245,14 @@ def test_each_decoder_layer(recorded):
 
 
 @every_model
-def test_refinement_after_each_layer(recorded):
+def test_the_refinement_after_each_layer_agrees(recorded):
     for i, head in enumerate(recorded.weights["bbox_embed"]):
         states = numpy(recorded.call(f"model.decoder.layers.{i}")[2][0])
         close("stage: refinement", refine(states, references(recorded)[i], head), references(recorded)[i + 1], 1e-5)
 
 
 @every_model
-def test_heads_of_every_layer(recorded):
+def test_the_heads_of_every_layer_agree(recorded):
     text = numpy(recorded.output.encoder_last_hidden_state_text)
     output = recorded.model.forward(noise(*SIZE), IDS, selected=recorded.selected, details=True)
     for i, states in enumerate(numpy(recorded.output.intermediate_hidden_states)):

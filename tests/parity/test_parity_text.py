@@ -1,4 +1,4 @@
-"""Tokenization: token ids equal those of transformers' processor, with the published vocabulary of 30,522 tokens."""
+"""Tokenisation: token ids equal those of transformers' processor, with the published vocabulary of 30,522 tokens."""
 
 import shutil
 
@@ -103,7 +103,7 @@ def test_ids_of_any_list_agree(loaded, processor, labels):
 
 
 def test_padding_and_truncation_of_a_tokenizer_are_switched_off(processor):
-    text = "a cat. " * 80  # the tokenizer file says: pad and truncate to 128 tokens
+    text = "a cat. " * 80  # the tokenizer file requests padding and truncation to 128 tokens
     found = Tokenizer.from_directory(VOCABULARY).encode(text).ids
     assert len(found) == 242
     np.testing.assert_array_equal(found, ids_of_transformers(processor, text))

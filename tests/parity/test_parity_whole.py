@@ -54,7 +54,7 @@ def test_every_stage_agrees_at_any_size(family, geometry, size):
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("size", EXTREME, ids=str)
 def test_extreme_images_agree(family, geometry, size):
-    # a map of 1 x 334 pixels magnifies the rounding errors of coordinates; hence few layers, and a smooth image
+    # a map of 1 x 334 pixels magnifies rounding errors of coordinates; few layers and a smooth image reduce them
     config = small(family, geometry, decoder_layers=2, num_queries=8 if max(size) < 99 else 30)
     assert_equal(*pair(config), photograph(*size), PHRASES)
 

@@ -27,7 +27,7 @@ LARGEST = (760, 900)  # maximum width and height of the image in the page
 def page(model: Model, image: ImageLike, text: str | Sequence[str], guide: str | None = None) -> str:
     """Build the page for one image and text, from the recorded steps of one `Model.detect`.
 
-    It runs the NumPy references, and clears the model's cache.
+    The function runs the NumPy references, and clears the caches of the model.
 
     Args:
         model: the model.
@@ -99,7 +99,7 @@ def _figure(figure, recorded, guide):
 
 
 def _line(where, guide):
-    """A place in the code, as "minigdino/network/fusion.py:14"; a link if there is a guide."""
+    """A location in the code, such as "minigdino/network/fusion.py:14"; a link if there is a guide."""
     file, _, line = where.partition(":")
     target = f"{guide}source/{Path(file).name}.html#__codelineno-0-{line}"
     return where if guide is None else f'<a href="{escape(target)}">{where}</a>'

@@ -8,7 +8,7 @@ from PIL import Image
 from ...network.swin import PATCH
 from .encode import packed, picture, principal_colours, spread, stretched
 
-SMALL = 2**16  # pixels of an image; smaller ones are stored as PNG, the others as JPEG
+SMALL = 2**16  # pixels; smaller images are stored as PNG, larger ones as JPEG
 CHANNEL = 360  # pixels on the longer edge of a channel's picture
 MAX_WEIGHTS = 40_000  # attention weights in the page, for each block
 

@@ -1,6 +1,6 @@
 // Drawing on canvases: colour ramp, heat maps on the image, frames, layout of window maps.
 
-// Viridis: dark to bright with uniform lightness, readable with any colour vision.
+// Viridis: lightness increases uniformly, so the colours are readable with any colour vision.
 const RAMP = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129], [92, 200, 99],
               [170, 220, 50], [253, 231, 37]];
 const LEVELS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7"];  // distinct with any colour vision

@@ -1,4 +1,4 @@
-"""The code references below a figure, read from the code: functions, their lines, their papers, shapes of the steps."""
+"""The code references below a figure: functions, their lines and papers, and shapes of the steps."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def code(name: str):
 
 
 def where(name: str) -> str:
-    """Return file and line of "module.function", as "minigdino/network/fusion.py:17"."""
+    """Return file and line of "module.function", such as "minigdino/network/fusion.py:17"."""
     function = code(name)
     _, line = inspect.getsourcelines(function)
     return f"{Path(inspect.getsourcefile(function)).relative_to(ROOT).as_posix()}:{line}"
 
 
 def section(module: str) -> str:
-    """Return the § in the first line of a module's docstring, as "§3.1"; "" if there is none."""
+    """Return the § in the first line of a module's docstring, such as "§3.1"; "" if there is none."""
     found = PLACE.findall((home(module).__doc__ or "").partition("\n")[0])
     return next((part for part in found if part.startswith("§")), "")
 
@@ -41,7 +41,7 @@ def shapes(figure: Figure, recorded: ForwardPass) -> list[tuple[str, str, tuple[
         recorded: the recorded forward pass.
 
     Returns:
-        (name of the step, its shape in letters as the code gives it or "", its shape in numbers) of each step.
+        (name of the step, its shape in letters as the code states it or "", its shape in numbers) of each step.
     """
     functions = {name.partition(".")[2]: name for name in figure.functions}
     rows = {}
@@ -79,7 +79,7 @@ def letters(function, step: str) -> str:
         step: last part of the step's trace path.
 
     Returns:
-        The shape, as "[S, M, T]"; "" if the function does not state it.
+        The shape, such as "[S, M, T]"; "" if the function does not state it.
     """
     name, _, part = step.partition(".")
     source, doc = inspect.getsource(function), inspect.getdoc(function) or ""

@@ -7,7 +7,7 @@ import numpy as np
 from ...network.boxes import sigmoid
 from .encode import packed
 
-BEST = 12  # queries that the page follows through the decoder
+BEST = 12  # number of queries shown in every decoder layer
 
 
 def best(recorded) -> np.ndarray:

@@ -18,8 +18,8 @@ def packed(array, bits: int = 8, per: int = 0) -> dict:
     Args:
         array: any array.
         bits: 8 or 16 quantise to that many bits between the minimum and the maximum; 32 keeps float32.
-        per: number of leading axes that are quantised slice by slice, each with its own minimum and maximum, so that
-            slices of small values keep their contrast.
+        per: number of leading axes. Each slice along them is quantised with its own minimum and maximum, so that slices
+            of small values keep their contrast.
 
     Returns:
         {"shape", "bits", "data"}, and "low" and "high" unless bits is 32.

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 class Figure:
     """One figure of the page."""
 
-    slug: str  # its id in the page; never changes, because other pages link to it
+    slug: str  # id in the page; must not change, because other pages link to it
     title: str
-    functions: tuple[str, ...]  # "module.function" of the functions whose steps it shows
-    steps: tuple[str, ...]  # patterns of the trace paths that it needs
+    functions: tuple[str, ...]  # "module.function" of each function whose steps are shown
+    steps: tuple[str, ...]  # patterns of the trace paths to record
     data: Callable  # ForwardPass -> the data to draw, as JSON types
     text: str  # caption: what is drawn, how to read the colour, what to notice
 

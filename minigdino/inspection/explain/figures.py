@@ -10,12 +10,12 @@ CHAPTERS = (
         Figure("pixels", "Model input", ("image.preprocess", "image.resized", "model.forward"),
                ("forward.0/pixels",), backbone.pixels,
                "The resized image, and its three channels after normalisation. Brighter means a larger value; the "
-               "range is written below each channel. Details that the resizing removes are lost to the model."),
+               "range is below each channel. Details that the resizing removed are not available to the model."),
         Figure("patches", "Patch embedding", ("swin.patch_embedding",),
                ("*/patch_embedding.0/kernel", "*/patch_embedding.0/return"), backbone.patches,
-               "Each patch of 4 × 4 pixels becomes one token: a linear map with one learned filter per channel. Pick a "
-               "patch to enlarge it. In the map below, red, green and blue are the first three principal components "
-               "of the tokens, so similar tokens have similar colours."),
+               "A linear map with one learned filter per channel embeds each patch of 4 × 4 pixels as one token. Pick "
+               "a patch to enlarge it. In the map below, red, green and blue are the first three principal "
+               "components of the tokens, so similar tokens have similar colours."),
     )),
     Chapter("Image backbone", "swin", "Swin Transformer: attention within small windows, whose cost is linear in the "
             "number of pixels.", (
@@ -28,12 +28,12 @@ CHAPTERS = (
                ("*/shift_mask.0/regions", "*/shift_mask.0/return"), backbone.shift_mask,
                "The shift is cyclic: rows that leave at the top return at the bottom. Each colour marks one region of "
                "the map, and regions in one window are not neighbours in the image. In the matrix of the picked "
-               "window, dark pairs of tokens have -100 added to their score, bright pairs nothing."),
+               "window, -100 is added to the scores of dark pairs of tokens; bright pairs are unchanged."),
         Figure("window-attention", "Attention within a window", ("swin.attend_in_windows", "swin.window_attention"),
                ("*/attend_in_windows.0/weights",), backbone.window_attention,
                "Attention weights of the picked token over the tokens of its window. Brighter means more attention. "
-               "In a shifted block, a window at the border can hold several regions; the mask leaves the token only "
-               "its own region."),
+               "In a shifted block, a window at the border can hold several regions; the mask restricts attention to "
+               "the token's own region."),
         Figure("position-bias", "Relative position bias", ("swin.relative_position_bias",),
                ("*/relative_position_bias.0/table",), backbone.position_bias,
                "The learned bias that each head adds to the attention scores, for every offset of the query from the "
@@ -41,8 +41,8 @@ CHAPTERS = (
                "right side keys to the left of the query."),
         Figure("stages", "Stage outputs", ("swin.swin", "swin.swin_block", "swin.patch_merging"),
                tuple(f"forward.0/swin.0/swin_block.{n}/return" for n in ("?", "??", "???")), backbone.stages,
-               "The feature map after each stage. Red, green and blue are its first three principal components. Patch "
-               "merging between stages joins 2 × 2 tokens and doubles the channels: early maps show edges and colour, "
+               "The feature map after each stage; red, green and blue are its first three principal components. Patch "
+               "merging between stages joins 2 × 2 tokens and doubles the channels. Early maps show edges and colours, "
                "late maps larger areas."),
     )),
     Chapter("Pyramid", "enhancer", "Feature maps of several sizes are projected to the same number of channels.", (
@@ -58,8 +58,8 @@ CHAPTERS = (
                "Some channels of the sine embedding on the finest level. Brighter is larger. The first row of pictures "
                "encodes the row of each token, the second its column, with a different wavelength in each channel."),
     )),
-    Chapter("Text", "phrases", "The text backbone reads all phrases in one forward pass, but each phrase attends only "
-            "to itself.", (
+    Chapter("Text", "phrases", "The text backbone processes all phrases in one forward pass, but each phrase attends "
+            "only to itself.", (
         Figure("phrase-mask", "Phrase mask", ("phrases.phrase_mask",),
                ("forward.0/phrase_mask.0/return.0", "forward.0/phrase_mask.0/return.1"), words.phrase_mask,
                "Rows are tokens, columns the tokens that they may attend to. Bright pairs are allowed, the others "
@@ -77,7 +77,7 @@ CHAPTERS = (
             "directions, then self-attention to each.", (
         Figure("token-looks", "Text-to-image attention", ("fusion.attend_both_ways", "fusion.bi_attention"),
                ("*/attend_both_ways.0/to_vision",), fusing.token_looks,
-               "Attention weights of one text token over the image tokens of all levels, which sum to 1. Brighter "
+               "Attention weights of one text token over the image tokens of all levels; they sum to 1. Brighter "
                "means more attention; the percentage is the share of a level. The largest weights need not lie on the "
                "named object, and a few image tokens can hold most of the weight."),
         Figure("pixel-reads", "Image-to-text attention", ("fusion.attend_both_ways", "fusion.bi_attention"),
@@ -90,10 +90,10 @@ CHAPTERS = (
                 "deformable.bilinear", "enhancer.deformable_layer"),
                ("forward.0/enhancer.0/*/deform_attn.0/weights", "forward.0/enhancer.0/*/deform_attn.0/locations"),
                sampling.sampling,
-               "Deformable attention reads a few points per head and level: the picked token's position plus sampling "
-               "offsets predicted from the token. The area of a dot is its attention weight, the colour its level; the "
-               "weights of a head sum to 1. An offset counts pixels of its level, so points on coarse levels lie "
-               "farther away."),
+               "Deformable attention samples a few points per head and level: the picked token's position plus "
+               "sampling offsets predicted from the token. The area of a dot is its attention weight, the colour its "
+               "level; the weights of a head sum to 1. Offsets are in pixels of their level, so points on coarse "
+               "levels lie farther away."),
     )),
     Chapter("Query selection", "queries", "The image tokens with the highest scores become the decoder's queries.", (
         Figure("selection", "Selected image tokens",
@@ -111,13 +111,13 @@ CHAPTERS = (
         Figure("query-queries", "Query self-attention", ("decoder.decoder_layer", "ops.attend"),
                ("forward.0/decoder.0/decoder_layer.*/attention.0/attend.0/weights",), deciding.query_queries,
                "Attention weights of the chosen query (dashed) over the other queries, drawn as their boxes. Brighter "
-               "and thicker means more attention, the mean of all heads. Here queries for the same object can "
-               "interact; the model has no non-maximum suppression."),
+               "and thicker means more attention, the mean of all heads. Queries for the same object can interact "
+               "here; the model has no non-maximum suppression."),
         Figure("query-text", "Query-to-text attention", ("decoder.decoder_layer", "ops.attend"),
                ("forward.0/decoder.0/decoder_layer.*/attention.1/attend.0/weights",), deciding.query_text,
                "Attention weights of the chosen query over the text tokens, the mean of all heads. A longer bar means "
-               "more attention. Each layer attends to the text before the image; Figure 3 of the paper draws the "
-               "opposite order."),
+               "more attention. Each layer attends to the text before the image, in contrast to Figure 3 of the "
+               "paper."),
         Figure("query-sampling", "Sampling points of a query",
                ("decoder.decoder_layer", "deformable.deformable_attention", "deformable.deform_attn",
                 "deformable.sampling_locations"),

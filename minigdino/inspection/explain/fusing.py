@@ -10,14 +10,14 @@ MAX_WEIGHTS = 800_000  # attention weights in the page, for each direction
 
 
 def token_looks(recorded):
-    """Weights over the image tokens for each text token (`to_vision`); shares [layers, L, T] are the sums per level."""
+    """Weights of each text token over the image tokens (`to_vision`); shares [layers, L, T] are the sums per level."""
     path = "*/attend_both_ways.0/to_vision"
     shares = [[m.sum(axis=(0, 1)) for m in recorded.levels(weights.mean(axis=1))] for weights in recorded.all(path)]
     return {**_maps(recorded, path), "shares": packed(shares, 32)}
 
 
 def pixel_reads(recorded):
-    """Weights over the text tokens for each image token (`to_text`)."""
+    """Weights of each image token over the text tokens (`to_text`)."""
     return _maps(recorded, "*/attend_both_ways.0/to_text")
 
 

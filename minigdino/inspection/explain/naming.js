@@ -1,10 +1,10 @@
-// Post-processing: scores become labelled boxes, as in results.post_process.
+// Post-processing: from scores to labelled boxes, as in results.post_process.
 
 const thresholds = {box: page.figures["token-scores"].threshold, text: page.figures["token-scores"].text_threshold,
                     changed: []};
 const phraseColour = (i) => LEVELS[i % LEVELS.length];
 
-// Score of each query, and its label: the phrase whose own tokens hold the highest score.
+// Score of each query, and its label: the phrase whose tokens have the highest score.
 let scored = null;
 function scoredQueries() {
   if (scored) return scored;

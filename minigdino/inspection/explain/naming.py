@@ -1,4 +1,4 @@
-"""Figures of the post-processing: scores become labelled boxes."""
+"""Figures of the post-processing: token scores and labelled boxes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .encode import packed
 
 
 def token_scores(recorded):
-    """The score of every query for every token, in float32, so that the page decides exactly as `post_process`."""
+    """The score of every query for every token, in float32, for the same decisions as in `post_process`."""
     defaults = inspect.signature(Model.detect).parameters
     return {"probabilities": packed(sigmoid(recorded.one(LOGITS)), 32), "threshold": defaults["threshold"].default,
             "text_threshold": defaults["text_threshold"].default}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .encode import picture, principal_colours, stretched
 
-CHANNELS = 6  # channels in the page for rows, and for columns
+CHANNELS = 6  # number of channels shown for rows, and for columns
 
 
 def pyramid(recorded):

@@ -59,9 +59,9 @@ class ForwardPass:
 
 
 def observe(model: Model, image: ImageLike, text: str | Sequence[str], patterns: Sequence[str]) -> ForwardPass:
-    """Run `Model.detect` on the NumPy references and record steps.
+    """Run `Model.detect` with the NumPy references, and record steps.
 
-    The model's cache is cleared before and after, because a backbone whose features are cached does not run.
+    The caches of the model are cleared before and after, because a backbone with cached features does not run.
 
     Args:
         model: the model.

@@ -29,7 +29,7 @@ draw["shift-mask"] = (root, {stages}) => {
   const left = make("div", {className: "cell"}, line);
   const canvas = imageCanvas(left, "The shifted image, with one colour per region; pick a window");
   const right = make("div", {className: "cell"}, line);
-  const paintMatrix = matrix(right, "Pairs of tokens of the window: bright without mask, dark masked");
+  const paintMatrix = matrix(right, "Pairs of tokens of the window: dark pairs are masked, bright pairs are not");
   const info = readout(root);
   const paint = () => {
     const context = canvas.getContext("2d");

@@ -1,7 +1,7 @@
-"""Instruction sets, and the extension modules compiled for them.
+"""Selection of the extension modules for the instruction sets of this CPU.
 
-On x86-64 every .pyx file is compiled three times: into this package for any CPU, into `avx2` and `avx512` for CPUs that
-support those instructions. `load` returns a function from the best of the three.
+On x86-64, every .pyx file is compiled three times: into this package for any CPU, and into `avx2` and `avx512` for CPUs
+that support those instructions. `load` returns a function from the best of the three that this CPU supports.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load_for(level: str, path: str) -> Callable | None:
 
 
 def require(path: str) -> Callable:
-    """As `load`, but raises ImportError for a function that was not built."""
+    """Return the same as `load`, but raise ImportError for a function that was not built."""
     if (found := load(path)) is None:
         raise ImportError(f"{path} was not built")
     return found
