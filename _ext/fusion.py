@@ -32,7 +32,7 @@ def attend_both_ways(vision, folded_keys, key_bias, mapped_values, bias, residua
     blocks = max(1, round(S / BLOCK_ROWS))
     edges = [S * b // blocks for b in range(blocks + 1)]
     from_text = np.empty((S, C), vision.dtype)
-    maximum, total = np.empty((blocks, M * T), vision.dtype), np.empty((blocks, M * T))  # long sums run in double
+    maximum, total = np.empty((blocks, M * T), vision.dtype), np.empty((blocks, M * T))  # long sums in float64
     weighted = np.empty((blocks, M * T, C), vision.dtype)
 
     def work(first, last):

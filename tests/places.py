@@ -42,13 +42,13 @@ def places_of(names):
 
 
 def has_twin(name, level):
-    """Whether an op has a CPU twin for a level. A twin in Python, which calls compiled twins, counts for "" only."""
+    """Return whether an op has a CPU twin for a level. A twin in Python, which calls compiled twins, counts for "" only."""
     path = kernels.OPS[name].twins.get("numpy")
     return bool(path) and (level == "" or not in_python(path))
 
 
 def in_python(path):
-    """Whether the twin at "module:function" is written in Python."""
+    """Return whether the twin at "module:function" is written in Python."""
     return importlib.util.find_spec(path.partition(":")[0]).origin.endswith(".py")
 
 

@@ -51,7 +51,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def is_docstring_only(path):
-    """Whether a file holds a docstring and nothing else."""
+    """Return whether a file holds a docstring and nothing else."""
     body = ast.parse(path.read_text()).body
     return len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
 

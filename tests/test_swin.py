@@ -128,7 +128,7 @@ def test_attention_in_bands_equals_attention_of_the_whole_map(rng, size, k, shif
 
 @given(rngs(), sizes(9), st.sampled_from([0, 2]))
 def test_the_values_of_padding_tokens_are_the_bias(rng, size, shift):
-    """Padding tokens are attended to. So a change of the value bias reaches every pixel in full, also beside padding."""
+    """Padding tokens are attended to. So a change of the value bias reaches every pixel in full, beside padding too."""
     attn, x, options = block(rng, 4, 4, 2)["self_attn"], rng.standard_normal((*size, 4)), {"n_heads": 2, "k": 4}
     change = rng.standard_normal(4)
     value = {**attn["value"], "bias": attn["value"]["bias"] + change}

@@ -35,6 +35,15 @@ REPLACED = {  # pattern -> what to write
     r"what becomes of": "how ... is handled",
     r"anew|thereof|thereby|whereby|lest|thereupon|amongst|whilst": "plain modern words",
     r"a pass of": "a forward pass",
+    r"in spite of|outside of the": "despite, outside the",
+    r"sane": "the limit",
+    r"feed-forward block": "feed-forward network",
+    r"nobody|no one": "say what does not happen",
+    r"takes? turns": "run one at a time",
+    r"in one go|slow(er)? moments?": "in one session, a slow period",
+    r"where there is none": "on machines without one",
+    r"all the way down|whatever \w+ is": "only NumPy, any value",
+    r"yardstick|by and by|as it were|of its own accord": "plain modern words",
 }
 
 

@@ -89,7 +89,7 @@ def stage_loss(logits: torch.Tensor, boxes: torch.Tensor, batch: Batch) -> torch
 def encoder_predictions(outputs, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Read the encoder's proposals, one for each of S image tokens.
 
-    Tokens close to the border have infinite coordinates and propose no box. Here they get a box far outside of the
+    Tokens close to the border have infinite coordinates and propose no box. Here they get a box far outside the
     image. It matches no target and keeps the gradient finite, and its score is trained to be low.
 
     Args:
