@@ -204,6 +204,11 @@ def _activate(kernel, x, bias=None):
 
 def feed_forward(x, fc1, fc2, activation, residual=None):
     """x [N, C], residual [N, C] -> [N, C]: the first bias is added inside the activation's kernel"""
+    of_one_gpu("feed_forward", x, *fc1.values(), *fc2.values(), *([] if residual is None else [residual]))
+    N, C = len(x), len(fc2["weight"])
+    if fc2["bias"].shape != (C,) or (residual is not None and residual.shape != (N, C)):
+        raise ValueError(f"feed_forward: bias {fc2['bias'].shape} and residual "
+                         f"{None if residual is None else residual.shape} do not fit rows of {(N, C)}")
     hidden = _activate(activation, x @ fc1["weight"].T, fc1["bias"])
     y = hidden @ fc2["weight"].T + fc2["bias"]
     return y if residual is None else y + residual

@@ -36,8 +36,7 @@ def image_before_text() -> tuple[str, str]:
 
 MISTAKES = [  # description, module, correct text, text with the mistake
     ("windows shifted in the wrong blocks", "swin", "shift=i % 2 * (k // 2)", "shift=(i + 1) % 2 * (k // 2)"),
-    ("no shift mask", "swin", "masked = scores + shift_mask(height, width, k, shift, like=qkv)[:, None] if shift else "
-                              "scores", "masked = scores"),
+    ("no shift mask", "swin", "masked = scores + mask", "masked = scores"),
     ("position bias transposed", "swin", "row[:, None] - row + k", "row - row[:, None] + k"),
     ("patches merged in another order", "swin", "for col in (0, 1) for row in (0, 1)",
      "for row in (0, 1) for col in (0, 1)"),

@@ -42,7 +42,7 @@ def places_of(names):
 
 
 def has_twin(name, level):
-    """Return whether an op has a CPU twin for a level. A twin in Python, which calls compiled twins, counts for "" only."""
+    """Return whether an op has a CPU twin for a level. A twin in Python calls compiled twins; it counts for "" only."""
     path = kernels.OPS[name].twins.get("numpy")
     return bool(path) and (level == "" or not in_python(path))
 

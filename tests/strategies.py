@@ -67,8 +67,39 @@ def relu_problems(draw, dtype):
     return (draw(rngs()).integers(-9, 9, shape).astype(dtype),)
 
 
+@st.composite
+def linear_problems(draw, dtype):
+    rng = draw(rngs())
+    rows, inputs, outputs = (draw(st.integers(1, n)) for n in (9, 40, 40))
+
+    def integers(*shape):
+        return rng.integers(-9, 9, shape).astype(dtype)
+
+    bias, residual = integers(outputs), integers(rows, outputs)
+    return (integers(rows, inputs), integers(outputs, inputs), draw(st.sampled_from([None, bias])),
+            draw(st.sampled_from([None, residual])))
+
+
+@st.composite
+def feed_forward_problems(draw, dtype):
+    rng = draw(rngs())
+    N, C, F = draw(st.sampled_from([1, 7, 700])), draw(st.integers(1, 9)), draw(st.integers(1, 20))
+
+    def integers(*shape):
+        return rng.integers(-9, 9, shape).astype(dtype)
+
+    fc1, fc2 = ({"weight": integers(*shape), "bias": integers(shape[0])} for shape in ((F, C), (C, F)))
+    return integers(N, C), fc1, fc2, "relu", draw(st.sampled_from([None, integers(N, C)]))
+
+
 # Ops that only add and multiply. LOOSE_PROBLEMS compares the others, to a few units in the last place.
-EXACT_PROBLEMS = {"bilinear": bilinear_problems, "deform_attn": deform_attn_problems, "relu": relu_problems}
+EXACT_PROBLEMS = {
+    "bilinear": bilinear_problems,
+    "deform_attn": deform_attn_problems,
+    "feed_forward": feed_forward_problems,
+    "linear": linear_problems,
+    "relu": relu_problems,
+}
 
 
 @st.composite

@@ -186,8 +186,14 @@ def test_invalid_arguments_are_rejected():
     ]:
         with pytest.raises(ValueError, match="fit"):
             on_fake(op, *args)
+    layer, wrong = ({"weight": np.zeros((5, 5), F32), "bias": bias} for bias in (np.zeros(5, F32), short))
     with pytest.raises(ValueError, match=r"bias \(4,\) does not fit rows of \(5,\)"):
-        on_fake(cuda.feed_forward, row, {"weight": np.zeros((5, 5), F32), "bias": short}, {}, "relu")
+        on_fake(cuda.feed_forward, row, wrong, layer, "relu")
+    for rest in ((wrong, "relu"), (layer, "relu", row[:1])):
+        with pytest.raises(ValueError, match="feed_forward: .* do not fit rows of"):
+            on_fake(cuda.feed_forward, row, layer, *rest)
+    with pytest.raises(TypeError, match="float32 or all float64"):
+        on_fake(cuda.feed_forward, row, layer, layer, "relu", row.astype(np.float64))
     many = tuple((1, 1) for _ in range(33))
     zeros = np.zeros((33, 1, 1), F32), many, references, np.zeros((3, 1, 33, 1, 2), F32), np.zeros((3, 1, 33), F32)
     with pytest.raises(ValueError, match="expected at most 32 levels; got 33"):

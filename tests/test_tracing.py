@@ -147,8 +147,8 @@ def test_a_pattern_can_name_any_step_inside_a_twin():
             np.testing.assert_allclose(fast[path], slow[path], atol=1e-9)
 
 
-def test_layer_functions_that_a_twin_calls_are_not_steps():
-    """A twin may call layer functions on parts of a map, in the calling thread."""
+def test_a_twin_is_one_step_and_its_reference_shows_the_steps_inside():
+    """Compiled code calls no function of the network, so a twin has no steps."""
     rng = np.random.default_rng(0)
     w = {**attention_weights(rng, 4), "relative_position_bias_table": rng.standard_normal((49, 2))}
     x = rng.standard_normal((9, 140, 4))  # wide enough for the twin to split it into bands

@@ -111,7 +111,6 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
     path: list[str] = []
     counts: list[dict[str, int]] = [{}]
     started: list[float] = []
-    ops: list = []  # frames of SWITCH that have started
     overhead = 0.0  # seconds spent in this profiler, subtracted from the time of every step
 
     def next_call(function):
@@ -122,7 +121,7 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
         name = reference.__name__
         where = "/".join([*path, f"{name}.{counts[-1].get(name, -1) + 1}"])
         inside = _steps(reference.__code__, reference.__globals__, where)
-        return not inside_twin() and any(fnmatchcase(step, one) for step in inside for one in named)
+        return any(fnmatchcase(step, one) for step in inside for one in named)
 
     def record(key, array, **more):
         if hasattr(array, "shape") and (not patterns or any(fnmatchcase(key, one) for one in patterns)):
@@ -136,9 +135,6 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
         for name, part in _parts(result):
             record("/".join([*path, f"return.{name}"]), part, **more)
 
-    def inside_twin():
-        return any(op.f_locals.get("twin") for op in ops)
-
     def profile(frame, event, result):
         nonlocal overhead
         now = time.perf_counter()
@@ -148,17 +144,13 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
         if (module, function) == SWITCH:
             if event == "call":
                 started.append(now - overhead)
-                ops.append(frame)
             elif started:
-                ops.pop()
                 milliseconds, op = 1e3 * (now - overhead - started.pop()), frame.f_locals
-                if op.get("twin") and not inside_twin():
+                if op.get("twin"):
                     path.append(next_call(op["reference"].__name__))
                     record_call((), result, milliseconds=milliseconds, twin=op["path"],
                                 function=_name(op["reference"]))
                     path.pop()
-        elif inside_twin():
-            pass  # a twin may call layer functions on parts of its input; these are not steps
         elif is_layer(module) and function.isidentifier() and not function.startswith("__"):  # no comprehensions
             if event == "call":
                 path.append(next_call(function))

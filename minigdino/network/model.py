@@ -97,9 +97,10 @@ def forward(pixels, token_ids, delimiters, weights, config, selected=None, detai
     choice = None if selected is None else np.asarray(selected, like=like)
     chosen = select_queries(vision, text, sizes, **weights["query_selection"], n_queries=config.num_queries,
                             eps=config.layer_norm_eps, selected=choice)
-    queries = weights["query_position_embeddings"]["weight"]  # [Q, C] contents, despite the name
+    # despite its name, query_position_embeddings holds contents
+    contents = weights["query_position_embeddings"]["weight"]  # [Q, C]
     # §3.3 cross-modality decoder
-    states, references = decoder(queries, chosen["references"], vision, text, sizes, **weights["decoder"],
+    states, references = decoder(contents, chosen["references"], vision, text, sizes, **weights["decoder"],
                                  bbox_embed=weights["bbox_embed"], config=config)  # [N, Q, C], [N+1, Q, 4]
 
     def head(i):
@@ -118,7 +119,7 @@ def forward(pixels, token_ids, delimiters, weights, config, selected=None, detai
             "layer_boxes": np.stack([h[1] for h in heads]),
             "encoder_logits": similarity(chosen["output"], text, **selection["encoder_output_class_embed"]),
             "encoder_boxes": mlp(chosen["output"], **selection["encoder_output_bbox_embed"]) + chosen["anchors"],
-            "query_logits": similarity(queries, text_features, **selection["encoder_output_class_embed"]),
+            "query_logits": similarity(contents, text_features, **selection["encoder_output_class_embed"]),
         }
     return Output(logits, boxes, image_features, text_features, text, vision, sizes, chosen["scores"],
                   chosen["selected"], states, references, **more)

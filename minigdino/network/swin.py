@@ -94,7 +94,8 @@ def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
     pixels = windows(shifted, k).reshape(-1, k * k, 3, M, D)  # [height*width/k**2, k**2, 3, M, D]
     q, key, v = pixels.transpose(2, 0, 3, 1, 4)  # [height*width/k**2, M, k**2, D]
     scores = (q * D**-0.5) @ key.swapaxes(2, 3) + position_bias  # [height*width/k**2, M, k**2, k**2]
-    masked = scores + shift_mask(height, width, k, shift, like=qkv)[:, None] if shift else scores
+    mask = shift_mask(height, width, k, shift, like=qkv)[:, None] if shift else 0
+    masked = scores + mask  # [height*width/k**2, M, k**2, k**2]
     weights = softmax(masked)  # [height*width/k**2, M, k**2, k**2]
     attended = weights @ v  # [height*width/k**2, M, k**2, D]
     whole = unwindow(attended.swapaxes(1, 2).reshape(-1, k * k, M * D), height, width)

@@ -45,7 +45,7 @@ CHAPTERS = (
                "merging between stages joins 2 × 2 tokens and doubles the channels. Early maps show edges and colours, "
                "late maps larger areas."),
     )),
-    Chapter("Feature levels", "enhancer", "Feature maps of several sizes are projected to the same number of channels.", (
+    Chapter("Feature levels", "enhancer", "Feature maps of several sizes are projected to one number of channels.", (
         Figure("pyramid", "Feature levels",
                ("enhancer.neck", "enhancer.conv_1x1", "enhancer.conv_3x3_stride_2"),
                ("forward.0/neck.0/return.*",), neck.pyramid,
