@@ -167,8 +167,8 @@ def _ceil(Py_ssize_t n, Py_ssize_t k):
     return (n + k - 1) // k
 
 
-def relative_position_bias(table, k):
-    """table [(2*k-1)**2, M] -> [M, k*k, k*k]"""
+def _relative_position_bias(table, k):
+    """As in minigdino/network/swin.py: table [(2*k-1)**2, M] -> [M, k*k, k*k]"""
     row, col = np.divmod(np.arange(k * k), k)
     rows, cols = row[:, None] - row + k - 1, col[:, None] - col + k - 1
     return np.moveaxis(table[rows * (2 * k - 1) + cols], 2, 0)
@@ -183,7 +183,7 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
     H, W, C = x.shape
     bands = _ceil(H, k)
     weight, bias = (np.concatenate([p[name] for p in (query, key, value)]) for name in ("weight", "bias"))
-    position_bias = relative_position_bias(relative_position_bias_table, k)  # [M, K, K]
+    position_bias = _relative_position_bias(relative_position_bias_table, k)  # [M, K, K]
     if (len(position_bias) != n_heads or weight.shape != (3 * C, C) or bias.shape != (3 * C,) or C % n_heads
             or not 0 <= shift < k or (residual is not None and residual.shape != x.shape)):
         raise ValueError(f"window_attention: x {x.shape}, residual {None if residual is None else residual.shape}, "
