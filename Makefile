@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd)
+SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd _ext/*.h)
 
 .PHONY: build demo test test-browser docs mutants lint parity published golden bench gpu-check gpu benchmarks train-shapes evaluate-shapes clean
 
@@ -16,6 +16,7 @@ extra = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.to
 $(VENV)/built: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/minigdino info | grep '^missing'  # compiled modules that could not be built
 	touch $@
 
 $(VENV)/parity: $(VENV)/built

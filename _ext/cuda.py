@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .checks import same_dtype
+from .checks import check_activation, check_arrays, check_levels
 from .erfc import ERFC
 
 KERNELS = {  # file -> its kernels, each compiled for float and double
@@ -54,20 +54,21 @@ def compiled(kernel: str, dtype: np.dtype):
 
 def launch(kernel: str, dtype: np.dtype, blocks: int, width: int, *arguments) -> None:
     """Launch a kernel with `blocks` blocks of up to `width` threads. Python ints are passed as C ints."""
-    if max(blocks, width) > LARGEST:
+    if max(blocks, width, *(a for a in arguments if isinstance(a, int))) > LARGEST:
         raise ValueError(f"{kernel}: expected at most {LARGEST} rows and elements per row; got {blocks}, {width}")
     threads = min(MOST_THREADS, math.ceil(width / WARP) * WARP)
     ready = tuple(np.intc(a) if isinstance(a, int) else a for a in arguments)
     compiled(kernel, dtype)((blocks,), (threads,), ready)
 
 
-def of_one_gpu(op: str, *arrays) -> np.dtype:
-    """The one dtype of all arrays. Raises TypeError or ValueError unless they have one dtype and one GPU."""
-    if strange := [type(a).__name__ for a in arrays if type(a).__module__.partition(".")[0] != "cupy"]:
+def check_gpu_arrays(op: str, spec: str, /, *arrays, **given: int) -> list:
+    """`check_arrays`, for arrays that must all be on one GPU. Raises TypeError or ValueError unless they are."""
+    present = [a for a in arrays if a is not None]
+    if strange := [type(a).__name__ for a in present if type(a).__module__.partition(".")[0] != "cupy"]:
         raise TypeError(f"{op}: expected CuPy arrays only; got a {strange[0]}")
-    if len(homes := {a.device.id for a in arrays}) > 1:
+    if len(homes := {a.device.id for a in present}) > 1:
         raise ValueError(f"{op}: expected arrays on one GPU; got arrays on GPUs {sorted(homes)}")
-    return same_dtype(*arrays)
+    return check_arrays(op, spec, *arrays, **given)
 
 
 def fresh(shape, like):
@@ -92,89 +93,80 @@ def rows_of(array):
 
 def bilinear(image, xy):
     """image [H, W, M, D], xy [Q, M, P, 2] -> [Q, M, P, D]"""
-    dtype = of_one_gpu("bilinear", image, xy)
-    if image.ndim != 4 or xy.ndim != 4 or xy.shape[1] != image.shape[2] or xy.shape[3] != 2:
-        raise ValueError(f"bilinear: image {image.shape} and xy {xy.shape} do not fit together")
-    (H, W, M, D), (Q, _, P, _) = image.shape, xy.shape
+    H, W, M, D, Q, P = check_gpu_arrays("bilinear", "image [H, W, M, D], xy [Q, M, P, 2]", image, xy)
     if not image.size:
-        return np.zeros((Q, M, P, D), dtype, like=image)
+        return np.zeros((Q, M, P, D), image.dtype, like=image)
+    check_levels("bilinear", [(H, W)], 1, H * W)
     out = fresh((Q, M, P, D), image)
     if out.size:
-        launch("bilinear", dtype, Q, M * P * D, contiguous(image), contiguous(xy), H, W, M, D, P, out)
+        launch("bilinear", image.dtype, Q, M * P * D, contiguous(image), contiguous(xy), H, W, M, D, P, out)
     return out
 
 
 def deform_attn(value, sizes, references, offsets, scores):
     """value [S, M, D], sizes ((H, W), ...), references [Q, R], offsets [Q, M, L, P, 2], scores [Q, M, L*P]
     -> [Q, M*D]"""
-    dtype = of_one_gpu("deform_attn", value, references, offsets, scores)
-    Q, M, L, P, _ = offsets.shape
-    if (value.ndim != 3 or value.shape[1] != M or references.shape not in ((Q, 2), (Q, 4))
-            or offsets.shape != (Q, M, L, P, 2) or scores.shape != (Q, M, L * P) or len(sizes) != L
-            or any(H < 0 or W < 0 for H, W in sizes) or sum(H * W for H, W in sizes) != len(value)):
-        raise ValueError(f"deform_attn: value {value.shape}, sizes {sizes}, references {references.shape}, offsets "
-                         f"{offsets.shape} and scores {scores.shape} do not fit together")
+    S, M, D, Q, R, L, P = check_gpu_arrays(
+        "deform_attn", "value [S, M, D], references [Q, R], offsets [Q, M, L, P, 2], scores [Q, M, L*P]",
+        value, references, offsets, scores)
+    if R not in (2, 4):
+        raise ValueError(f"deform_attn: references {references.shape} do not fit: expected 2 or 4 coordinates each")
     if L > MOST_LEVELS:
         raise ValueError(f"deform_attn: expected at most {MOST_LEVELS} levels; got {L}")
-    D, R = value.shape[2], references.shape[1]
+    sizes = check_levels("deform_attn", sizes, L, S)
     if not L * P:
-        return np.zeros((Q, M * D), dtype, like=value)
+        return np.zeros((Q, M * D), value.dtype, like=value)
     out = fresh((Q, M * D), value)
     if out.size:
         levels = np.zeros((), SIZES)
         levels["of"][:L] = sizes
         (offsets, offsets_step), (scores, scores_step) = rows_of(offsets), rows_of(scores)
-        launch("deform_attn", dtype, Q, M * D, contiguous(value), levels, contiguous(references), offsets, scores,
+        launch("deform_attn", value.dtype, Q, M * D, contiguous(value), levels, contiguous(references), offsets, scores,
                M, D, L, P, R, offsets_step, scores_step, out)
     return out
 
 
 def layer_norm(x, weight, bias, eps=1e-5):
     """x [..., C], weight [C], bias [C] -> [..., C]"""
-    return _norm(x, None, weight, bias, eps)
+    return _norm("layer_norm", "x [..., C], residual? [..., C], weight [C], bias [C]", x, None, weight, bias, eps)
 
 
 def add_norm(x, residual, weight, bias, eps=1e-5):
     """x [..., C], residual [..., C], weight [C], bias [C] -> [..., C]"""
-    if residual.shape != x.shape:
-        raise ValueError(f"add_norm: x {x.shape} and residual {residual.shape} do not fit together")
-    return _norm(x, residual, weight, bias, eps)
+    return _norm("add_norm", "x [..., C], residual [..., C], weight [C], bias [C]", x, residual, weight, bias, eps)
 
 
-def _norm(x, residual, weight, bias, eps):
-    dtype = of_one_gpu("layer_norm", *(a for a in (x, residual, weight, bias) if a is not None))
-    C = x.shape[-1]
-    if weight.shape != (C,) or bias.shape != (C,):
-        raise ValueError(f"layer_norm: x {x.shape}, weight {weight.shape} and bias {bias.shape} do not fit together")
+def _norm(op, spec, x, residual, weight, bias, eps):
+    _, C = check_gpu_arrays(op, spec, x, residual, weight, bias)
     out = fresh(x.shape, x)
     if out.size:
-        launch("add_norm", dtype, x.size // C, C, contiguous(x), None if residual is None else contiguous(residual),
-               contiguous(weight), contiguous(bias), dtype.type(eps), C, out)
+        launch("add_norm", x.dtype, x.size // C, C, contiguous(x), None if residual is None else contiguous(residual),
+               contiguous(weight), contiguous(bias), x.dtype.type(eps), C, out)
     return out
 
 
 def group_norm(x, weight, bias, groups=32, eps=1e-5):
     """x [H, W, C], weight [C], bias [C] -> [H, W, C]"""
-    dtype = of_one_gpu("group_norm", x, weight, bias)
-    H, W, C = x.shape
-    if C % groups or weight.shape != (C,) or bias.shape != (C,):
-        raise ValueError(f"group_norm: x {x.shape}, weight {weight.shape}, bias {bias.shape} and {groups} groups do "
-                         "not fit together")
+    H, W, C = check_gpu_arrays("group_norm", "x [H, W, C], weight [C], bias [C]", x, weight, bias)
+    if groups not in range(1, C + 1) or C % groups:
+        raise ValueError(f"group_norm: arrays do not fit together: expected groups to divide the {C} channels of x "
+                         f"{x.shape}; got {groups}")
     out = fresh(x.shape, x)
     if out.size:
-        launch("group_norm", dtype, groups, H * W * (C // groups), contiguous(x), contiguous(weight), contiguous(bias),
-               np.float64(eps), H * W, groups, C // groups, out)
+        launch("group_norm", x.dtype, groups, H * W * (C // groups), contiguous(x), contiguous(weight),
+               contiguous(bias), np.float64(eps), H * W, groups, C // groups, out)
     return out
 
 
 def softmax(x, axis=-1):
     """x [...] -> [...]"""
-    dtype = of_one_gpu("softmax", x)
-    axis = axis % x.ndim
-    n, C = x.shape[axis], math.prod(x.shape[axis + 1 :])
+    check_gpu_arrays("softmax", "x [...]", x)
+    if axis not in range(-x.ndim, x.ndim):
+        raise ValueError(f"softmax: expected an axis of x {x.shape}; got {axis}")
+    n, C = x.shape[axis], math.prod(x.shape[axis % x.ndim + 1 :])
     out = fresh(x.shape, x)
     if out.size:
-        launch("softmax", dtype, x.size // n, n, contiguous(x), n, C, out)
+        launch("softmax", x.dtype, x.size // n, n, contiguous(x), n, C, out)
     return out
 
 
@@ -190,10 +182,8 @@ def gelu(x):
 
 def _activate(kernel, x, bias=None):
     """Activation of x + bias: x [..., C], bias [C] -> [..., C]"""
-    dtype = of_one_gpu(kernel, *(a for a in (x, bias) if a is not None))
-    C = x.shape[-1]
-    if bias is not None and bias.shape != (C,):
-        raise ValueError(f"{kernel}: bias {bias.shape} does not fit rows of {(C,)}")
+    _, C = check_gpu_arrays(kernel, "x [..., C], bias? [C]", x, bias)
+    dtype = x.dtype
     constants = [np.array((ERFC,), [("of", dtype, (len(ERFC),))])] if kernel == "gelu" else []
     out = fresh(x.shape, x)
     if out.size:
@@ -204,11 +194,10 @@ def _activate(kernel, x, bias=None):
 
 def feed_forward(x, fc1, fc2, activation, residual=None):
     """x [N, C], residual [N, C] -> [N, C]: the first bias is added inside the activation's kernel"""
-    of_one_gpu("feed_forward", x, *fc1.values(), *fc2.values(), *([] if residual is None else [residual]))
-    N, C = len(x), len(fc2["weight"])
-    if fc2["bias"].shape != (C,) or (residual is not None and residual.shape != (N, C)):
-        raise ValueError(f"feed_forward: bias {fc2['bias'].shape} and residual "
-                         f"{None if residual is None else residual.shape} do not fit rows of {(N, C)}")
+    check_gpu_arrays(
+        "feed_forward", "x [N, C], fc1_weight [F, C], fc1_bias [F], fc2_weight [C, F], fc2_bias [C], residual? [N, C]",
+        x, fc1["weight"], fc1["bias"], fc2["weight"], fc2["bias"], residual)
+    check_activation("feed_forward", activation)
     hidden = _activate(activation, x @ fc1["weight"].T, fc1["bias"])
     y = hidden @ fc2["weight"].T + fc2["bias"]
     return y if residual is None else y + residual
@@ -219,14 +208,15 @@ QUERIES = 8  # queries per block, one warp each, of one window: neighbouring war
 
 def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
     """qkv [H, W, 3, M, D], qkv_bias [3, M, D], position_bias [M, k*k, k*k] -> [H, W, M, D]"""
-    dtype = of_one_gpu("attend_in_windows", qkv, qkv_bias, position_bias)
-    H, W, three, M, D = qkv.shape
-    if three != 3 or qkv_bias.shape != (3, M, D) or position_bias.shape != (M, k * k, k * k) or not 0 <= shift < k:
-        raise ValueError(f"attend_in_windows: qkv {qkv.shape}, bias {qkv_bias.shape} and position bias "
-                         f"{position_bias.shape} do not fit windows of {k} by {k}, shifted by {shift}")
+    H, W, M, D = check_gpu_arrays(
+        "attend_in_windows", "qkv [H, W, 3, M, D], qkv_bias [3, M, D], position_bias [M, K, K]", qkv, qkv_bias,
+        position_bias, K=k * k)
+    if shift not in range(k):
+        raise ValueError(f"attend_in_windows: arrays do not fit windows of {k} by {k}, shifted by {shift}: expected a "
+                         "shift of 0 to k - 1")
     out = fresh((H, W, M, D), qkv)
     if out.size:
         windows = math.ceil(H / k) * math.ceil(W / k)
-        launch("attend_in_windows", dtype, windows * M, min(k * k, QUERIES) * WARP, contiguous(qkv),
+        launch("attend_in_windows", qkv.dtype, windows * M, min(k * k, QUERIES) * WARP, contiguous(qkv),
                contiguous(qkv_bias), contiguous(position_bias), H, W, M, D, k, shift, out)
     return out

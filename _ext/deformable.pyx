@@ -1,5 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Twins of minigdino/network/deformable.py: the queries are divided among threads."""
+"""Twins of minigdino/network/deformable.py: the queries are divided among threads.
+
+`deform_attn` samples in its own loop. `bilinear` runs where the reference of deformable attention runs, such as in a
+trace of its steps.
+"""
 
 import numpy as np
 
@@ -8,7 +12,7 @@ from libc.stdlib cimport calloc, free
 from _ext.sampling cimport add_pixels, find_pixels
 from _ext.vectors cimport LANES, softmax_row
 
-from minigdino._ext.checks import contiguous, same_dtype
+from minigdino._ext.checks import check_arrays, check_levels, contiguous
 from minigdino._ext.pool import for_rows
 
 
@@ -42,13 +46,12 @@ def _bilinear_rows(const floating[:, :, :, ::1] image, const floating[:, :, :, :
 
 def bilinear(image, xy):
     """image [H, W, M, D], xy [Q, M, P, 2] -> [Q, M, P, D]"""
-    dtype = same_dtype(image, xy)
-    if image.ndim != 4 or xy.ndim != 4 or xy.shape[1] != image.shape[2] or xy.shape[3] != 2:
-        raise ValueError(f"bilinear: image {image.shape} and xy {xy.shape} do not fit together")
-    out = np.zeros((*xy.shape[:3], image.shape[3]), dtype)
+    H, W, M, D, Q, P = check_arrays("bilinear", "image [H, W, M, D], xy [Q, M, P, 2]", image, xy)
+    out = np.zeros((Q, M, P, D), image.dtype)
     if out.size and image.size:
+        check_levels("bilinear", [(H, W)], 1, H * W)
         arrays = contiguous(image), contiguous(xy)
-        for_rows(lambda first, last: _bilinear_rows(*arrays, out, first, last), len(xy))
+        for_rows(lambda first, last: _bilinear_rows(*arrays, out, first, last), Q)
     return out
 
 
@@ -129,24 +132,23 @@ def _deform_attn_rows(const floating[:, :, ::1] value, const floating[:, ::1] si
 def deform_attn(value, sizes, references, offsets, scores):
     """value [S, M, D], sizes ((H, W), ...), references [Q, R], offsets [Q, M, L, P, 2], scores [Q, M, L*P]
     -> [Q, M*D]"""
-    dtype = same_dtype(value, references, offsets, scores)
-    Q, M, L, P, _ = offsets.shape
-    level_sizes = np.array(sizes, np.intp).reshape(-1, 2)
-    if (value.shape[1] != M or references.shape not in ((Q, 2), (Q, 4)) or offsets.shape != (Q, M, L, P, 2)
-            or scores.shape != (Q, M, L * P) or level_sizes.shape != (L, 2)
-            or (level_sizes < 1).any() or level_sizes.prod(axis=1).sum() != len(value)):
-        raise ValueError(f"deform_attn: value {value.shape}, sizes {sizes}, references {references.shape}, offsets "
-                         f"{offsets.shape} and scores {scores.shape} do not fit together")
+    S, M, D, Q, R, L, P = check_arrays(
+        "deform_attn", "value [S, M, D], references [Q, R], offsets [Q, M, L, P, 2], scores [Q, M, L*P]",
+        value, references, offsets, scores)
+    if R not in (2, 4):
+        raise ValueError(f"deform_attn: references {references.shape} do not fit: expected 2 or 4 coordinates each")
+    levels = check_levels("deform_attn", sizes, L, S)
     if not L * P:
-        return np.zeros((Q, M * value.shape[2]), dtype)
-    out = np.empty((Q, M, value.shape[2]), dtype)
+        return np.zeros((Q, M * D), value.dtype)
+    out = np.empty((Q, M, D), value.dtype)
     if out.size:
-        points, starts = np.ones((2, L * P + LANES - 1), dtype), np.zeros(L * P + LANES - 1, np.int32)
-        points[:, :L * P] = level_sizes.T.repeat(P, axis=1)
-        starts[:L * P] = (level_sizes.prod(axis=1).cumsum() - level_sizes.prod(axis=1)).repeat(P)
+        pixels = [H * W for H, W in levels]
+        points, starts = np.ones((2, L * P + LANES - 1), value.dtype), np.zeros(L * P + LANES - 1, np.int32)
+        points[:, :L * P] = np.transpose(levels).repeat(P, axis=1)
+        starts[:L * P] = (np.cumsum(pixels) - pixels).repeat(P)
         arrays = contiguous(value), points, starts, contiguous(references), _rows_of(offsets, Q), _rows_of(scores, Q)
         for_rows(lambda first, last: _deform_attn_rows(*arrays, out, P, first, last), Q)
-    return out.reshape(Q, M * value.shape[2])
+    return out.reshape(Q, M * D)
 
 
 def _rows_of(array, n):

@@ -10,15 +10,17 @@ import functools
 import importlib
 from collections.abc import Callable
 
+problems: dict[str, str] = {}  # {module: why it cannot be used}; `levels` and `load_for` add what they find
+
 
 @functools.cache
 def levels() -> tuple[str, ...]:
     """Instruction sets this CPU supports, best first: of "avx512", "avx2" and "" (the baseline)."""
-    try:
-        from .cpu import levels
-    except ImportError:
-        return ("",)
-    return tuple(levels())
+    module = f"{__package__}.cpu"
+    if found := load_for("", f"{module}:levels"):
+        return tuple(found())
+    problems.setdefault(module, "was not built")
+    return ("",)
 
 
 @functools.cache
@@ -28,17 +30,30 @@ def load(path: str) -> Callable | None:
 
 
 def load_for(level: str, path: str) -> Callable | None:
-    """The function at "package.module:function" as compiled for one level; None if that was not built."""
-    module, _, name = path.partition(":")
-    package, _, module = module.rpartition(".")
+    """The function at "package.module:function" as compiled for one level; None if that cannot be used.
+
+    A module that was built but cannot be loaded is added to `problems`, with the reason. Examples are a missing symbol,
+    another version of NumPy, and a file that is older than its source.
+    """
+    package, module, name = module_of(level, path)
     try:
-        return getattr(importlib.import_module(".".join(filter(None, (package, level, module)))), name)
-    except ImportError:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # loading a damaged module can raise any
+        if not (isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(f"{package}.")):
+            reason = str(error).strip().partition("\n")[0]
+            problems[module] = f"cannot be loaded ({type(error).__name__}: {reason})"
         return None
 
 
+def module_of(level: str, path: str) -> tuple[str, str, str]:
+    """Package, full name of the module as compiled for one level, and function, of "package.module:function"."""
+    module, _, name = path.partition(":")
+    package, _, module = module.rpartition(".")
+    return package, ".".join(filter(None, (package, level, module))), name
+
+
 def require(path: str) -> Callable:
-    """Return the same as `load`, but raise ImportError for a function that was not built."""
+    """Return the same as `load`, but raise ModuleNotFoundError for a function that was not built."""
     if (found := load(path)) is None:
-        raise ImportError(f"{path} was not built")
+        raise ModuleNotFoundError(f"{path} was not built", name=path)
     return found

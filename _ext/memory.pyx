@@ -6,6 +6,8 @@ operating system, and the next allocation obtains new pages. Obtaining a page ta
 allocator, which NumPy can set per thread, caches freed blocks during a forward pass and frees them at its end.
 """
 
+import os
+
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strcpy
@@ -29,16 +31,22 @@ cdef extern from *:
     #else
     static void prefer_large_pages(void *start, size_t size) {}
     #endif
+    #if defined(_MSC_VER)
+    static __declspec(thread) int passes_of_this_thread;
+    #else
+    static __thread int passes_of_this_thread;
+    #endif
     """
-    void prefer_large_pages(void *start, size_t size) noexcept
+    void prefer_large_pages(void *start, size_t size) noexcept nogil
+    int passes_of_this_thread  # forward passes that it is inside of
 
 cdef extern from "numpy/arrayobject.h":
     ctypedef struct PyDataMemAllocator:
         void *ctx
-        void *(*malloc)(void *ctx, size_t size) noexcept
-        void *(*calloc)(void *ctx, size_t n, size_t size) noexcept
-        void *(*realloc)(void *ctx, void *pointer, size_t size) noexcept
-        void (*free)(void *ctx, void *pointer, size_t size) noexcept
+        void *(*malloc)(void *ctx, size_t size) noexcept nogil
+        void *(*calloc)(void *ctx, size_t n, size_t size) noexcept nogil
+        void *(*realloc)(void *ctx, void *pointer, size_t size) noexcept nogil
+        void (*free)(void *ctx, void *pointer, size_t size) noexcept nogil
     ctypedef struct PyDataMem_Handler:
         char name[127]
         uint8_t version
@@ -55,24 +63,26 @@ cdef struct Block:
     char *start  # the pointer that malloc returned
     size_t size
 
-# NumPy holds the interpreter lock when it calls an allocator, so no other lock is needed.
+# NumPy holds the interpreter lock when it calls an allocator, so no other lock is needed. The functions are `nogil`
+# nevertheless: they may run while an exception is in flight, which any Python operation would clear.
 cdef Block cached[SLOTS]  # oldest first
-cdef int n_cached = 0, n_users = 0
+cdef int n_cached = 0, n_passes = 0  # n_passes: of all threads
 cdef size_t bytes_cached = 0
 
 
-cdef void remove(int slot) noexcept:
+cdef void remove(int slot) noexcept nogil:
     """Remove a block from the cache, without freeing it."""
     global n_cached, bytes_cached
+    cdef int i
     bytes_cached -= cached[slot].size
     n_cached -= 1
     for i in range(slot, n_cached):
         cached[i] = cached[i + 1]
 
 
-cdef void *allocate(void *ctx, size_t size) noexcept:
+cdef void *allocate(void *ctx, size_t size) noexcept nogil:
     """Return the smallest cached block of size to 1.5 * size bytes, else a new block."""
-    cdef int best = -1
+    cdef int i, best = -1
     cdef char *start
     cdef char *array
     if size >= MIN_SIZE:
@@ -83,7 +93,7 @@ cdef void *allocate(void *ctx, size_t size) noexcept:
         start, size = cached[best].start, cached[best].size
         remove(best)
     else:
-        start = <char *> malloc(size + 2 * LINE)
+        start = <char *> malloc(size + 2 * LINE) if size <= <size_t> -1 - 2 * LINE else NULL
         if start == NULL:
             return NULL
         prefer_large_pages(start, size)
@@ -93,7 +103,7 @@ cdef void *allocate(void *ctx, size_t size) noexcept:
     return array
 
 
-cdef void *allocate_zeros(void *ctx, size_t n, size_t size) noexcept:
+cdef void *allocate_zeros(void *ctx, size_t n, size_t size) noexcept nogil:
     cdef void *array
     if size and n > (<size_t> -1 - 2 * LINE) // size:
         return NULL
@@ -103,13 +113,13 @@ cdef void *allocate_zeros(void *ctx, size_t n, size_t size) noexcept:
     return array
 
 
-cdef void release(void *ctx, void *array, size_t size) noexcept:
+cdef void release(void *ctx, void *array, size_t size) noexcept nogil:
     global n_cached, bytes_cached
     cdef Block block
     if array == NULL:
         return
     block = (<Block *> (<char *> array - LINE))[0]
-    if n_users == 0 or block.size < MIN_SIZE or block.size > MAX_CACHED:
+    if n_passes == 0 or block.size < MIN_SIZE or block.size > MAX_CACHED:
         free(block.start)
         return
     while n_cached == SLOTS or bytes_cached + block.size > MAX_CACHED:
@@ -120,7 +130,7 @@ cdef void release(void *ctx, void *array, size_t size) noexcept:
     bytes_cached += block.size
 
 
-cdef void *resize(void *ctx, void *array, size_t size) noexcept:
+cdef void *resize(void *ctx, void *array, size_t size) noexcept nogil:
     cdef void *larger = allocate(ctx, size)
     if larger != NULL and array != NULL:
         memcpy(larger, array, min(size, (<Block *> (<char *> array - LINE)).size))
@@ -135,6 +145,24 @@ handler.allocator = PyDataMemAllocator(NULL, allocate, allocate_zeros, resize, r
 cdef object capsule = PyCapsule_New(&handler, "mem_handler", NULL)
 
 
+cdef void empty_cache() noexcept nogil:
+    while n_cached:
+        free(cached[0].start)
+        remove(0)
+
+
+def _forget_other_threads():
+    """In a forked child: the threads of other passes do not exist there"""
+    global n_passes
+    n_passes = passes_of_this_thread
+    if n_passes == 0:
+        empty_cache()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
+
+
 class reused:
     """Context manager in which new NumPy arrays reuse freed memory: `with reused(): ...`
 
@@ -142,18 +170,18 @@ class reused:
     """
 
     def __enter__(self):
-        global n_users
+        global n_passes, passes_of_this_thread
         self.previous = PyDataMem_SetHandler(capsule)
-        n_users += 1
+        n_passes += 1
+        passes_of_this_thread += 1
 
     def __exit__(self, *error):
-        global n_users
+        global n_passes, passes_of_this_thread
         PyDataMem_SetHandler(self.previous)
-        n_users -= 1
-        if n_users == 0:
-            while n_cached:
-                free(cached[0].start)
-                remove(0)
+        n_passes -= 1
+        passes_of_this_thread -= 1
+        if n_passes == 0:
+            empty_cache()
 
 
 def kept_bytes():

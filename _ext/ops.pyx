@@ -1,20 +1,23 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Twins of minigdino/network/ops.py: all steps of an op run on one row at a time, so each row stays in the cache."""
 
+from math import prod
+
 import numpy as np
 
 from cython cimport floating
 from libc.math cimport sqrt
-from _ext.vectors cimport exp_negative, softmax_row, total, total_of_squares
+from _ext.vectors cimport exp_negative, softmax_row, total
 
-from minigdino._ext.checks import contiguous, same_dtype
+from minigdino._ext.checks import check_activation, check_arrays, contiguous
 from minigdino._ext.erfc import ERFC
-from minigdino._ext.pool import count, for_rows
+from minigdino._ext.pool import for_rows
+from .products import FEW, multiply, pack, product
 
-MIN_ELEMENTS = 1 << 14  # per thread; with fewer, the loop ends before another thread starts
-MIN_MULTIPLICATIONS = 1 << 20  # per thread, in a product
-BLOCK_ROWS = 512  # per block of a feed-forward network: few enough for the cache, enough for products at full rate
-MIN_ROWS = 256  # per thread in a feed-forward network; with fewer, rereading the weights costs more
+MIN_ELEMENTS = 1 << 14  # per range; with fewer, the loop ends before another thread starts
+# Rows and hidden channels per block of a feed-forward network. A block stays in the cache, beside the weights it needs.
+BLOCK_ROWS, BLOCK_CHANNELS = 384, 512
+MIN_ROWS = BLOCK_ROWS // 2  # per range of rows; with fewer, rereading the weights costs more
 
 
 def _norm_rows(const floating[:, ::1] x, const floating[:, ::1] residual, const floating[::1] weight,
@@ -32,27 +35,28 @@ def _norm_rows(const floating[:, ::1] x, const floating[:, ::1] residual, const 
             else:
                 for c in range(C):
                     row[c] = x[i, c]
-            mean = total(row, C) / C
+            mean = total(row, C, False) / C
             for c in range(C):
                 row[c] = row[c] - mean
-            scale = <floating> 1 / <floating> sqrt(total_of_squares(row, C) / C + eps)
+            scale = <floating> 1 / <floating> sqrt(total(row, C, True) / C + eps)
             for c in range(C):
                 row[c] = row[c] * scale * weight[c] + bias[c]
 
 
 def layer_norm(x, weight, bias, eps=1e-5):
     """x [..., C], weight [C], bias [C] -> [..., C]"""
-    return add_norm(x, x[:0], weight, bias, eps)
+    return _norm("layer_norm", "x [..., C], residual? [..., C], weight [C], bias [C]", x, None, weight, bias, eps)
 
 
 def add_norm(x, residual, weight, bias, eps=1e-5):
     """x [..., C], residual [..., C], weight [C], bias [C] -> [..., C]"""
-    *_, C = x.shape  # not x.shape[-1]: wraparound is off, for Python objects too
-    same_dtype(x, residual, weight, bias)
-    if residual.shape != x.shape and len(residual) or weight.shape != (C,) or bias.shape != (C,):
-        raise ValueError(f"layer_norm: x {x.shape}, residual {residual.shape}, weight {weight.shape} and bias "
-                         f"{bias.shape} do not fit together")
-    rows = contiguous(x).reshape(-1, C), contiguous(residual).reshape(-1, C), contiguous(weight), contiguous(bias)
+    return _norm("add_norm", "x [..., C], residual [..., C], weight [C], bias [C]", x, residual, weight, bias, eps)
+
+
+def _norm(op, spec, x, residual, weight, bias, eps):
+    shape, C = check_arrays(op, spec, x, residual, weight, bias)
+    addend = np.empty((0, C), x.dtype) if residual is None else contiguous(residual).reshape(prod(shape), C)
+    rows = contiguous(x).reshape(prod(shape), C), addend, contiguous(weight), contiguous(bias)
     out = np.empty_like(rows[0])
     if out.size:
         for_rows(lambda first, last: _norm_rows(*rows, eps, out, first, last), len(out), 1 + MIN_ELEMENTS // C)
@@ -85,52 +89,23 @@ def _group_norm_groups(const floating[:, ::1] x, const floating[::1] weight, con
 
 def group_norm(x, weight, bias, groups=32, eps=1e-5):
     """x [H, W, C], weight [C], bias [C] -> [H, W, C]"""
-    same_dtype(x, weight, bias)
-    H, W, C = x.shape
-    if C % groups or weight.shape != (C,) or bias.shape != (C,):
-        raise ValueError(f"group_norm: x {x.shape}, weight {weight.shape}, bias {bias.shape} and {groups} groups do "
-                         "not fit together")
-    rows, weight, bias = contiguous(x).reshape(-1, C), contiguous(weight), contiguous(bias)
+    H, W, C = check_arrays("group_norm", "x [H, W, C], weight [C], bias [C]", x, weight, bias)
+    if groups not in range(1, C + 1) or C % groups:
+        raise ValueError(f"group_norm: expected groups to divide the {C} channels of x {x.shape}; got {groups}")
+    rows, weight, bias = contiguous(x).reshape(H * W, C), contiguous(weight), contiguous(bias)
     out = np.empty_like(rows)
     if out.size:
         for_rows(lambda first, last: _group_norm_groups(rows, weight, bias, eps, out, C // groups, first, last), groups)
     return out.reshape(H, W, C)
 
 
-def _add_rows(floating[:, ::1] y, const floating[::1] bias, const floating[:, ::1] residual, Py_ssize_t first,
-              Py_ssize_t last):
-    """y [N, O] += bias [O] + residual [N, O], where [0] and [0, 0] stand for none"""
-    cdef Py_ssize_t i, o
-    with nogil:
-        for i in range(first, last):
-            if bias.shape[0]:
-                for o in range(y.shape[1]):
-                    y[i, o] = y[i, o] + bias[o]
-            if residual.shape[0]:
-                for o in range(y.shape[1]):
-                    y[i, o] = y[i, o] + residual[i, o]
-
-
-def _addends(N, O, bias, residual, dtype):
-    """bias [O] or None, residual [..., O] or None -> bias [O] or [0], residual [N, O] or [0, 0]"""
-    bias = np.empty(0, dtype) if bias is None else contiguous(bias)
-    residual = np.empty((0, 0), dtype) if residual is None else contiguous(residual).reshape(-1, O)
-    same_dtype(np.empty(0, dtype), bias, residual)
-    if bias.shape not in ((O,), (0,)) or len(residual) not in (N, 0):
-        raise ValueError(f"linear: bias {bias.shape} and residual {residual.shape} do not fit a product of {(N, O)}")
-    return bias, residual
-
-
 def linear(x, weight, bias=None, residual=None):
-    """x [..., I], weight [O, I], bias [O], residual [..., O] -> [..., O]: BLAS multiplies, a threaded loop adds"""
-    *shape, I = x.shape
-    N, O = x.size // I, len(weight)
-    bias, residual = _addends(N, O, bias, residual, same_dtype(x, weight))
-    y = x.reshape(N, I) @ weight.T
-    if y.size and len(bias) + len(residual):
-        y = contiguous(y)
-        for_rows(lambda first, last: _add_rows(y, bias, residual, first, last), N, 1 + MIN_ELEMENTS // O)
-    return y.reshape(*shape, O)
+    """x [..., I], weight [O, I], bias [O], residual [..., O] -> [..., O]"""
+    shape, I, O = check_arrays("linear", "x [..., I], weight [O, I], bias? [O], residual? [..., O]", x, weight, bias,
+                               residual)
+    N = prod(shape)
+    residual = None if residual is None else residual.reshape(N, O)
+    return product(x.reshape(N, I), weight, bias, residual).reshape(*shape, O)
 
 
 def _softmax_rows(const floating[:, ::1] x, floating[:, ::1] out, Py_ssize_t first, Py_ssize_t last):
@@ -142,9 +117,12 @@ def _softmax_rows(const floating[:, ::1] x, floating[:, ::1] out, Py_ssize_t fir
 
 def softmax(x, axis=-1):
     """x [...] -> [...]"""
+    check_arrays("softmax", "x [...]", x)
+    if axis not in range(-x.ndim, x.ndim):
+        raise ValueError(f"softmax: expected an axis of x {x.shape}; got {axis}")
     along = np.moveaxis(x, axis, -1)
-    same_dtype(x)
-    rows = contiguous(along).reshape(-1, x.shape[axis])
+    *shape, n = along.shape
+    rows = contiguous(along).reshape(prod(shape), n)
     out = np.empty_like(rows)
     if out.size:
         for_rows(lambda first, last: _softmax_rows(rows, out, first, last), len(rows),
@@ -186,23 +164,20 @@ def _gelu_rows(const floating[:, ::1] x, const floating[::1] bias, const floatin
 
 def _activate(activation, x, bias=None):
     """Activation of x + bias: x [..., C], bias [C] -> [..., C]"""
-    *_, C = x.shape
-    bias = np.zeros(C, x.dtype) if bias is None else contiguous(bias)
-    same_dtype(x, bias)
-    if bias.shape != (C,):
-        raise ValueError(f"{activation}: bias {bias.shape} does not fit rows of {(C,)}")
-    rows, loop = contiguous(x).reshape(-1, C), _loop(activation, bias)
+    shape, C = check_arrays(activation, "x [..., C], bias? [C]", x, bias)
+    rows, loop = contiguous(x).reshape(prod(shape), C), _loop(activation, C, x.dtype, bias)
     out = np.empty_like(rows)
     if out.size:
         for_rows(lambda first, last: loop(rows, out, first, last), len(out), 1 + MIN_ELEMENTS // C)
     return out.reshape(x.shape)
 
 
-def _loop(activation, bias):
+def _loop(activation, C, dtype, bias=None):
     """Loop of an activation by name: loop(x, out, first, last), x and out [N, C]; they may be the same array"""
+    bias = np.zeros(C, dtype) if bias is None else contiguous(bias)
     if activation == "relu":
         return lambda x, out, first, last: _relu_rows(x, bias, out, first, last)
-    erfc = np.array(ERFC, bias.dtype)
+    erfc = np.array(ERFC, dtype)
     return lambda x, out, first, last: _gelu_rows(x, bias, erfc, out, first, last)
 
 
@@ -219,51 +194,59 @@ def gelu(x):
 def feed_forward(x, fc1, fc2, activation, residual=None):
     """x [N, C], residual [N, C] -> [N, C]
 
-    Each thread applies both maps to one block of rows at a time. The hidden layer of a block stays in the cache, and no
-    thread waits for another between the maps.
+    A thread computes one block of rows at a time, and BLOCK_CHANNELS hidden channels of it at a time. So no hidden layer
+    is stored in full, and no thread waits for another between the two maps.
     """
-    N, dtype = len(x), same_dtype(x, *fc1.values(), *fc2.values())
-    if N < MIN_ROWS * count():
-        return linear(_activate(activation, linear(x, fc1["weight"]), fc1["bias"]), **fc2, residual=residual)
-    F, C = len(fc1["bias"]), len(fc2["bias"])
-    bias, residual = _addends(N, C, fc2["bias"], residual, dtype)
-    activate, y = _loop(activation, contiguous(fc1["bias"])), np.empty((N, C), dtype)
-    buffers = [np.empty((BLOCK_ROWS, F), dtype) for _ in range(count())]  # one per thread, from the caller's allocator
+    w1, w2, bias1, bias2 = fc1["weight"], fc2["weight"], fc1["bias"], fc2["bias"]
+    N, C, F = check_arrays("feed_forward", "x [N, C], fc1_weight [F, C], fc1_bias [F], fc2_weight [C, F], fc2_bias [C], "
+                           "residual? [N, C]", x, w1, bias1, w2, bias2, residual)
+    check_activation("feed_forward", activation)
+    if N <= FEW:
+        return product(_activate(activation, product(x, w1), bias1), w2, bias2, residual)
+    first_map, second_map, bias1, bias2 = pack(w1), pack(w2), contiguous(bias1), contiguous(bias2)
+    residual = None if residual is None else contiguous(residual)
+    y = np.empty((N, C), x.dtype)
+    starts, is_relu = range(0, F, BLOCK_CHANNELS), activation == "relu"
+    biases = [bias1[f:f + BLOCK_CHANNELS] for f in starts]
+    gelus = [_loop("gelu", len(bias), x.dtype, bias) for bias in biases]
 
     def work(first, last):
-        buffer, blocks = buffers.pop(), 1 + (last - first - 1) // BLOCK_ROWS
-        edges = [first + (last - first) * b // blocks for b in range(blocks + 1)]
-        for i, j in zip(edges, edges[1:]):
-            hidden = np.matmul(x[i:j], fc1["weight"].T, out=buffer[:j - i])  # [BLOCK_ROWS, F]
-            activate(hidden, hidden, 0, j - i)
-            np.matmul(hidden, fc2["weight"].T, out=y[i:j])
-            _add_rows(y, bias, residual, i, j)
-        buffers.append(buffer)
+        blocks = 1 + (last - first - 1) // BLOCK_ROWS
+        buffer = np.empty((1 + (last - first) // blocks) * BLOCK_CHANNELS, x.dtype)
+        for b in range(blocks):
+            rows = slice(first + (last - first) * b // blocks, first + (last - first) * (b + 1) // blocks)
+            n, residual_rows = rows.stop - rows.start, None if residual is None else residual[rows]
+            for f, bias, gelu_of_rows in zip(starts, biases, gelus):
+                hidden = buffer[:n * len(bias)].reshape(n, len(bias))
+                multiply(x[rows], first_map, hidden, bias if is_relu else None, relu=is_relu, first=f)
+                if not is_relu:
+                    gelu_of_rows(hidden, hidden, 0, n)
+                is_last = f == starts[-1]
+                multiply(hidden, second_map, y[rows], bias2 if is_last else None, residual_rows if is_last else None,
+                         first_channel=f, add=f > 0)
 
-    for_rows(work, N, MIN_ROWS, products=True)
+    for_rows(work, N, MIN_ROWS)
     return y
 
 
 def attend(q, k, v, mask=None):
     """q [M, Q, D], k [M, T, D], v [M, T, D], mask [Q, T] -> [Q, M*D]
 
-    Each thread processes one head at a time. The scores of a head stay in its cache.
+    A thread computes one head at a time, whose scores stay in its cache.
     """
-    M, Q, D = q.shape
-    T, dtype = k.shape[1], same_dtype(q, k, v)
-    masked = np.zeros((0, 0), dtype) if mask is None else contiguous(np.where(mask, 0, -np.inf).astype(dtype))  # [Q, T]
-    no_bias, y = np.empty(0, dtype), np.empty((Q, M, D), dtype)
-    buffers = [np.empty((Q, T), dtype) for _ in range(count())]
+    masked = None if mask is None else np.where(mask, 0, -np.inf).astype(getattr(q, "dtype", float))  # [Q, T]
+    M, Q, D, T = check_arrays("attend", "q [M, Q, D], k [M, T, D], v [M, T, D], mask? [Q, T]", q, k, v, masked)
+    if not T:
+        raise ValueError(f"attend: expected at least one key; got k {k.shape}")
+    y = np.empty((Q, M, D), q.dtype)
 
     def work(first, last):
-        scores = buffers.pop()
+        scores = np.empty((Q, T), q.dtype)
         for m in range(first, last):
-            np.matmul(q[m], k[m].T, out=scores)
-            _add_rows(scores, no_bias, masked, 0, Q)
+            multiply(q[m], pack(k[m]), scores, residual=masked)
             _softmax_rows(scores, scores, 0, Q)
-            np.matmul(scores, v[m], out=y[:, m])
-        buffers.append(scores)
+            multiply(scores, pack(v[m].T), y[:, m])
 
     if y.size:
-        for_rows(work, M, 1 + MIN_MULTIPLICATIONS // (Q * T * D), products=True)
+        for_rows(work, M)
     return y.reshape(Q, M * D)

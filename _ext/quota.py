@@ -20,17 +20,16 @@ def quota() -> int:
 def grants(root: Path, membership: Path) -> Iterator[float]:
     """Yield the quotas of this process's control groups and of their parents, in CPUs.
 
+    Files that are missing, unreadable or malformed count as no quota.
+
     Args:
         root: mount point of the control groups.
         membership: the file that lists the control groups of this process.
     """
-    try:
-        lines = membership.read_text(encoding="ascii").splitlines()
-    except OSError:  # not Linux
-        return
-    for line in lines:  # hierarchy:controllers:group; version 2 has one line, without controllers
-        _, controllers, group = line.split(":", 2)
-        if controllers in ("", "cpu", "cpu,cpuacct"):
+    for line in _text(membership).splitlines():  # hierarchy:controllers:group; version 2 has one, without controllers
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if group and controllers in ("", "cpu", "cpu,cpuacct"):
             own = (root / controllers).joinpath(*group.strip("/").split("/"))
             for folder in (own, *own.parents):
                 if folder.is_relative_to(root):
@@ -39,12 +38,15 @@ def grants(root: Path, membership: Path) -> Iterator[float]:
 
 def _limit(folder):
     """Yield the quota of one group, if it has one ("max" and -1 mean none). In a container its path may not exist."""
+    numbers = _text(folder / "cpu.max").split()  # version 2
+    numbers = numbers or [_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+    if len(numbers) == 2 and all(number.isdecimal() and int(number) for number in numbers):
+        yield int(numbers[0]) / int(numbers[1])
+
+
+def _text(path):
+    """Contents of a file, in which names may be in any encoding; "" if it cannot be read."""
     try:
-        quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()  # version 2
-    except (OSError, ValueError):
-        try:
-            quota, period = [(folder / f"cpu.cfs_{n}_us").read_text(encoding="ascii") for n in ("quota", "period")]
-        except OSError:
-            return
-    if quota != "max" and int(quota) > 0:
-        yield int(quota) / int(period)
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return ""

@@ -14,9 +14,9 @@ from cython cimport floating
 from libc.stdlib cimport free, malloc
 from _ext.vectors cimport LANES, softmax_row
 
-from minigdino._ext.checks import contiguous, same_dtype
-from minigdino._ext.pool import count, for_rows
-from .ops import linear
+from minigdino._ext.checks import check_arrays, contiguous
+from minigdino._ext.pool import for_rows
+from .products import multiply, pack
 
 
 cdef enum:
@@ -24,8 +24,6 @@ cdef enum:
     USUAL_D = 32
     USUAL_K = 49
     WHOLE = (USUAL_K + LANES - 1) // LANES * LANES
-
-MIN_PIXELS = 512  # pixels of a band; with fewer, rereading the weights costs more
 
 
 cdef inline void add_product(const floating *vector, const floating *matrix, Py_ssize_t n, Py_ssize_t width,
@@ -143,12 +141,12 @@ def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_
 
 def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
     """qkv [H, W, 3, M, D], qkv_bias [3, M, D], position_bias [M, k*k, k*k] -> [H, W, M, D]"""
-    dtype = same_dtype(qkv, qkv_bias, position_bias)
-    H, W, three, M, D = qkv.shape
-    if three != 3 or qkv_bias.shape != (3, M, D) or position_bias.shape != (M, k * k, k * k) or not 0 <= shift < k:
-        raise ValueError(f"attend_in_windows: qkv {qkv.shape}, bias {qkv_bias.shape} and position bias "
-                         f"{position_bias.shape} do not fit windows of {k} by {k}, shifted by {shift}")
-    out = np.empty((H, W, M, D), dtype)
+    H, W, M, D = check_arrays("attend_in_windows", "qkv [H, W, 3, M, D], qkv_bias [3, M, D], position_bias [M, K, K]",
+                              qkv, qkv_bias, position_bias, K=k * k)
+    if shift not in range(k):
+        raise ValueError(f"attend_in_windows: arrays do not fit windows of {k} by {k}, shifted by {shift}: expected a "
+                         "shift of 0 to k - 1")
+    out = np.empty((H, W, M, D), qkv.dtype)
     if out.size:
         arrays = contiguous(qkv), contiguous(qkv_bias), _to_whole_vectors(position_bias)
         for_rows(lambda first, last: _windows(*arrays, k, shift, shift, out, first, last), _ceil(H, k) * _ceil(W, k))
@@ -180,34 +178,40 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
     Each thread applies all steps to one band at a time, so that every step finds its input in the cache. A band is one
     row of windows. Only the last band of a shifted map has rows from both ends, and so regions one above the other.
     """
-    H, W, C = x.shape
-    bands = _ceil(H, k)
+    projections = {"query": query, "key": key, "value": value, "out_proj": out_proj}
+    H, W, C = check_arrays(
+        "window_attention", f"x [H, W, C], {''.join(f'{p}_weight [C, C], {p}_bias [C], ' for p in projections)}"
+        "relative_position_bias_table [N, M], residual? [H, W, C]",
+        x, *(p[name] for p in projections.values() for name in ("weight", "bias")), relative_position_bias_table,
+        residual, N=(2 * k - 1)**2, M=n_heads)
+    if n_heads not in range(1, C + 1) or C % n_heads or shift not in range(k):
+        raise ValueError(f"window_attention: x {x.shape} does not fit {n_heads} heads in windows of {k} by {k}, shifted "
+                         f"by {shift}: expected heads that divide the channels, and a shift of 0 to k - 1")
+    D, bands = C // n_heads, _ceil(H, k)
+    # one product for the three projections
     weight, bias = (np.concatenate([p[name] for p in (query, key, value)]) for name in ("weight", "bias"))
-    position_bias = _relative_position_bias(relative_position_bias_table, k)  # [M, K, K]
-    if (len(position_bias) != n_heads or weight.shape != (3 * C, C) or bias.shape != (3 * C,) or C % n_heads
-            or not 0 <= shift < k or (residual is not None and residual.shape != x.shape)):
-        raise ValueError(f"window_attention: x {x.shape}, residual {None if residual is None else residual.shape}, "
-                         f"projections {weight.shape} and a table of {len(position_bias)} heads do not fit {n_heads} "
-                         f"heads in windows of {k} by {k}, shifted by {shift}")
-    D, qkv_bias = C // n_heads, bias.reshape(3, n_heads, C // n_heads)
-    if k * W < MIN_PIXELS or bands < count():
-        qkv = linear(x, weight).reshape(H, W, 3, n_heads, D)
-        attended = attend_in_windows(qkv, qkv_bias, position_bias, k, shift)
-        return linear(attended.reshape(H, W, C), **out_proj, residual=residual)
-    y = np.empty((H, W, C), same_dtype(x, weight, bias, position_bias))
-    position_bias = _to_whole_vectors(position_bias)
+    qkv_bias, qkv_map = bias.reshape(3, n_heads, D), pack(weight)
+    out_map, out_bias = pack(out_proj["weight"]), contiguous(out_proj["bias"])
+    position_bias = _to_whole_vectors(_relative_position_bias(relative_position_bias_table, k))
+    residual, y = None if residual is None else contiguous(residual), np.empty((H, W, C), x.dtype)
 
     def work(first, last):
         for band in range(first, last):
             top = band * k + shift
             both_ends = shift and band == bands - 1
             rows = np.r_[:min(shift, H), top:H] if both_ends else slice(top, top + k)
-            part = x[rows]  # [<= k, W, C]
-            qkv = linear(part, weight).reshape(len(part), W, 3, n_heads, D)
-            attended = np.empty((len(part), W, n_heads, D), x.dtype)
-            _windows(qkv, qkv_bias, position_bias, k, shift if both_ends else 0, shift, attended, 0, _ceil(W, k))
-            y[rows] = linear(attended.reshape(len(part), W, C), **out_proj,
-                             residual=None if residual is None else residual[rows])
+            part = x[rows].reshape(-1, C)  # [<= k * W, C]
+            n = len(part) // W
+            qkv = np.empty((n * W, 3 * C), x.dtype)
+            multiply(part, qkv_map, qkv)
+            attended = np.empty((n, W, n_heads, D), x.dtype)
+            _windows(qkv.reshape(n, W, 3, n_heads, D), qkv_bias, position_bias, k, shift if both_ends else 0, shift,
+                     attended, 0, _ceil(W, k))
+            projected = np.empty((n * W, C), x.dtype)
+            multiply(attended.reshape(-1, C), out_map, projected, out_bias,
+                     None if residual is None else residual[rows].reshape(-1, C))
+            y[rows] = projected.reshape(n, W, C)
 
-    for_rows(work, bands, products=True)
+    if y.size:
+        for_rows(work, bands)
     return y

@@ -53,8 +53,8 @@ cdef inline floating sum_of_lanes(const floating *lane) noexcept nogil:
     return (copy[0] + copy[2]) + (copy[1] + copy[3])
 
 
-cdef inline floating total(const floating *x, Py_ssize_t n) noexcept nogil:
-    """Sum of x [n]"""
+cdef inline floating total(const floating *x, Py_ssize_t n, bint squared) noexcept nogil:
+    """Sum of x [n], or of its squares. `squared` is a constant wherever this is inlined"""
     cdef floating[LANES] lane
     cdef floating rest = 0
     cdef Py_ssize_t b, i, j
@@ -62,24 +62,9 @@ cdef inline floating total(const floating *x, Py_ssize_t n) noexcept nogil:
         lane[j] = 0
     for b in range(n // LANES):
         for j in range(LANES):
-            lane[j] += x[b * LANES + j]
+            lane[j] += x[b * LANES + j] * x[b * LANES + j] if squared else x[b * LANES + j]
     for i in range(n - n % LANES, n):
-        rest += x[i]
-    return sum_of_lanes(lane) + rest
-
-
-cdef inline floating total_of_squares(const floating *x, Py_ssize_t n) noexcept nogil:
-    """Sum of the squares of x [n]"""
-    cdef floating[LANES] lane
-    cdef floating rest = 0
-    cdef Py_ssize_t b, i, j
-    for j in range(LANES):
-        lane[j] = 0
-    for b in range(n // LANES):
-        for j in range(LANES):
-            lane[j] += x[b * LANES + j] * x[b * LANES + j]
-    for i in range(n - n % LANES, n):
-        rest += x[i] * x[i]
+        rest += x[i] * x[i] if squared else x[i]
     return sum_of_lanes(lane) + rest
 
 
@@ -111,6 +96,6 @@ cdef inline void softmax_row(const floating *x, floating *out, Py_ssize_t n) noe
     cdef Py_ssize_t i
     for i in range(n):
         out[i] = exp_negative(x[i] - maximum)
-    scale = <floating> 1 / total(out, n)
+    scale = <floating> 1 / total(out, n, False)
     for i in range(n):
         out[i] = out[i] * scale

@@ -22,7 +22,6 @@ from minigdino._ext.pool import for_rows
 import minigdino
 from minigdino.network import deformable, fusion, ops, swin
 from minigdino.network.boxes import pixel_centres
-from minigdino.runtime.kernels import levels
 
 LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))
 S = sum(H * W for H, W in LEVELS)  # 17,821
@@ -98,7 +97,7 @@ def plain(value, sizes, references, offsets, scores):
 def report(threads: int, rounds: int) -> None:
     """Measure, and print the tables."""
     minigdino.set_threads(threads)
-    print(f"{minigdino.info()['cpu']}, {threads} threads, {levels()[0] or 'baseline'}", end="\n\n")
+    print(f"{minigdino.info()['cpu']}, {threads} threads, {minigdino.info()['vectors']}", end="\n\n")
     print("| | twin ms | NumPy ms | NumPy's time ÷ twin's time |", "|---|---|---|---|", sep="\n")
     for name, (op, arguments) in problems().items():
         twin = milliseconds(lambda: op(*arguments), rounds)  # noqa: B023

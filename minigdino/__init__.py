@@ -1,8 +1,5 @@
 """minigdino: Grounding DINO, MM Grounding DINO and LLMDet in NumPy. Text in, boxes out, no PyTorch."""
 
-# OpenBLAS reads its settings when NumPy loads, so this import comes first.
-from .runtime import openblas as _openblas  # noqa: F401  # isort: skip
-
 from .checkpoints.config import Config
 from .detector import Model, detect, load
 from .errors import ArgumentError, CheckpointError, ConfigError, Error, ImageError, PromptError
@@ -11,6 +8,7 @@ from .network.model import Output
 from .prompt import Prompt
 from .results import Detection, Detections
 from .runtime.info import info
+from .runtime.kernels import require_gil as _require_gil
 from .runtime.kernels import use
 from .runtime.threads import follow_environment, set_threads
 from .version import __version__
@@ -21,4 +19,5 @@ __all__ = [
     "set_threads", "trace", "use",
 ]
 
+_require_gil()
 follow_environment()

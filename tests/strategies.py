@@ -92,12 +92,20 @@ def feed_forward_problems(draw, dtype):
     return integers(N, C), fc1, fc2, "relu", draw(st.sampled_from([None, integers(N, C)]))
 
 
+@st.composite
+def matmul_problems(draw, dtype):
+    rng = draw(rngs())
+    N, inner, outputs = (draw(st.integers(1, n)) for n in (30, 300, 40))
+    return rng.integers(-4, 5, (2, N, inner)).astype(dtype), rng.integers(-4, 5, (2, inner, outputs)).astype(dtype)
+
+
 # Ops that only add and multiply. LOOSE_PROBLEMS compares the others, to a few units in the last place.
 EXACT_PROBLEMS = {
     "bilinear": bilinear_problems,
     "deform_attn": deform_attn_problems,
     "feed_forward": feed_forward_problems,
     "linear": linear_problems,
+    "matmul": matmul_problems,
     "relu": relu_problems,
 }
 
@@ -166,6 +174,14 @@ def loose_linear_problems(draw):
     weight, bias = rng.standard_normal((outputs, x.shape[-1])), rng.standard_normal(outputs)
     residual = rng.standard_normal((*x.shape[:-1], outputs))
     return x, weight, draw(st.sampled_from([None, bias])), draw(st.sampled_from([None, residual]))
+
+
+@st.composite
+def loose_matmul_problems(draw):
+    rng = draw(rngs())
+    N, inner, outputs = (draw(st.integers(1, n)) for n in (30, 40, 40))
+    shape = draw(st.sampled_from([(), (3,), (2, 2)]))
+    return rng.standard_normal((*shape, N, inner)), rng.standard_normal((*shape, inner, outputs))
 
 
 @st.composite
@@ -240,6 +256,7 @@ LOOSE_PROBLEMS = {
     "group_norm": loose_group_norm_problems,
     "layer_norm": loose_layer_norm_problems,
     "linear": loose_linear_problems,
+    "matmul": loose_matmul_problems,
     "relu": loose_activation_problems,
     "softmax": loose_softmax_problems,
     "window_attention": loose_window_attention_problems,

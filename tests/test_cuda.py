@@ -1,6 +1,7 @@
 """The CUDA kernels without a GPU: memory accesses, argument checks of launches, and compilation.
 
-`test_kernels.py` compares their results with the NumPy references (place "cuda-on-host").
+`test_kernels.py` compares their results with the NumPy references (place "cuda-on-host"). `test_refused.py` passes
+wrong arguments to their twins.
 """
 
 import os
@@ -128,7 +129,7 @@ def test_the_registry_lists_exactly_the_launched_kernels():
     }
     with_twin = {name for name, op in kernels.OPS.items() if "cupy" in op.twins}
     assert problems.keys() == with_twin
-    without = {"linear", "attend", "attend_both_ways", "window_attention"}  # these call cuBLAS and other ops
+    without = {"linear", "matmul", "attend", "attend_both_ways", "window_attention"}  # these call cuBLAS and other ops
     assert set(kernels.OPS) - with_twin == without
     for name in with_twin:
         assert kernels.load(kernels.OPS[name].twins["cupy"]) is getattr(cuda, name)
@@ -165,45 +166,14 @@ def on_fake(op, *args):
         return op(*mapped(gpu.send, args))
 
 
-def test_invalid_arguments_are_rejected():
-    value, references = np.zeros((6, 2, 4), F32), np.zeros((3, 2), F32)
-    offsets, scores = np.zeros((3, 2, 1, 1, 2), F32), np.zeros((3, 2, 1), F32)
-    row, short = np.zeros((2, 5), F32), np.zeros(4, F32)
-    windows = np.zeros((2, 2, 3, 1, 4), F32), np.zeros((3, 1, 4), F32), np.zeros((1, 4, 4), F32)
-    for op, args in [
-        (cuda.deform_attn, (value, ((2, 4),), references, offsets, scores)),
-        (cuda.deform_attn, (value, ((2, 3), (0, 0)), references, offsets, scores)),
-        (cuda.deform_attn, (value, ((-2, -3),), references, offsets, scores)),
-        (cuda.deform_attn, (value, ((2, 3),), references[:2], offsets, scores)),
-        (cuda.deform_attn, (value, ((2, 3),), references[:, :1], offsets, scores)),
-        (cuda.deform_attn, (value, ((2, 3),), references, offsets, scores[:, :1])),
-        (cuda.deform_attn, (value[:, :1], ((2, 3),), references, offsets, scores)),
-        (cuda.bilinear, (np.zeros((2, 2, 3, 1), F32), np.zeros((1, 2, 1, 2), F32))),
-        (cuda.layer_norm, (row, short, short)),
-        (cuda.add_norm, (row, row[:1], row[0], row[0])),
-        (cuda.group_norm, (np.zeros((2, 2, 5), F32), row[0], row[0], 2)),
-        (cuda.attend_in_windows, (*windows, 2, 2)),
-    ]:
-        with pytest.raises(ValueError, match="fit"):
-            on_fake(op, *args)
-    layer, wrong = ({"weight": np.zeros((5, 5), F32), "bias": bias} for bias in (np.zeros(5, F32), short))
-    with pytest.raises(ValueError, match=r"bias \(4,\) does not fit rows of \(5,\)"):
-        on_fake(cuda.feed_forward, row, wrong, layer, "relu")
-    for rest in ((wrong, "relu"), (layer, "relu", row[:1])):
-        with pytest.raises(ValueError, match="feed_forward: .* do not fit rows of"):
-            on_fake(cuda.feed_forward, row, layer, *rest)
-    with pytest.raises(TypeError, match="float32 or all float64"):
-        on_fake(cuda.feed_forward, row, layer, layer, "relu", row.astype(np.float64))
+def test_problems_that_are_too_large_for_a_kernel_are_rejected():
     many = tuple((1, 1) for _ in range(33))
-    zeros = np.zeros((33, 1, 1), F32), many, references, np.zeros((3, 1, 33, 1, 2), F32), np.zeros((3, 1, 33), F32)
+    value, references, scores = np.zeros((33, 1, 1), F32), np.zeros((3, 2), F32), np.zeros((3, 1, 33), F32)
     with pytest.raises(ValueError, match="expected at most 32 levels; got 33"):
-        on_fake(cuda.deform_attn, *zeros)
-    with pytest.raises(TypeError, match="float32 or all float64"):
-        on_fake(cuda.layer_norm, row, row[0], row[0].astype(np.float64))
-    with pytest.raises(TypeError, match="float32 or all float64"):
-        on_fake(cuda.softmax, row.astype(np.float16))
-    with pytest.raises(ValueError, match="expected at most 2147483647 rows"):
-        cuda.launch("relu", F32, 2**31, 1)
+        on_fake(cuda.deform_attn, value, many, references, np.zeros((3, 1, 33, 1, 2), F32), scores)
+    for blocks, width, argument in ((2**31, 1, 1), (1, 2**31, 1), (1, 1, 2**31)):
+        with pytest.raises(ValueError, match="relu: expected at most 2147483647 rows"):
+            cuda.launch("relu", F32, blocks, width, argument)
 
 
 def test_arrays_on_the_wrong_device_are_rejected():

@@ -20,9 +20,7 @@ from strategies import EXACT_PROBLEMS, LOOSE_PROBLEMS
 
 import minigdino
 from minigdino.network.deformable import bilinear, deform_attn
-from minigdino.network.fusion import attend_both_ways
 from minigdino.network.ops import ERFC, add_norm, feed_forward, gelu, layer_norm, relu, softmax
-from minigdino.network.swin import attend_in_windows, window_attention
 from minigdino.runtime import kernels
 
 LEVELS = kernels.levels()
@@ -144,45 +142,17 @@ def test_a_point_far_outside_samples_zero(odd):
             np.testing.assert_array_equal(f(image, xy), np.zeros((1, 1, 1, 2)))
 
 
-def test_twins_reject_arguments_of_wrong_shapes():
-    value, at = np.zeros((6, 2, 4), np.float32), np.zeros((3, 2), np.float32)
-    offsets, scores = np.zeros((3, 2, 1, 1, 2), np.float32), np.zeros((3, 2, 1), np.float32)
-    assert deform_attn(value, ((2, 3),), at, offsets, scores).shape == (3, 8)
-    for args in [
-        (value, ((2, 4),), at, offsets, scores),
-        (value, ((2, 3), (0, 0)), at, offsets, scores),
-        (value, ((-2, -3),), at, offsets, scores),
-        (value, ((2, 3),), at[:2], offsets, scores),
-        (value, ((2, 3),), np.zeros((3, 3), np.float32), offsets, scores),
-        (value, ((2, 3),), at, offsets, scores[:, :1]),
-        (value[:, :1], ((2, 3),), at, offsets, scores),
-    ]:
-        with pytest.raises(ValueError, match="do not fit"):
-            deform_attn(*args)
-    with pytest.raises(TypeError, match="float32 or all float64"):
-        deform_attn(value.astype(np.float64), ((2, 3),), at, offsets, scores)
-    with pytest.raises(ValueError, match="do not fit"):
-        bilinear(np.zeros((2, 2, 3, 1), np.float32), np.zeros((1, 2, 1, 2), np.float32))
-    row, short = np.zeros((2, 5), np.float32), np.zeros(4, np.float32)
-    for wrong in (lambda: layer_norm(row, short, short), lambda: add_norm(row, row[:1], row[0], row[0])):
-        with pytest.raises(ValueError, match="do not fit"):
-            wrong()
-    fc1, fc2 = ({"weight": np.zeros((5, 5), np.float32), "bias": short} for _ in range(2))
-    with pytest.raises(ValueError, match=r"bias \(4,\) does not fit rows of \(5,\)"):
-        feed_forward(row, fc1, fc2, "relu")
-    x, line, table = np.zeros((8, 140, 4)), {"weight": np.zeros((4, 4)), "bias": np.zeros(4)}, np.zeros((49, 2))
-    assert window_attention(x, *[line] * 4, table, 2, 4, 2).shape == x.shape
-    for wrong in ((table[:, :1], 2, 4, 2), (table, 2, 4, 4), (table, 2, 4, 2, x[:4]), (np.zeros((49, 3)), 2, 4, 2)):
-        with pytest.raises(ValueError, match="do not fit 2 heads in windows of 4 by 4"):
-            window_attention(x, *[line] * 4, *wrong)
-    tokens, keys = np.zeros((5, 4)), np.zeros((2, 3, 4))
-    for wrong in ((keys[:, 0], keys, tokens[0]), (keys[..., 0], keys[:1], tokens[0]),
-                  (keys[..., 0], keys, tokens[0], tokens[:0])):
-        with pytest.raises(ValueError, match="do not fit vision"):
-            attend_both_ways(tokens, keys, *wrong)
-    qkv, bias = np.zeros((2, 2, 3, 1, 4), np.float32), np.zeros((3, 1, 4), np.float32)
-    with pytest.raises(ValueError, match="windows of 2 by 2, shifted by 2"):
-        attend_in_windows(qkv, bias, np.zeros((1, 4, 4), np.float32), 2, 2)
+def test_tracing_deformable_attention_runs_the_twin_of_bilinear(monkeypatch):
+    """`deform_attn` samples in its own loop. Its reference, which shows the steps, calls the twin of `bilinear`."""
+    loaded, load = [], kernels.load
+    monkeypatch.setattr(kernels, "load", lambda path: loaded.append(path.rpartition(":")[2]) or load(path))
+    value, at = np.ones((6, 2, 4), np.float32), np.full((3, 2), 0.5, np.float32)
+    args = value, ((2, 3),), at, np.zeros((3, 2, 1, 1, 2), np.float32), np.zeros((3, 2, 1), np.float32)
+    deform_attn(*args)
+    assert loaded == ["deform_attn"]
+    with kernels.opened(lambda reference: reference.__name__ == "deform_attn"):
+        deform_attn(*args)
+    assert loaded[1:] == ["softmax", "bilinear"]
 
 
 def test_empty_arrays_give_empty_results():
@@ -250,7 +220,8 @@ def test_without_any_twin_a_forward_pass_still_runs():
     code = """
 import sys, warnings
 sys.path.insert(0, sys.argv[1])
-sys.modules.update({f"minigdino._ext.{n}": None for n in ("cpu", "deformable", "memory", "ops", "swin")})
+names = ("cpu", "deformable", "memory", "ops", "pool", "products", "swin")
+sys.modules.update({f"minigdino._ext.{name}": None for name in names})
 sys.modules.update({f"minigdino._ext.{level}": None for level in ("avx2", "avx512")})
 import numpy as np, tiny, minigdino
 with warnings.catch_warnings(record=True) as caught:

@@ -25,7 +25,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"checkpoints.names", "network.ops", "inspection.tracing", "runtime.device", "runtime.flops"},
     {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.threads"},
     {"checkpoints.json_file"},
-    {"errors", "version", "network", "runtime.openblas"},
+    {"errors", "version", "network"},
 ]
 RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}
 EXPLAIN = [  # the same, within the package that makes the page

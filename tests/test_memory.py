@@ -1,8 +1,11 @@
 """The allocator that reuses memory during a forward pass."""
 
+import os
 import threading
+import warnings
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from minigdino._ext import memory
@@ -43,6 +46,56 @@ def test_cached_memory_is_bounded():
         assert 0 < memory.kept_bytes() <= 40 * MB
         np.empty(200 * MB, np.uint8)
         assert memory.kept_bytes() <= 40 * MB
+
+
+def test_an_exception_in_flight_is_not_cleared():
+    """Arrays are freed while an exception passes through their function, and the cache is then full."""
+
+    def fail():
+        arrays = [np.empty((i + 1) * 4 * MB, np.uint8) for i in range(12)]
+        raise ValueError(len(arrays))
+
+    with memory.reused():
+        for _ in range(5):
+            with pytest.raises(ValueError, match="12"):
+                fail()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_frees_the_memory_of_its_passes():
+    """Also where the fork happened while another thread is in a forward pass, which the child does not have."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with memory.reused():
+            np.ones(MB, np.uint8)
+            entered.set()
+            leave.wait()
+
+    def kept_after_a_pass():
+        with memory.reused():
+            np.ones(2 * MB, np.uint8)
+        return memory.kept_bytes()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    entered.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork in a process with threads
+        if (child := os.fork()) == 0:
+            os._exit(kept_after_a_pass() != 0)
+    leave.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_impossible_sizes_are_refused():
+    with memory.reused():
+        for n in (2**62, 2**63 - 1):
+            with pytest.raises((MemoryError, ValueError)):
+                np.empty(n, np.uint8)
+            with pytest.raises((MemoryError, ValueError)):
+                np.zeros(n, np.uint8)
 
 
 def test_other_threads_use_numpys_allocator():

@@ -10,7 +10,7 @@ results with GLIP's own order.
 from __future__ import annotations
 
 from ..runtime.kernels import accelerated
-from .ops import layer_norm, linear, merge_heads, softmax, split_heads
+from .ops import layer_norm, linear, matmul, merge_heads, softmax, split_heads
 
 
 @accelerated(numpy="minigdino._ext.fusion:attend_both_ways")
@@ -58,15 +58,15 @@ def bi_attention(vision, text, vision_proj, text_proj, values_vision_proj, value
     v_text = split_heads(linear(text, **values_text_proj), M)  # [M, T, D]
 
     # (x Wq^T + bq) k^T = x (k Wq)^T + bq k^T: the query projection is folded into the T keys
-    folded_keys = k @ vision_proj["weight"].reshape(M, -1, C)  # [M, T, C]
-    key_bias = (k @ vision_proj["bias"].reshape(M, -1, 1))[..., 0]  # [M, T]
+    folded_keys = matmul(k, vision_proj["weight"].reshape(M, -1, C))  # [M, T, C]
+    key_bias = matmul(k, vision_proj["bias"].reshape(M, -1, 1))[..., 0]  # [M, T]
     # (A v) Wo^T = A (v Wo^T): the output projection is folded into the T values
-    mapped_values = v_text @ out_vision_proj["weight"].reshape(C, M, -1).transpose(1, 2, 0)  # [M, T, C]
+    mapped_values = matmul(v_text, out_vision_proj["weight"].reshape(C, M, -1).transpose(1, 2, 0))  # [M, T, C]
     from_text, image_context = attend_both_ways(vision, folded_keys, key_bias, mapped_values, out_vision_proj["bias"],
                                                 residual)  # [S, C], [M, T, C]
 
     # A (x Wv^T + bv) = (A x) Wv^T + bv, as rows of A sum to 1: the value projection is applied to the image context
-    values = image_context @ values_vision_proj["weight"].reshape(M, -1, C).swapaxes(1, 2)  # [M, T, D]
+    values = matmul(image_context, values_vision_proj["weight"].reshape(M, -1, C).swapaxes(1, 2))  # [M, T, D]
     heads = values + values_vision_proj["bias"].reshape(M, 1, -1)  # [M, T, D]
     from_vision = linear(merge_heads(heads), **out_text_proj)  # [T, C]
     return from_text, from_vision

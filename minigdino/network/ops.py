@@ -29,6 +29,19 @@ def linear(x, weight, bias=None, residual=None):
     return biased if residual is None else biased + residual
 
 
+@accelerated(numpy="minigdino._ext.products:matmul")
+def matmul(a, b):
+    """Matrix product, for every leading index of the two arrays.
+
+    Args:
+        a [..., N, I], b [..., I, O]: the factors.
+
+    Returns:
+        [..., N, O]: their product.
+    """
+    return a @ b
+
+
 @accelerated(numpy="minigdino._ext.ops:layer_norm", cupy="minigdino._ext.cuda:layer_norm")
 def layer_norm(x, weight, bias, eps=1e-5):
     """Layer Normalization over the channels (arXiv 1607.06450, Eq. 4).

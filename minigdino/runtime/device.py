@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, brief
 from .memory import reused
 
 INSTALL = 'pip install "minigdino[cuda12]" or "minigdino[cuda13]", to match the CUDA version that nvidia-smi shows'
@@ -73,11 +73,11 @@ def find_device(device: str) -> Cpu | Gpu:
     Raises:
         ArgumentError: if the name is invalid, CuPy is not installed, or the GPU is not available.
     """
-    if device == "cpu":
+    if isinstance(device, str) and device == "cpu":
         return Cpu()
     found = re.fullmatch(r"cuda(?::(\d+))?", device) if isinstance(device, str) else None
     if not found:
-        raise ArgumentError(f'device must be "cpu", "cuda" or "cuda:N"; got {device!r}')
+        raise ArgumentError(f'device must be "cpu", "cuda" or "cuda:N"; got {brief(device)}')
     if importlib.util.find_spec("cupy") is None:
         raise ArgumentError(f"device {device!r} needs CuPy, which is not installed.\n"
                             f'---> hint: {INSTALL}; or use device="cpu"')

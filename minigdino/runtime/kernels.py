@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from .._ext.instruction_sets import levels, load, load_for
-from ..errors import ArgumentError
+from .._ext.instruction_sets import levels, load, load_for, module_of, problems
+from ..errors import ArgumentError, brief
 
 __all__ = [
-    "MODES", "OPS", "accelerated", "array_library", "levels", "live", "load", "load_for", "mode", "opened", "use",
+    "MODES", "OPS", "accelerated", "array_library", "levels", "levels_in_use", "live", "load", "load_for", "missing",
+    "mode", "opened", "require_gil", "traced", "use",
 ]
 
 MODES = ("fast", "reference")
 OPS: dict[str, Callable] = {}  # name -> op; the tests iterate over it, so every twin is tested
 
+# References run one at a time: OpenBLAS 0.3.28 and 0.3.29, which some versions of NumPy contain, return wrong products
+# when several threads compute them at once.
+_numpy_products = threading.RLock()
 _announced = False
 _mode: ContextVar[str | None] = ContextVar("minigdino kernels", default=None)  # None: MINIGDINO_KERNELS decides
 _opened: ContextVar[Callable[[Callable], bool] | None] = ContextVar("minigdino opened", default=None)  # see `opened`
@@ -63,6 +70,11 @@ def opened(wanted: Callable[[Callable], bool]) -> Iterator[None]:
         _opened.reset(token)
 
 
+def traced() -> bool:
+    """Return whether this thread is in an `opened` block, which `trace` opens: every step must run."""
+    return _opened.get() is not None
+
+
 def accelerated(**twins: str):
     """Decorator that registers a NumPy reference as an op with compiled twins.
 
@@ -76,18 +88,21 @@ def accelerated(**twins: str):
     def decorate(reference):
         @functools.wraps(reference)
         def op(*args, **kwargs):
-            path, wanted = twins.get(array_library(args)), _opened.get()
-            if not path or mode() != "fast" or (wanted and wanted(reference)):
-                return reference(*args, **kwargs)
-            twin = load(path)
-            if twin is None:
-                _announce(path)
+            library, wanted, twin = array_library(args), _opened.get(), None
+            path = twins.get(library)
+            if path and mode() == "fast" and not (wanted and wanted(reference)):
+                twin = load(path)
+                if twin is None or problems:
+                    _announce(path, twin)
+            if twin is None and library == "numpy":
+                with _numpy_products:
+                    return reference(*args, **kwargs)
             return (twin or reference)(*args, **kwargs)
 
         @functools.wraps(reference)
         def all_reference(*args, **kwargs):
             with use("reference"):
-                return reference(*args, **kwargs)
+                return op(*args, **kwargs)
 
         op.reference, op.twins = all_reference, twins
         OPS[reference.__name__] = op
@@ -102,21 +117,78 @@ def array_library(arrays) -> str:
 
 
 def live() -> dict[str, bool]:
-    """Return which CPU twins were built: {op: True or False}."""
+    """Return which CPU twins can be used: {op: True or False}."""
     return {name: load(op.twins["numpy"]) is not None for name, op in OPS.items() if "numpy" in op.twins}
 
 
-def _announce(path):
+def levels_in_use() -> dict[str, str]:
+    """Return the instruction set that each compiled module runs with: {"ops": "avx512", "avx2" or "baseline"}."""
+    found = {}
+    for path in _compiled():
+        if level := next((level or "baseline" for level in levels() if load_for(level, path)), None):
+            found[path.partition(":")[0].rpartition(".")[2]] = level
+    return found
+
+
+def missing() -> list[str]:
+    """Return each compiled module that this CPU could use but does not have, followed by the reason."""
+    support = ["minigdino._ext.cpu:levels", "minigdino._ext.memory:reused", "minigdino._ext.pool:for_rows"]
+    expected = [("", path) for path in support] + [(level, path) for path in _compiled() for level in levels()]
+    absent = [module_of(level, path)[1] for level, path in expected if load_for(level, path) is None]
+    return [f"{module} {problems.get(module, 'was not built')}" for module in dict.fromkeys(absent)]
+
+
+def _compiled():
+    """Paths of the CPU twins, without those written in Python that call other twins."""
+    paths = [op.twins["numpy"] for op in OPS.values() if "numpy" in op.twins]
+    specs = {path: importlib.util.find_spec(path.partition(":")[0]) for path in paths}
+    return [path for path, spec in specs.items() if not str(getattr(spec, "origin", None)).endswith(".py")]
+
+
+def require_gil() -> None:
+    """Check that this Python has its global interpreter lock (GIL), on which the compiled modules rely.
+
+    A free-threaded Python enables the GIL when it loads the first of them, unless PYTHON_GIL=0 or -X gil=0 forbids it.
+
+    Raises:
+        ImportError: if the GIL stays disabled.
+    """
+    enabled = getattr(sys, "_is_gil_enabled", lambda: True)
+    if not enabled():
+        levels()  # loads a compiled module
+        if not enabled():
+            raise ImportError("minigdino needs Python's global interpreter lock (GIL), which is disabled here. Set the "
+                              "environment variable PYTHON_GIL=1, or use a Python that is not free-threaded")
+
+
+def _announce(path, twin):
     """Warn once per process about missing twins, because a slow path without a warning would remain unnoticed."""
     global _announced
-    if not _announced:
-        _announced = True
-        warnings.warn(f"{path} was not built; NumPy references run instead of compiled kernels, which is much slower "
-                      "(minigdino info lists them).\n---> hint: with a C compiler present, run: pip install "
-                      "--no-binary minigdino minigdino (in a clone: pip install -e .)", RuntimeWarning, stacklevel=3)
+    if _announced:
+        return
+    _announced = True
+    reasons = [f"{module} {reason}" for module, reason in problems.items()]
+    if twin is None and path.partition(":")[0] not in problems:
+        reasons.insert(0, f"{path} was not built")
+    instead = ("kernels for other instruction sets run instead, which is slower" if twin else
+               "NumPy references run instead of compiled kernels, which is much slower")
+    warnings.warn(f"{'; '.join(reasons)}; {instead} (minigdino info lists them).\n---> hint: with a C compiler "
+                  "present, run: pip install --no-binary minigdino minigdino (in a clone: pip install -e .)",
+                  RuntimeWarning, stacklevel=3)
 
 
 def _checked(mode):
-    if mode not in MODES:
-        raise ArgumentError(f'kernels must be "fast" or "reference"; got {mode!r} (from use() or MINIGDINO_KERNELS)')
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ArgumentError(f'kernels must be "fast" or "reference"; got {brief(mode)} (from use() or '
+                            "MINIGDINO_KERNELS)")
     return mode
+
+
+def _renew_lock():
+    """Replace the lock in a forked child, where a thread that does not exist there may hold it."""
+    global _numpy_products
+    _numpy_products = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-try:
-    from .._ext.memory import reused
-except ImportError:  # not compiled: use NumPy's default allocator
-    from contextlib import nullcontext as reused
+from contextlib import nullcontext
+
+from .._ext.instruction_sets import load
 
 __all__ = ["reused"]
+
+reused = load("minigdino._ext.memory:reused") or nullcontext  # not compiled: NumPy's default allocator

@@ -1,45 +1,39 @@
-"""The number of threads for compiled loops and BLAS. The thread pool is in _ext/pool.py."""
+"""The number of threads of the compiled loops. The thread pool is in _ext/pool.pyx."""
 
 from __future__ import annotations
 
 import os
 import warnings
 
-from .._ext import pool
-from ..errors import ArgumentError
+from .._ext import cpus
+from ..errors import ArgumentError, brief
+
+MAX_THREADS = 1024  # more than the CPUs of most machines; every thread needs a stack
 
 
 def set_threads(n: int) -> None:
-    """Set the number of threads of this process, for NumPy's matrix products and for compiled loops.
+    """Set the number of threads for the compiled loops and matrix products of this process.
 
-    The environment variable MINIGDINO_THREADS sets it at import.
+    The environment variable MINIGDINO_THREADS sets it at import. The default is the smallest of the CPU affinity, the
+    CPU quota and OMP_NUM_THREADS. Results do not depend on it. Other libraries are not affected: NumPy's own products,
+    which only the reference mode uses, keep the threads of BLAS.
 
     Args:
         n: number of threads.
 
     Raises:
-        ArgumentError: unless n is a positive int.
+        ArgumentError: unless n is a positive int, at most 1024.
     """
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ArgumentError(f"the number of threads must be a positive int; got {n!r}")
-    from threadpoolctl import threadpool_limits
-
-    with pool.turn:  # wait for a running loop, which restores the thread count of BLAS at its end
-        threadpool_limits(limits=n)
-        pool.limit(n)
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_THREADS:
+        raise ArgumentError(f"the number of threads must be a positive int, at most {MAX_THREADS}; got {brief(n)}")
+    cpus.limit(n)
 
 
 def follow_environment() -> None:
-    """Apply MINIGDINO_THREADS at import. An invalid value gives a warning, so that the import does not fail.
-
-    Without the variable, limit BLAS to the CPU quota of the process, which OpenBLAS ignores.
-    """
+    """Apply MINIGDINO_THREADS at import. An invalid value gives a warning, so that the import does not fail."""
     wanted = os.environ.get("MINIGDINO_THREADS", "")
-    if wanted.isdecimal() and int(wanted) > 0:
+    if wanted.isdecimal() and len(wanted) < 9 and 1 <= int(wanted) <= MAX_THREADS:
         set_threads(int(wanted))
-        return
-    if wanted:
-        warnings.warn(f"MINIGDINO_THREADS must be a positive number of threads; {wanted!r} is ignored", RuntimeWarning,
-                      stacklevel=3)
-    if pool.quota_binds():
-        set_threads(pool.count())
+    elif wanted:
+        warnings.warn(f"MINIGDINO_THREADS must be a positive number of threads, at most {MAX_THREADS}; {brief(wanted)} "
+                      "is ignored", RuntimeWarning, stacklevel=3)

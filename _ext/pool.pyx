@@ -1,0 +1,161 @@
+# cython: language_level=3
+"""Thread pool for the rows of a loop. Compiled loops release the interpreter lock, so threads run them in parallel.
+
+Helper threads wait on locks of the C level, which use no CPU time and which no signal interrupts: an exception that a
+signal handler raises, such as KeyboardInterrupt, arrives before or after a loop, or inside a loop written in Python.
+
+After a fork, the child has no helper threads. It starts new ones.
+"""
+
+import _thread
+import os
+from contextvars import copy_context
+
+from cpython.pythread cimport (
+    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_release_lock, PyThread_type_lock,
+)
+
+from minigdino._ext.cpus import count
+
+PIECES = 4  # ranges of rows per thread, so that other threads can process those of a delayed thread
+
+cdef extern from *:
+    """
+    #if defined(_MSC_VER)
+    static __declspec(thread) int inside_a_loop;
+    #else
+    static __thread int inside_a_loop;
+    #endif
+    """
+    int inside_a_loop  # of this thread
+
+cdef PyThread_type_lock turn = PyThread_allocate_lock()  # a loop uses all threads, so loops run one at a time
+cdef list helpers = []
+cdef int n_forks = 0  # in the ancestors of this process
+
+
+cdef void wait_for(PyThread_type_lock lock) noexcept:
+    """Acquire a lock. A signal does not end the wait"""
+    with nogil:
+        PyThread_acquire_lock(lock, WAIT_LOCK)
+
+
+cdef class Helper:
+    """A thread that takes part in one loop after the other. Both locks are held while it has nothing to do."""
+    cdef PyThread_type_lock start, finished
+    cdef object work
+
+    def __cinit__(self):
+        self.start, self.finished = PyThread_allocate_lock(), PyThread_allocate_lock()
+        PyThread_acquire_lock(self.start, NOWAIT_LOCK)
+        PyThread_acquire_lock(self.finished, NOWAIT_LOCK)
+        _thread.start_new_thread(self.run, ())
+
+    def run(self):
+        while True:
+            wait_for(self.start)
+            try:
+                self.work()
+            except BaseException:  # out of memory before its first range; the other threads process all ranges
+                pass
+            self.work = None
+            PyThread_release_lock(self.finished)
+
+
+cdef class Loop:
+    """The ranges of a loop. Each thread takes the next range when it is free."""
+    cdef object body, error
+    cdef list ranges
+    cdef bytearray done  # 1 for each range that was processed
+    cdef Py_ssize_t next
+
+    def __cinit__(self, body, list ranges):
+        self.body, self.ranges, self.done, self.next, self.error = body, ranges, bytearray(len(ranges)), 0, None
+
+    def work(self):
+        """Process ranges until none is left, or one has failed"""
+        global inside_a_loop
+        cdef Py_ssize_t i
+        inside_a_loop = True
+        try:
+            while self.next < len(self.ranges):
+                i = self.next
+                self.next += 1
+                self.body(*self.ranges[i])
+                self.done[i] = True
+        except BaseException as error:
+            self.next = len(self.ranges)
+            if self.error is None or not isinstance(error, Exception):  # KeyboardInterrupt, over a consequence of it
+                self.error = error
+        finally:
+            inside_a_loop = False
+
+
+def for_rows(loop, n, minimum=1):
+    """Run a loop over n rows in several threads, and return when all rows are done. Inside a loop, run it in this one.
+
+    The first exception in the loop is raised in the caller, after all threads have stopped.
+
+    Args:
+        loop: called as loop(first, last) for ranges of rows; the ranges cover 0..n once. The result of a row must not
+            depend on the range that it is in, so that it does not depend on the number of threads.
+        n: number of rows.
+        minimum: minimum number of rows per range; a smaller range is not worth a call, or does not fill a vector.
+    """
+    cdef int threads = 1 if inside_a_loop else count()
+    cdef int forks = n_forks
+    cdef Py_ssize_t pieces = min(threads * PIECES, n // minimum)
+    cdef Py_ssize_t i
+    cdef Helper helper
+    cdef PyThread_type_lock mine = turn  # a fork replaces it in the child
+    if threads == 1 or pieces < 2:
+        loop(0, n)
+        return
+    if pieces > threads:
+        pieces -= pieces % threads  # a multiple, so that no thread waits in the last round
+    cdef Loop rows = Loop(loop, [(n * i // pieces, n * (i + 1) // pieces) for i in range(pieces)])
+    cdef list started = []
+    wait_for(mine)
+    try:
+        for helper in _helpers(min(threads, pieces) - 1):
+            helper.work = _in_this_context(rows.work)
+            started.append(helper)
+            PyThread_release_lock(helper.start)
+        rows.work()
+    finally:
+        if forks == n_forks:
+            for helper in started:
+                wait_for(helper.finished)
+        PyThread_release_lock(mine)
+    if forks != n_forks and rows.error is None:  # the loop itself forked, and this is the child, without helpers
+        for i in range(pieces):
+            if not rows.done[i]:
+                loop(*rows.ranges[i])
+    if rows.error is not None:
+        raise rows.error
+
+
+def _in_this_context(function):
+    """The function, to be run with the settings of this thread, such as the mode of the kernels"""
+    context = copy_context()
+    return lambda: context.run(function)
+
+
+cdef list _helpers(Py_ssize_t n):
+    """n helpers, or fewer if the system starts no more threads"""
+    while len(helpers) < n:
+        try:
+            helpers.append(Helper())
+        except RuntimeError:  # at a limit of the system, or while the interpreter ends
+            break
+    return helpers[:n]
+
+
+def _forget():
+    """In a forked child: replace the locks, which may be held, and the helpers, which do not exist there"""
+    global turn, helpers, n_forks
+    turn, helpers, n_forks = PyThread_allocate_lock(), [], n_forks + 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

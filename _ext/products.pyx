@@ -1,0 +1,160 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Matrix products, from which the other twins are built. The arithmetic is in product.h.
+
+BLAS is not used. Its threads belong to the process: a forward pass would have to change their number, and the last bit
+of a result would depend on it.
+
+Only float32 has loops of its own. float64, which the tests use, is left to NumPy.
+"""
+
+from math import prod
+
+import numpy as np
+
+from minigdino._ext.checks import check_arrays, contiguous
+from minigdino._ext.pool import for_rows
+
+cdef extern from "product.h":
+    enum: PANEL
+    ctypedef struct Epilogue:
+        const float *bias
+        const float *residual
+        Py_ssize_t residual_step
+        bint relu
+    void pack_panels(const float *w, Py_ssize_t w_step, Py_ssize_t channel_step, Py_ssize_t N, Py_ssize_t K,
+                     Py_ssize_t first, Py_ssize_t last, float *panels) nogil
+    void multiply_panels(const float *x, Py_ssize_t x_step, Py_ssize_t channel_step, const float *panels,
+                         Py_ssize_t panel_depth, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, float *y, Py_ssize_t y_step,
+                         bint add, const Epilogue *finish) nogil
+    void multiply_few(const float *x, Py_ssize_t x_step, const float *w, Py_ssize_t w_step, Py_ssize_t M, Py_ssize_t N,
+                      Py_ssize_t K, float *y, Py_ssize_t y_step) nogil
+
+LINE = 16  # elements of a cache line
+FEW = 16  # rows of X; with fewer, packing W costs more than it saves
+MIN_PACKED = 1 << 16  # elements of W per range of `pack`
+MIN_MULTIPLICATIONS = 1 << 19  # per range of rows
+
+
+cdef class Packed:
+    """W [N, K] in panels, in the order in which `multiply` reads them. In float64, W itself"""
+    cdef readonly Py_ssize_t N, K
+    cdef float[::1] panels
+    cdef object w
+
+
+def pack(w):
+    """W [N, K] -> Packed"""
+    cdef Packed packed = Packed()
+    packed.N, packed.K = check_arrays("product", "w [N, K]", w)
+    if w.dtype != np.float32:
+        packed.w = w
+        return packed
+    w = _aligned(w)
+    n_panels = (packed.N + PANEL - 1) // PANEL
+    packed.panels = _empty(n_panels * PANEL * packed.K)
+    if w.size:
+        for_rows(lambda first, last: _pack(w, packed, first, last), n_panels,
+                 1 + MIN_PACKED // (PANEL * packed.K))
+    return packed
+
+
+def _pack(const float[:, :] w, Packed packed, Py_ssize_t first, Py_ssize_t last):
+    with nogil:
+        pack_panels(&w[0, 0], w.strides[0] // 4, w.strides[1] // 4, w.shape[0], w.shape[1], first, last,
+                    &packed.panels[0])
+
+
+def multiply(x, Packed packed, y, bias=None, residual=None, relu=False, first=0, first_channel=0, add=False):
+    """Y = X W^T + bias + residual in this thread, or Y + X W^T + ... if `add`: x [M, K], y [M, N], bias [N],
+    residual [M, N]
+
+    W is packed[first:first + N, first_channel:first_channel + K]; `first` is a multiple of PANEL. The rows of y and
+    residual are contiguous; x may have any strides.
+    """
+    check_arrays("product", "y [M, N], x [M, K], bias? [N], residual? [M, N]", y, x, bias, residual)
+    cdef Py_ssize_t N = y.shape[1]
+    cdef Py_ssize_t K = x.shape[1]
+    if not 0 <= first <= packed.N - N or first % PANEL or not 0 <= first_channel <= packed.K - K:
+        raise ValueError(f"product: expected w with {first} + {N} rows and {first_channel} + {K} channels; got "
+                         f"{(packed.N, packed.K)}")
+    if y.dtype != np.float32:
+        _multiply_in_numpy(x, packed.w[first:first + N, first_channel:first_channel + K], y, bias, residual, relu, add)
+    elif y.size:
+        _multiply(_aligned(x), packed, y, bias, residual, relu, first, first_channel, add)
+
+
+def _multiply(const float[:, :] x, Packed packed, float[:, :] y, const float[::1] bias, const float[:, :] residual,
+              bint relu, Py_ssize_t first, Py_ssize_t first_channel, bint add):
+    cdef Epilogue finish
+    finish.bias = NULL if bias is None else &bias[0]
+    finish.residual = NULL if residual is None else &residual[0, 0]
+    finish.residual_step = 0 if residual is None else residual.strides[0] // 4
+    finish.relu = relu
+    if y.strides[1] != 4 or (residual is not None and residual.strides[1] != 4):
+        raise ValueError("product: expected y and residual with contiguous rows")
+    with nogil:
+        multiply_panels(&x[0, 0] if x.shape[1] else NULL, x.strides[0] // 4, x.strides[1] // 4,
+                        &packed.panels[first * packed.K + first_channel * PANEL], packed.K, x.shape[0], y.shape[1],
+                        x.shape[1], &y[0, 0], y.strides[0] // 4, add, &finish)
+
+
+def _multiply_in_numpy(x, w, y, bias, residual, relu, add):
+    total = x @ w.T
+    for term in (y if add else None, bias, residual):
+        total = total if term is None else total + term
+    y[...] = np.maximum(total, 0) if relu else total
+
+
+def product(x, w, bias=None, residual=None, relu=False):
+    """X W^T + bias + residual, in all threads: x [M, K], w [N, K], bias [N], residual [M, N] -> [M, N]"""
+    M, K, N = check_arrays("product", "x [M, K], w [N, K], bias? [N], residual? [M, N]", x, w, bias, residual)
+    y = np.empty((M, N), x.dtype)
+    if M <= FEW and x.dtype == np.float32 and _has_contiguous_rows(x) and _has_contiguous_rows(w):
+        if y.size:
+            for_rows(lambda first, last: _few(x, w, y, first, last), N, 1 + MIN_PACKED // (K + 1))
+        for term in (bias, residual):
+            y = y if term is None else np.add(y, term, out=y)
+        return np.maximum(y, 0, out=y) if relu else y
+    packed = pack(w)
+    residual = None if residual is None else contiguous(residual)
+    bias = None if bias is None else contiguous(bias)
+    for_rows(lambda first, last: multiply(x[first:last], packed, y[first:last], bias,
+                                          None if residual is None else residual[first:last], relu),
+             M, 1 + MIN_MULTIPLICATIONS // (K * N + 1))
+    return y
+
+
+def _few(const float[:, :] x, const float[:, :] w, float[:, :] y, Py_ssize_t first, Py_ssize_t last):
+    """Columns first to last of y"""
+    with nogil:
+        multiply_few(&x[0, 0], x.strides[0] // 4, &w[first, 0], w.strides[0] // 4, x.shape[0], last - first,
+                     x.shape[1], &y[0, first], y.strides[0] // 4)
+
+
+def matmul(a, b):
+    """a [..., N, I], b [..., I, O] -> [..., N, O]"""
+    shape, N, I, O = check_arrays("matmul", "a [..., N, I], b [..., I, O]", a, b)
+    n = prod(shape)
+    left, right, y = a.reshape(n, N, I), b.reshape(n, I, O).swapaxes(1, 2), np.empty((n, N, O), a.dtype)
+
+    def work(first, last):
+        for i in range(first, last):
+            y[i] = product(left[i], right[i])
+
+    for_rows(work, n)
+    return y.reshape(*shape, N, O)
+
+
+def _has_contiguous_rows(a):
+    return a.flags.aligned and a.strides[1] == a.itemsize
+
+
+def _aligned(a):
+    return a if a.flags.aligned else a.copy()
+
+
+def _empty(n):
+    """Array [n] of float32 that starts at a cache line, so that no vector of a panel crosses one"""
+    room = np.empty(n + LINE, np.float32)
+    first = (-room.ctypes.data // 4) % LINE
+    return room[first:first + n]

@@ -1,0 +1,163 @@
+"""The matrix products of the compiled twins, for every instruction set of this CPU."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from minigdino._ext import cpus
+from places import examples
+from strategies import rngs
+
+from minigdino.runtime import kernels
+
+LEVELS = kernels.levels()
+levels = pytest.mark.parametrize("level", LEVELS)
+
+
+def function(name, level):
+    """A function of the module of products, as compiled for one instruction set."""
+    return kernels.load_for(level, f"minigdino._ext.products:{name}")
+
+
+def product(level, x, w, *more, **options):
+    return function("product", level)(x, w, *more, **options)
+
+
+def bound(x, w, depth=1):
+    """Largest possible rounding error of every element, for sums in any order."""
+    return (abs(x).astype(float) @ abs(w).T.astype(float)) * (x.shape[1] + depth + 2) * 2**-24
+
+
+shapes = st.tuples(st.sampled_from([1, 2, 3, 9, 16, 17, 40, 200]) | st.integers(1, 60),
+                   st.sampled_from([1, 15, 16, 17, 32, 33, 255, 256, 257, 600]) | st.integers(1, 70),
+                   st.sampled_from([1, 4, 15, 16, 17, 31, 32, 33, 64, 100]) | st.integers(1, 70))
+
+
+@levels
+@settings(max_examples=examples(150))
+@given(rngs(), shapes, st.booleans(), st.booleans(), st.booleans())
+@example(np.random.default_rng(0), (1, 1, 1), True, True, True)
+@example(np.random.default_rng(0), (500, 700, 100), True, True, True)
+def test_products_are_as_exact_as_float32_allows(level, rng, shape, with_bias, with_residual, relu):
+    M, K, N = shape
+    x, w = rng.standard_normal((M, K), np.float32), rng.standard_normal((N, K), np.float32)
+    bias = rng.standard_normal(N, np.float32) if with_bias else None
+    residual = rng.standard_normal((M, N), np.float32) if with_residual else None
+    y = product(level, x, w, bias, residual, relu)
+    exact = x.astype(float) @ w.T.astype(float) + (0 if bias is None else bias) + (0 if residual is None else residual)
+    exact = np.maximum(exact, 0) if relu else exact
+    assert y.dtype == np.float32
+    assert (abs(y - exact) <= bound(x, w) + 1e-6).all()
+
+
+@levels
+@settings(max_examples=examples(100))
+@given(rngs(), shapes)
+def test_a_row_does_not_depend_on_the_other_rows(level, rng, shape):
+    """To the bit, so that results do not depend on how threads divide the rows."""
+    M, K, N = shape
+    x, w = rng.standard_normal((M, K), np.float32), rng.standard_normal((N, K), np.float32)
+    pack, multiply = function("pack", level), function("multiply", level)
+    whole, parts = np.empty((M, N), np.float32), np.empty((M, N), np.float32)
+    multiply(x, pack(w), whole)
+    cuts = sorted(rng.integers(0, M + 1, 3))
+    for first, last in zip([0, *cuts], [*cuts, M]):
+        multiply(x[first:last], pack(w), parts[first:last])
+    np.testing.assert_array_equal(parts, whole)
+
+
+@pytest.mark.skipif("avx512" not in LEVELS, reason="this CPU has no AVX-512")
+@settings(max_examples=examples(100))
+@given(rngs(), shapes)
+def test_avx2_and_avx512_give_the_same_bits(rng, shape):
+    M, K, N = shape
+    x, w = rng.standard_normal((M + 16, K), np.float32), rng.standard_normal((N, K), np.float32)
+    np.testing.assert_array_equal(product("avx2", x, w), product("avx512", x, w))
+
+
+@levels
+@settings(max_examples=examples(60))
+@given(rngs(), shapes, st.data())
+def test_factors_may_have_any_strides(level, rng, shape, data):
+    M, K, N = shape
+
+    def view(rows, columns):
+        kind = data.draw(st.sampled_from(["rows", "columns", "every second", "reversed", "unaligned"]))
+        whole = rng.standard_normal((2 * rows, 2 * columns), np.float32)
+        if kind == "unaligned":
+            raw = np.zeros(4 * rows * columns + 1, np.uint8)
+            raw[1:] = whole[:rows, :columns].ravel().view(np.uint8)
+            return raw[1:].view(np.float32).reshape(rows, columns)
+        return {"rows": whole[:rows, :columns], "columns": np.asfortranarray(whole[:rows, :columns]),
+                "every second": whole[::2, ::2], "reversed": whole[:rows, :columns][::-1, ::-1]}[kind]
+
+    x, w = view(M, K), view(N, K)
+    assert (abs(product(level, x, w) - x.astype(float) @ w.T.astype(float)) <= bound(x, w)).all()
+
+
+@levels
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 1e30, -1e30, 1e-30, 1e-40, -0.0, 3e38])
+def test_unusual_numbers_behave_as_in_numpy(level, rows, odd):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((rows, 50), np.float32), rng.standard_normal((37, 50), np.float32)
+    x[1, 7] = odd
+    w[5, 9] = odd
+    with np.errstate(all="ignore"):
+        y, expected = product(level, x, w), x @ w.T
+        np.testing.assert_array_equal(np.isfinite(y), np.isfinite(expected))
+        finite = np.isfinite(expected)
+        np.testing.assert_array_equal(y[~finite], expected[~finite])
+        assert (abs(y - expected)[finite] <= 1e-5 * abs(expected[finite]) + bound(x, w)[finite]).all()
+        np.testing.assert_array_equal(np.isnan(product(level, x, w, relu=True)), np.isnan(y))  # ReLU keeps NaN
+
+
+@levels
+def test_a_product_can_be_built_from_parts(level):
+    """From ranges of the channels, added up, and from panels of rows of W."""
+    rng = np.random.default_rng(0)
+    pack, multiply = function("pack", level), function("multiply", level)
+    x, w = rng.integers(-4, 5, (70, 600)).astype(np.float32), rng.integers(-4, 5, (130, 600)).astype(np.float32)
+    packed, y = pack(w), np.empty((70, 64), np.float32)
+    for first, last in ((0, 256), (256, 300), (300, 600)):
+        multiply(x[:, first:last], packed, y, first=64, first_channel=first, add=first > 0)
+    np.testing.assert_array_equal(y, x @ w[64:128].T)
+    for wrong in ({"first": 63}, {"first": 96}, {"first": -32}, {"first_channel": 1}, {"first_channel": -1}):
+        with pytest.raises(ValueError, match="product: expected w with"):
+            multiply(x, packed, y, **wrong)
+    with pytest.raises(ValueError, match="contiguous rows"):
+        multiply(x, packed, np.empty((64, 70), np.float32).T)
+
+
+@levels
+def test_nothing_is_written_beyond_the_result(level):
+    """The last columns of a product are computed in a buffer, because a tile is wider than they are."""
+    pack, multiply = function("pack", level), function("multiply", level)
+    x, w = np.ones((50, 8), np.float32), np.ones((45, 8), np.float32)
+    wide = np.full((52, 60), 7, np.float32)
+    multiply(x, pack(w), wide[1:51, 3:48], np.ones(45, np.float32), wide[1:51, 3:48].copy())
+    assert (wide[1:51, 3:48] == 16).all()
+    wide[1:51, 3:48] = 7
+    assert (wide == 7).all()
+
+
+@levels
+def test_empty_products(level):
+    for M, K, N in ((0, 3, 4), (3, 4, 0), (3, 0, 4), (20, 0, 4), (0, 0, 0)):
+        y = product(level, np.ones((M, K), np.float32), np.ones((N, K), np.float32), np.ones(N, np.float32))
+        np.testing.assert_array_equal(y, np.ones((M, N)))
+
+
+@levels
+@pytest.mark.parametrize("threads", [1, 4, 8])
+def test_bits_do_not_depend_on_the_number_of_threads(level, threads):
+    rng = np.random.default_rng(0)
+    try:
+        for M, K, N in ((9, 768, 3072), (900, 300, 270), (2000, 64, 36)):
+            x, w = rng.standard_normal((M, K), np.float32), rng.standard_normal((N, K), np.float32)
+            cpus.limit(1)
+            expected = product(level, x, w)
+            cpus.limit(threads)
+            np.testing.assert_array_equal(product(level, x, w), expected)
+    finally:
+        cpus.limit(None)
