@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from .checkpoints.json_file import read_json
+from .checkpoints.json_file import open_regular, read_json
 from .errors import ArgumentError, CheckpointError, ImageError, brief
 
+# Formats that minigdino reads. Pillow identifies a file by its content, and starts a program for some other formats:
+# Ghostscript for EPS, and whatever an application has registered for WMF or GRIB. An IPTC file can contain any format.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM", "ICO", "ICNS", "TGA",
+           "PCX", "SGI", "DDS")
 SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
 MAX_EDGE = 100_000  # pixels; limit for edges in settings and in the `size` argument
-MAX_PIXELS = 2**26  # limit for a resized image: 63 times the published size. A larger one would not fit in memory
+# Limits for the pixels of a resized image. A forward pass needs about 250 bytes of memory per pixel. A settings file
+# from elsewhere can ask for 16 times the published size, or about 4 GB. An explicit `size` is the caller's own choice.
+MAX_PIXELS = 2**26
+MAX_PIXELS_OF_SETTINGS = 2**24
+MAX_PARTS = 100  # limit for the scans, and for the EXIF blocks, of a JPEG. Cameras write 1, progressive files 10 scans
+BLOCK = 2**20  # pixels, or bytes of a file, that are processed at a time
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,21 @@ def resized(height: int, width: int, shortest: int, longest: int | None = None) 
     return edge, int((raw or edge) * width / height)
 
 
+def endings() -> set[str]:
+    """Return the file name endings of the supported formats, lower-case and with their dot, such as ".jpg"."""
+    known = _formats()
+    return {ending for ending, name in Image.registered_extensions().items() if name in known}
+
+
+def _formats():
+    """FORMATS for `Image.open`, which fails for names that it does not know.
+
+    These are MPO, which it opens as JPEG, and formats that this build of Pillow lacks.
+    """
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def open_image(image) -> Image.Image:
     """Convert any supported input to a PIL image in RGB.
 
@@ -186,14 +211,15 @@ def open_image(image) -> Image.Image:
         The image, in mode RGB.
 
     Raises:
-        ImageError: if the file is missing or cannot be decoded, or the input is of another kind.
+        ImageError: if the file is missing, is no regular file, is of an unsupported format or cannot be decoded, or
+            the input is of another kind.
     """
     if isinstance(image, (str, os.PathLike)):
-        return _read(_open, image, f"{image}: ")
+        return _read(_open_path, image, f"{image}: ")
     if isinstance(image, io.BytesIO):
-        return _read(_open, image, "")
+        return _read(_open_file, image, "")
     if isinstance(image, Image.Image):  # Pillow opens files lazily, so decoding may fail here
-        return _read(to_rgb, image, "")
+        return _read(_open_given, image, "")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ImageError(f"an image array must be uint8 [H, W, 3] in RGB order; got {image.dtype} "
@@ -202,9 +228,78 @@ def open_image(image) -> Image.Image:
     raise ImageError(f"an image must be a path, a PIL image or a uint8 array [H, W, 3]; got {type(image).__name__}")
 
 
-def _open(path):
-    with Image.open(path) as opened:
+def _open_path(path):
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        if error.errno is None:  # of `open_regular`
+            raise ImageError(f"{error}. Read it first, and give its contents as an io.BytesIO") from None
+        raise
+    with file:
+        return _open_file(file)
+
+
+def _open_file(file):
+    _check_jpeg(file, 0)
+    try:
+        opened = Image.open(file, formats=_formats())
+    except UnidentifiedImageError:
+        raise ImageError("not a readable image; expected the content of one of the formats "
+                         f"{', '.join(_formats())}. Convert it to PNG with another program") from None
+    with opened:
         return to_rgb(_rotated(opened))
+
+
+def _open_given(image):
+    """Convert an image of the caller, whose pixels Pillow may not have decoded yet."""
+    if isinstance(image, ImageFile.StubImageFile) or (isinstance(image, ImageFile.ImageFile) and image.tile):
+        if image.format not in FORMATS:
+            raise ImageError(f"expected an image of the formats {', '.join(_formats())}; got {image.format}, whose "
+                             "pixels are not decoded yet. If you trust the file, call image.load() first")
+        if image.format in ("JPEG", "MPO"):
+            _check_jpeg(image.fp, image.tile[0][2])  # an MPO file contains several images
+    return to_rgb(image)
+
+
+START_OF_SCAN, END_OF_IMAGE, APPLICATION_1 = b"\xda", b"\xd9", b"\xe1"
+MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of a segment; 0xFF00 and 0xFFD0 to 0xFFD7 occur in compressed data
+
+
+def _check_jpeg(file, start):
+    """Refuse a JPEG that takes minutes to decode although it is small. Files of other formats are not checked.
+
+    The decoder processes all pixels once per scan, and a scan can have as few as 10 bytes. Pillow copies all EXIF data
+    once per EXIF block.
+    """
+    file.seek(start)
+    if file.read(3) != b"\xff\xd8\xff":
+        return
+    file.seek(start)
+    counts = {"scans": 0, "EXIF blocks": 0}
+    for segment in _segments(file):
+        if segment[:1] == END_OF_IMAGE:
+            return
+        counts["scans"] += segment[:1] == START_OF_SCAN
+        counts["EXIF blocks"] += segment[:1] == APPLICATION_1 and segment[3:] == b"Exif\0"
+        for part, count in counts.items():
+            if count > MAX_PARTS:
+                raise ImageError(f"expected a JPEG with at most {MAX_PARTS} {part}; got more, which take very long to "
+                                 "decode. Convert it to PNG with another program")
+
+
+def _segments(file):
+    """Yield 8 bytes of each segment of a JPEG: the second byte of its marker, its length, and the start of its content.
+
+    Compressed data between segments is skipped.
+    """
+    data, at = b"", 0
+    while more := file.read(BLOCK):
+        data, at = data[at:] + more, max(at - len(data), 0)
+        while (marker := MARKER.search(data, at)) and (at := marker.start()) + 9 <= len(data):
+            yield data[at + 1 : at + 9]
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if not marker:
+            at = max(at, len(data) - 1)  # the last byte can be the first one of a marker
 
 
 def _read(read, image, where):
@@ -215,8 +310,10 @@ def _read(read, image, where):
         raise ImageError(f"{where}no such file") from None
     except ImageError as error:
         raise ImageError(f"{where}{error}") from None
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # a warning made an error by -W
         raise ImageError(f"{where}{brief(error)} If you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS") from None
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise exceptions of any type on corrupted files
         raise ImageError(f"{where}not a readable image ({brief(error)}); expected a complete PNG, JPEG or other file "
                          "that Pillow can decode") from None
@@ -257,11 +354,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError("an image must have integer pixels; got float pixels (mode F), whose range is not defined. "
                          "Convert it to 8 bits first")
     if mode.startswith("I"):
-        grey = np.asarray(image, np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ImageError("an image with integer pixels must have values in 0..65535 (16-bit greyscale); got "
-                             f"{grey.min()}..{grey.max()}. Scale it first")
-        return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
+        return _from_sixteen_bits(image)
     if mode == "LAB":
         from PIL import ImageCms
 
@@ -270,6 +363,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
     for step in {"LA": ["L"], "La": ["LA", "L"], "RGBa": ["RGBA"]}.get(mode, []):
         image = image.convert(step)
     return image.convert("RGB")
+
+
+def _from_sixteen_bits(image):
+    """Scale integer pixels by 1/257, one block at a time, because the values of a whole image fill gigabytes."""
+    low, high = image.getextrema() if image.mode == "I" else (0, 65535)
+    if low < 0 or high > 65535:
+        raise ImageError("an image with integer pixels must have values in 0..65535 (16-bit greyscale); got "
+                         f"{low}..{high}. Scale it first")
+    scaled = np.round(np.arange(65536) / 257).astype(np.uint8)
+    width, height = image.size
+    columns, rows = min(width, BLOCK), max(BLOCK // width, 1)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            box = left, top, min(left + columns, width), min(top + rows, height)
+            rgb.paste(Image.fromarray(scaled[np.asarray(image.crop(box))]), box)
+    return rgb
 
 
 def preprocess(image: Image.Image, settings: ImageSettings, size: Sequence[int] | None = None) -> np.ndarray:
@@ -288,20 +398,23 @@ def preprocess(image: Image.Image, settings: ImageSettings, size: Sequence[int] 
         ArgumentError: if `size` is out of range.
     """
     height, width = settings.target(image.height, image.width, size)
-    if height * width > MAX_PIXELS:
-        raise ImageError(f"a resized image must have at most {MAX_PIXELS} pixels; {image.width} x {image.height} would "
-                         f"be resized to {width} x {height}. Use a smaller `size`")
+    limit, hint = ((MAX_PIXELS_OF_SETTINGS, "Give a `size`, or correct the settings of the checkpoint")
+                   if size is None else (MAX_PIXELS, "Use a smaller `size`"))
+    if height * width > limit:
+        raise ImageError(f"a resized image must have at most {limit} pixels; {image.width} x {image.height} would be "
+                         f"resized to {width} x {height}. {hint}")
     if (height, width) != (image.height, image.width):
         if min(height, width) < 1:
             raise ImageError(f"a resized image must have at least one row and one column; {image.width} x "
                              f"{image.height} would be resized to {width} x {height}. Crop the image first")
         image = image.resize((width, height), resample=settings.resample)
-    pixels = np.asarray(image, np.float32)  # [H, W, 3]
-    if settings.do_rescale:
-        pixels = pixels * np.float32(settings.rescale_factor)
+    pixels = np.moveaxis(np.asarray(image), -1, 0).astype(np.float32, order="C")  # [3, H, W]
+    if settings.do_rescale:  # in place, because the pixels of a large image fill gigabytes
+        pixels *= np.float32(settings.rescale_factor)
     if settings.do_normalize:
-        pixels = (pixels - np.float32(settings.image_mean)) / np.float32(settings.image_std)
-    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+        pixels -= np.float32(settings.image_mean)[:, None, None]
+        pixels /= np.float32(settings.image_std)[:, None, None]
+    return pixels
 
 
 def _array_hint(image):

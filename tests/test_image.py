@@ -1,17 +1,26 @@
 """Image preprocessing: image modes, the resize rule, the settings files."""
 
 import io
+import itertools
 import json
+import os
+import struct
+import subprocess
+import sys
+import tracemalloc
+import warnings
 
+import fuzz
 import numpy as np
 import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, GribStubImagePlugin, Image
 
 import minigdino
-from minigdino.image import ImageSettings, open_image, preprocess, resized, to_rgb
+from minigdino import image as module
+from minigdino.image import FORMATS, ImageSettings, endings, open_image, preprocess, resized, to_rgb
 
 edges = st.integers(1, 3000)
 
@@ -220,3 +229,295 @@ def test_invalid_settings_are_rejected(tmp_path, bad):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(bad))
     with pytest.raises(minigdino.CheckpointError, match="invalid image settings"):
         ImageSettings.from_directory(tmp_path)
+
+
+# formats: only those that Pillow decodes without help
+
+
+def encoded(kind, image=None, **options):
+    data = io.BytesIO()
+    (image or Image.fromarray(tiny.photo(7, 9))).save(data, kind, **options)
+    return data.getvalue()
+
+
+def peak_of(call, *arguments):
+    """Peak memory of a call in bytes: Python objects and arrays, but not the images of Pillow."""
+    tracemalloc.start()
+    try:
+        call(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture
+def ghostscript(monkeypatch):
+    """Calls of Ghostscript, which is replaced by a function that returns a black image."""
+    calls = []
+
+    def decode(*arguments):
+        calls.append(arguments)
+        return Image.new("RGB", (9, 7)).im
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", decode)
+    return calls
+
+
+def iptc(data):
+    """An IPTC file that contains another image file."""
+    fields = {(3, 20): b"\0\x07", (3, 30): b"\0\x09", (3, 60): b"\1\0", (3, 120): b"\1", (8, 10): data}
+    return b"".join(b"\x1c" + bytes(tag) + len(value).to_bytes(2, "big") + value for tag, value in fields.items())
+
+
+@pytest.mark.parametrize("wrap", [bytes, iptc])
+def test_no_file_starts_ghostscript(tmp_path, ghostscript, wrap):
+    """Pillow recognises a format by its content, whatever the name of the file."""
+    data = wrap(encoded("EPS"))
+    (tmp_path / "cat.jpg").write_bytes(data)
+    for image in (tmp_path / "cat.jpg", str(tmp_path / "cat.jpg"), io.BytesIO(data)):
+        with pytest.raises(minigdino.ImageError, match="one of the formats PNG, JPEG,.*Convert it to PNG"):
+            open_image(image)
+    with Image.open(tmp_path / "cat.jpg") as opened, pytest.raises(minigdino.ImageError, match=r"call image.load\(\)"):
+        open_image(opened)
+    assert ghostscript == []
+
+
+def test_an_image_that_the_caller_has_decoded_may_be_of_any_format(ghostscript):
+    with Image.open(io.BytesIO(encoded("EPS"))) as opened:
+        opened.load()
+        assert len(ghostscript) == 1
+        assert open_image(opened).size == (9, 7)
+
+
+def test_no_file_starts_a_registered_handler(monkeypatch):
+    class Handler:
+        def open(self, image):
+            image._size = 1, 1
+
+        def load(self, image):
+            raise AssertionError
+
+    monkeypatch.setattr(GribStubImagePlugin.GribStubImageFile, "_handler", Handler())
+    data = b"GRIB\0\0\0\1" + bytes(20)
+    with pytest.raises(minigdino.ImageError, match="one of the formats"):
+        open_image(io.BytesIO(data))
+    with Image.open(io.BytesIO(data)) as opened, pytest.raises(minigdino.ImageError, match="got GRIB"):
+        open_image(opened)
+
+
+def test_the_supported_formats_are_read():
+    read = set()
+    for data in fuzz.pictures():
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.mode != "F":
+                assert sorted(open_image(io.BytesIO(data)).size) == sorted(opened.size)  # some are rotated
+                assert open_image(opened).mode == "RGB"
+            read.add(opened.format)
+    assert {"PNG", "JPEG", "TIFF", "GIF"} <= read <= set(FORMATS)
+
+
+def test_file_name_endings_are_those_of_the_supported_formats():
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".gif", ".bmp"} <= endings()
+    assert not {".eps", ".ps", ".wmf", ".grib", ".h5", ".mpg", ".pdf", ".iim"} & endings()
+    assert {Image.registered_extensions()[ending] for ending in endings()} <= set(FORMATS)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_only_regular_files_are_read(tmp_path):
+    """A pipe could wait without end, and a device could fill the memory. A process with limits reads them."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("loop")
+    (tmp_path / "loop").symlink_to("link")
+    code = """
+import resource, sys
+from minigdino import ImageError
+from minigdino.image import open_image
+resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+for path in sys.argv[1:]:
+    try:
+        open_image(path)
+    except ImageError as error:
+        print(error)
+"""
+    paths = [str(tmp_path / "pipe"), "/dev/zero", "/dev/null", str(tmp_path / "link")]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=60)
+    *special, loop = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, len(special)) == (0, "", 3)
+    for path, line in zip(paths, special):
+        assert line.startswith(f"{path}: expected a regular file; got a pipe or a device. Read it first")
+    assert "not a readable image" in loop
+
+
+def test_links_to_files_are_followed(tmp_path):
+    (tmp_path / "photo").write_bytes(encoded("PNG"))
+    (tmp_path / "link").symlink_to("photo")
+    assert open_image(tmp_path / "link").size == (9, 7)
+
+
+# files that take little space, and much memory or time
+
+
+def jpeg(scans, side=16, between=b""):
+    """A progressive grey JPEG: one scan for the mean of each block, then scans that change nothing."""
+    tables = b"\xff\xdb\0\x43\0" + b"\1" * 64
+    for kind in (0x00, 0x10):
+        tables += b"\xff\xc4\0\x14" + bytes([kind, 1]) + bytes(16)
+    frame = b"\xff\xc2" + struct.pack(">HBHHBBBB", 11, 8, side, side, 1, 1, 0x11, 0)
+    mean, rest = (b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, first, last, 0) + b"\x7f" for first, last in
+                  ((0, 0), (1, 63)))
+    return b"\xff\xd8" + between + tables + frame + mean + rest * (scans - 1) + b"\xff\xd9"
+
+
+def test_a_jpeg_with_thousands_of_scans_is_refused(tmp_path):
+    data = jpeg(5000)
+    (tmp_path / "slow.jpg").write_bytes(data)
+    with Image.open(io.BytesIO(data)) as opened:
+        for image in (tmp_path / "slow.jpg", io.BytesIO(data), opened):
+            with pytest.raises(minigdino.ImageError, match="at most 100 scans; got more.*Convert it to PNG"):
+                open_image(image)
+
+
+def app1(content, n=1):
+    return n * (b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content)
+
+
+@pytest.mark.parametrize("block", [1, 2, 9, 10, 100, 2**20])
+def test_the_parts_of_a_jpeg_are_counted_exactly(monkeypatch, block):
+    """Only those of the image itself: a file can contain a preview before its data, and a video after it."""
+    monkeypatch.setattr(module, "BLOCK", block)
+    others = b"\xff\xda\0\2" * 300 + app1(b"Exif\0\0", 300)
+    before = app1(others) + app1(b"http://ns.adobe.com/xmp/extension/\0", 300) + app1(b"Exif\0\0", 100)
+    for scans in (1, 5, 100):
+        assert open_image(io.BytesIO(jpeg(scans, between=before) + others)).size == (16, 16)
+    with pytest.raises(minigdino.ImageError, match="100 scans"):
+        open_image(io.BytesIO(jpeg(101)))
+    with pytest.raises(minigdino.ImageError, match="100 EXIF blocks"):
+        open_image(io.BytesIO(jpeg(1, between=app1(b"Exif\0\0", 101))))
+    data = encoded("JPEG", progressive=True, exif=Image.Exif())
+    markers = [segment[0] for segment in module._segments(io.BytesIO(data))]
+    assert markers.count(0xDA) == data.count(b"\xff\xda") > 5
+    for end in range(3, len(data)):
+        cut = [segment[0] for segment in module._segments(io.BytesIO(data[:end]))]
+        assert cut == markers[: len(cut)]
+
+
+def test_frames_of_mpo_files_are_read():
+    photos = [Image.fromarray(tiny.photo(7, 9, seed)) for seed in (1, 2)]
+    data = encoded("MPO", photos[0], save_all=True, append_images=photos[1:])
+    with Image.open(io.BytesIO(data)) as opened:
+        first = np.asarray(open_image(opened))
+        opened.seek(1)
+        second = np.asarray(open_image(opened))
+    np.testing.assert_array_equal(first, open_image(io.BytesIO(data)))
+    assert np.abs(first - second.astype(float)).mean() > 1
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+@pytest.mark.parametrize("block", [7, 300, 2**20])
+def test_every_sixteen_bit_value_is_divided_by_257_and_rounded(monkeypatch, mode, block):
+    monkeypatch.setattr(module, "BLOCK", block)
+    values = np.random.default_rng(0).permutation(65536).reshape(512, 128)
+    image = Image.fromarray(values.astype({"I;16": "<u2", "I;16B": ">u2", "I": "i4"}[mode]))
+    assert image.mode == mode
+    got = np.asarray(to_rgb(image))
+    np.testing.assert_array_equal(got, np.repeat(np.round(values / 257).astype(np.uint8)[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_integer_pixels_outside_sixteen_bits_are_rejected(value):
+    image = Image.new("I", (3, 2), 7)
+    image.putpixel((2, 1), value)
+    low, high = sorted((7, value))
+    with pytest.raises(minigdino.ImageError, match=f"got {low}..{high}. Scale it first"):
+        to_rgb(image)
+
+
+def test_sixteen_bit_images_need_little_memory_beside_the_image():
+    assert peak_of(to_rgb, Image.new("I;16", (4000, 3000))) < 40e6  # 8 bytes per pixel would be 96 MB
+
+
+def test_preprocessing_holds_one_copy_of_the_pixels():
+    image = Image.new("RGB", (1000, 1000))
+    assert peak_of(preprocess, image, ImageSettings(do_resize=False)) < 20e6  # of which 12 MB for the result
+
+
+def test_settings_may_ask_for_fewer_pixels_than_the_caller(monkeypatch):
+    photo = Image.fromarray(tiny.photo(8, 8))
+    with pytest.raises(minigdino.ImageError, match="at most 16777216 pixels.*8192 x 8192.*Give a `size`"):
+        preprocess(photo, ImageSettings(size=(("height", 8192), ("width", 8192))))
+    monkeypatch.setattr(module, "MAX_PIXELS_OF_SETTINGS", 99)
+    monkeypatch.setattr(module, "MAX_PIXELS", 400)
+    assert preprocess(photo, ImageSettings(do_resize=False)).shape == (3, 8, 8)
+    assert preprocess(photo, ImageSettings(), (20, 20)).shape == (3, 20, 20)
+    for settings in (ImageSettings(), ImageSettings(do_resize=False)):
+        with pytest.raises(minigdino.ImageError, match="at most 99 pixels"):
+            preprocess(photo.resize((10, 10)), settings)
+    with pytest.raises(minigdino.ImageError, match="at most 400 pixels.*Use a smaller `size`"):
+        preprocess(photo, ImageSettings(), (21, 21))
+
+
+def test_pixels_are_finite_with_the_most_extreme_settings_of_a_file(tmp_path):
+    black_and_white = Image.fromarray(np.array([[[0] * 3, [255] * 3]], np.uint8))
+    for factor, mean, std in itertools.product((1e-9, 1e9), (-1e9, 0, 1e9), (1e-9, 1e9)):
+        values = {"rescale_factor": factor, "image_mean": [mean] * 3, "image_std": [std] * 3, "do_resize": False}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+        assert np.isfinite(preprocess(black_and_white, ImageSettings.from_directory(tmp_path))).all()
+
+
+def test_the_limit_of_pillow_applies(monkeypatch):
+    """Above it, Pillow warns; above twice the limit, it raises. The warning can be made an error too."""
+    data = encoded("PNG")  # 63 pixels
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert open_image(io.BytesIO(data)).size == (9, 7)
+    with pytest.raises(minigdino.ImageError, match=r"exceeds limit.*raise PIL.Image.MAX_IMAGE_PIXELS"):
+        open_image(io.BytesIO(data))  # these tests make warnings errors
+    assert Image.MAX_IMAGE_PIXELS == 40
+
+
+def tags(count, size):
+    """A TIFF or EXIF header with `count` entries that all refer to the same `size` bytes."""
+    start = 8 + 2 + 12 * count + 4
+    entries = [struct.pack("<HHLL", 1000 + i, 7, size, start) for i in range(count)]
+    return b"II*\0" + struct.pack("<LH", 8, count) + b"".join(entries) + bytes(4) + bytes(size)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_entries_that_share_their_data_do_not_multiply_it(kind):
+    block = tags(500, 1_000_000)
+    data = block if kind == "TIFF" else encoded(kind, exif=b"Exif\0\0" + block)
+
+    def read():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns once per entry
+            if kind == "TIFF":  # no image, but the entries are read
+                with pytest.raises(minigdino.ImageError):
+                    open_image(io.BytesIO(data))
+            else:
+                assert open_image(io.BytesIO(data)).size == (9, 7)
+
+    assert peak_of(read) < 50e6
+
+
+def test_the_first_frame_of_an_animation_is_read_unless_the_caller_chose_another():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    for kind in ("GIF", "PNG", "WEBP", "TIFF"):
+        data = encoded(kind, frames[0], save_all=True, append_images=frames[1:])
+        assert np.argmax(open_image(io.BytesIO(data)).getpixel((0, 0))) == 0
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.seek(1)
+            assert np.argmax(open_image(opened).getpixel((0, 0))) == 1
+
+
+def test_a_picture_whose_file_was_closed_is_rejected(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(encoded("JPEG"))
+    with Image.open(tmp_path / "photo.jpg") as opened:
+        pass
+    with pytest.raises(minigdino.ImageError, match="not a readable image"):
+        open_image(opened)
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "x" * 5000, "\ud800.png", ""])
+def test_impossible_paths_are_rejected(path):
+    with pytest.raises(minigdino.ImageError):
+        open_image(path)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 
 from minigdino import ArgumentError, ImageError
 from minigdino.checkpoints import hub
+from minigdino.evaluation import verify as module
 from minigdino.evaluation.verify import PUBLISHED, Expectation, Tolerance, coco_image, verify
 
 NAME, TEXT = "owner/random", "a cat. a remote control."
@@ -258,6 +260,66 @@ def test_an_image_that_cannot_be_downloaded_is_reported(served, picture, monkeyp
         coco_image(folder)
     assert "set MINIGDINO_VERIFY_IMAGE to its path" in str(raised.value)
     assert not picture.parent.exists() or not list(picture.parent.iterdir())
+
+
+@pytest.fixture
+def published(served, picture, monkeypatch):
+    """The image as if it were the published one: from the built-in address, with a known checksum."""
+    monkeypatch.delenv("MINIGDINO_VERIFY_IMAGE")
+    monkeypatch.setattr(module, "IMAGE", f"{served.url}/val2017/photo.jpg")
+    monkeypatch.setattr(module, "SHA256", hashlib.sha256(served.pages["/val2017/photo.jpg"]).hexdigest())
+    return picture
+
+
+def test_the_published_image_comes_over_https_and_has_a_checksum():
+    assert module.IMAGE.startswith("https://")
+    assert module.IMAGE.endswith("/val2017/000000039769.jpg")
+    assert len(bytes.fromhex(module.SHA256)) == 32
+
+
+def test_a_download_with_another_checksum_is_refused(served, published):
+    Image.fromarray(tiny.photo(seed=1)).save(other := published.parent.parent / "other.png")
+    served.pages["/val2017/photo.jpg"] = other.read_bytes()
+    with pytest.raises(ImageError, match="(?s)expected a file with the SHA-256 checksum .*; got .*hint: download it"):
+        coco_image()
+    assert list(published.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"x", lambda data: b""])
+def test_a_stored_image_with_another_checksum_is_downloaded_again(served, published, damage):
+    data = served.pages["/val2017/photo.jpg"]
+    published.parent.mkdir()
+    published.write_bytes(damage(data))
+    before = len(served.requests)
+    assert coco_image() == coco_image() == published
+    assert published.read_bytes() == data
+    assert len(served.requests) == before + 1
+
+
+def test_an_image_of_the_users_choice_may_have_any_content(served, published, monkeypatch):
+    monkeypatch.setattr(module, "SHA256", "0" * 64)
+    with pytest.raises(ImageError, match="checksum"):
+        coco_image()
+    monkeypatch.setenv("MINIGDINO_VERIFY_IMAGE", f"{served.url}/val2017/photo.jpg?size=full")
+    assert coco_image().exists()
+
+
+def test_without_a_home_folder_the_error_names_the_setting(published, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MINIGDINO_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(module.Path, "home", home)
+    with pytest.raises(ImageError, match="Set MINIGDINO_CACHE"):
+        coco_image()
+
+
+@pytest.mark.parametrize("address", ["file:///etc/hostname", "ftp://127.0.0.1/photo.jpg", "data:image/png,x"])
+def test_other_schemes_than_http_are_not_fetched(picture, monkeypatch, address):
+    monkeypatch.setenv("MINIGDINO_VERIFY_IMAGE", address)
+    with pytest.raises(ImageError, match="no such file"):
+        verify(NAME, model=object(), expectations=[Expectation(NAME, TEXT, "a test")])
 
 
 # end to end, in a process: model and image from a local hub

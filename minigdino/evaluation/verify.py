@@ -11,6 +11,7 @@ The table marks rows whose order differs.
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import itertools
 import os
@@ -28,7 +29,9 @@ from ..detector import Model, load
 from ..errors import ArgumentError, ImageError
 from ..image import open_image
 
-IMAGE = "http://images.cocodataset.org/val2017/000000039769.jpg"
+# The files of images.cocodataset.org, under a name that has a valid certificate
+IMAGE = "https://s3.amazonaws.com/images.cocodataset.org/val2017/000000039769.jpg"
+SHA256 = "dea9e7ef97386345f7cff32f9055da4982da5471c48d575146c796ab4563b04e"  # of the file at IMAGE, 173,131 bytes
 MAX_UNEXPECTED = 5  # rows of the table for detections without a published counterpart
 MAX_BYTES = 20_000_000  # limit for a download; the image is smaller than 1 % of it
 
@@ -148,7 +151,8 @@ def verify(model_id: str = hub.DEFAULT, image=None, model: str | Path | Model | 
 def coco_image(folder: str | Path | None = None) -> Path:
     """Return the path of the COCO image, and download it first if necessary.
 
-    The environment variable MINIGDINO_VERIFY_IMAGE sets another path or URL.
+    Its SHA-256 checksum is compared at each call, and a file with another one is downloaded again. The environment
+    variable MINIGDINO_VERIFY_IMAGE sets another path or http(s) URL, whose content is not compared.
 
     Args:
         folder: folder for the download; None for $MINIGDINO_CACHE, else "minigdino" in the user's cache folder.
@@ -157,22 +161,29 @@ def coco_image(folder: str | Path | None = None) -> Path:
         The path.
 
     Raises:
-        ImageError: if the download fails.
+        ImageError: if the download fails, or its checksum is wrong.
     """
     source = os.environ.get("MINIGDINO_VERIFY_IMAGE") or IMAGE
     if not source.startswith(("http://", "https://")):
         return Path(source)
-    folder = Path(folder or os.environ.get("MINIGDINO_CACHE") or
-                  Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigdino")
-    path = folder / source.rstrip("/").rpartition("/")[2]
-    if path.exists():
-        return path
     try:
+        folder = Path(folder or os.environ.get("MINIGDINO_CACHE") or
+                      Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigdino")
+    except RuntimeError:  # from Path.home
+        raise ImageError("the image needs a folder, and this user has no home folder. Set MINIGDINO_CACHE to a "
+                         "folder") from None
+    path = folder / source.rstrip("/").rpartition("/")[2]
+    wanted = SHA256 if source == IMAGE else None
+    try:
+        if path.exists() and wanted in (None, _checksum(path)):
+            return path
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             fetched = Path(temporary) / path.name
             with urllib.request.urlopen(source, timeout=20) as answer:
                 fetched.write_bytes(answer.read(MAX_BYTES))
+            if wanted not in (None, got := _checksum(fetched)):
+                raise ImageError(f"expected a file with the SHA-256 checksum {wanted}; got {got}")
             open_image(fetched)  # raises ImageError if a proxy returned a web page instead
             fetched.replace(path)
     except (OSError, ValueError, http.client.HTTPException) as error:  # includes URLError and ImageError
@@ -183,6 +194,11 @@ def coco_image(folder: str | Path | None = None) -> Path:
         raise ImageError(f"the image at {source} cannot be downloaded to {folder}: {reason}.\n---> hint: download it "
                          "by other means and set MINIGDINO_VERIFY_IMAGE to its path") from error
     return path
+
+
+def _checksum(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checks(e, picture, model):
