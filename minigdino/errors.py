@@ -41,6 +41,9 @@ def brief(value) -> str:
         An abbreviated `repr` of a value, or the printable text of an exception, at most 300 characters.
     """
     if not isinstance(value, BaseException):
-        return _short.repr(value)
+        try:
+            return _short.repr(value)
+        except ValueError:  # an int with more digits than Python converts
+            return f"a very large {type(value).__name__}"
     text = "".join(c if c.isprintable() else " " for c in str(value) or type(value).__name__)
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"

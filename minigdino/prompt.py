@@ -6,23 +6,24 @@ T text tokens, [CLS] and [SEP] included.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .checkpoints.json_file import read_json
-from .errors import CheckpointError, PromptError, brief
+from .checkpoints.json_file import read_json, read_text
+from .errors import ArgumentError, CheckpointError, PromptError, brief
 
 DELIMITERS = ("[CLS]", "[SEP]", ".", "?")
 BLANK = " \t\r\n"
 MAX_CHARACTERS = 2**16  # far more than 256 tokens have; tokenizing a longer text would take seconds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
-    """A tokenized prompt.
+    """A tokenized prompt. Two of them are equal only if they are the same object.
 
     Attributes:
         ids: [T] int64 token ids, from [CLS] to [SEP].
@@ -73,17 +74,12 @@ class Tokenizer:
         Raises:
             CheckpointError: if a file is corrupted.
         """
-        from tokenizers import Tokenizer as Backend  # imported here, so that `import minigdino` does not load it
-
-        directory = Path(directory)
-        settings_file, settings = directory / "tokenizer_config.json", {}
-        if settings_file.exists() and not isinstance(settings := read_json(settings_file), dict):
-            raise CheckpointError(f"{settings_file}: must be a JSON object; got {brief(settings)}. Download the file "
-                                  "again")
-        for name, read in (("tokenizer.json", Backend.from_file), ("vocab.txt", lambda p: _from_vocab(p, settings))):
-            if (path := directory / name).exists():
-                backend = _call(f"{path}: not a readable tokenizer", read, str(path))
-                return cls(backend, bool(settings.get("clean_up_tokenization_spaces", False)))
+        file, settings = os.path.join(directory, "tokenizer_config.json"), {}
+        if os.path.exists(file) and not isinstance(settings := read_json(file), dict):
+            raise CheckpointError(f"{file}: must be a JSON object; got {brief(settings)}. Download the file again")
+        for name, read in (("tokenizer.json", _from_json), ("vocab.txt", _from_vocab)):
+            if os.path.exists(path := os.path.join(directory, name)):
+                return cls(read(path, settings), bool(settings.get("clean_up_tokenization_spaces", False)))
         return None
 
     def encode(self, text: str | Sequence[str]) -> Prompt:
@@ -107,9 +103,9 @@ class Tokenizer:
         phrases = [text] if isinstance(text, str) else text
         if not isinstance(phrases, (list, tuple)) or not all(isinstance(phrase, str) for phrase in phrases):
             raise PromptError(f"a prompt must be a str or a list of str; got {_describe(text)}")
-        if broken := [phrase for phrase in phrases if any("\ud800" <= c <= "\udfff" for c in phrase)]:
-            raise PromptError(f"a prompt must be valid Unicode; {broken[0]!r} contains surrogates, which stand for "
-                              "bytes that are not UTF-8. Type the text again")
+        if broken := [phrase for phrase in phrases if not _is_text(phrase)]:
+            raise PromptError(f"a prompt must be valid Unicode; {brief(broken[0])} contains surrogates, which stand "
+                              "for bytes that are not UTF-8. Type the text again")
         if (n := sum(map(len, phrases))) > MAX_CHARACTERS:
             raise PromptError(f"a prompt must have at most {MAX_CHARACTERS} characters; got {n}. Split its phrases "
                               "over several calls")
@@ -119,12 +115,21 @@ class Tokenizer:
         """Convert token ids to text, with the spelling of transformers.
 
         Args:
-            ids: any number of token ids.
+            ids: any number of token ids, 0 or larger.
 
         Returns:
             The text; "" for no tokens.
+
+        Raises:
+            ArgumentError: if `ids` holds anything else.
         """
-        text = _call(_INCONSISTENT, self.backend.decode, [int(i) for i in ids], skip_special_tokens=False)
+        try:
+            numbers = [int(i) for i in ids]
+        except (TypeError, ValueError, OverflowError):  # OverflowError: infinity
+            numbers = [-1]
+        if not all(0 <= number < 2**32 for number in numbers):
+            raise ArgumentError(f"token ids must be a list of ints, 0 or larger; got {brief(ids)}")
+        text = _call(self.backend.decode, numbers, skip_special_tokens=False)
         if self.clean_up:
             for old, new in CLEAN_UP:
                 text = text.replace(old, new)
@@ -136,21 +141,26 @@ class Tokenizer:
         Args:
             directory: an existing folder.
         """
-        self.backend.save(str(Path(directory) / "tokenizer.json"))
         settings = {"tokenizer_class": "BertTokenizer", "clean_up_tokenization_spaces": self.clean_up}
-        (Path(directory) / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        # transformers prefers these to the options in tokenizer.json
+        settings |= {name: getattr(self.backend.normalizer, option) for name, option in OPTIONS.items()
+                     if hasattr(self.backend.normalizer, option)}
+        # written by Python, because the library reports a full disk as a plain Exception
+        for name, text in (("tokenizer.json", self.backend.to_str(pretty=True)),
+                           ("tokenizer_config.json", json.dumps(settings, indent=2) + "\n")):
+            (Path(directory) / name).write_text(text, encoding="utf-8", newline="\n")
 
     def _encode_text(self, text):
         closed = text if text.rstrip(BLANK).endswith((".", "?")) else text + "."
-        encoding = _call(_INCONSISTENT, self.backend.encode, closed)
+        encoding = _call(self.backend.encode, closed)
         spans, start = [], 0
         for i, token in enumerate(encoding.ids):
             if token in self.delimiters:
                 spans += [(start, i)] if i > start else []
                 start = i + 1
         if not spans:
-            raise PromptError(f"a prompt must contain a phrase; {text!r} names nothing to look for. Write for example "
-                              '"a cat. a dog."')
+            raise PromptError(f"a prompt must contain a phrase; {brief(text)} names nothing to look for. Write for "
+                              'example "a cat. a dog."')
         offsets = encoding.offsets  # (start, stop) of each token in the text, in characters
         phrases = [closed[offsets[start][0] : offsets[stop - 1][1]].strip(BLANK) for start, stop in spans]
         return Prompt(np.array(encoding.ids, np.int64), phrases, spans)
@@ -162,36 +172,35 @@ class Tokenizer:
         for phrase in phrases:
             label = phrase.strip(BLANK).rstrip(BLANK + ".")
             if special := [token for token in self.special if token in phrase]:
-                raise PromptError(f"a phrase must not contain special tokens; {phrase!r} contains {special[0]}. Remove "
-                                  "it")
+                raise PromptError(f"a phrase must not contain special tokens; {brief(phrase)} contains "
+                                  f"{brief(special[0])[1:-1]}. Remove it")
             # a delimiter inside a phrase would end it, so the model gets a space; the label keeps the delimiter
             words = label.lower().replace(".", " ").replace("?", " ")
-            tokens = _call(_INCONSISTENT, self.backend.encode, words, add_special_tokens=False).ids
+            tokens = _call(self.backend.encode, words, add_special_tokens=False).ids
             if not tokens:
-                raise PromptError(f"a phrase must have at least one token; {phrase!r} has none. Remove it")
+                raise PromptError(f"a phrase must have at least one token; {brief(phrase)} has none. Remove it")
             if (other := seen.setdefault(tuple(tokens), phrase)) is not phrase or len(seen) != len(spans) + 1:
-                raise PromptError(f"two phrases must not have the same tokens; {other!r} and {phrase!r} have. Keep one "
-                                  "of them")
+                raise PromptError(f"two phrases must not have the same tokens; {brief(other)} and {brief(phrase)} "
+                                  "have. Keep one of them")
             spans.append((len(ids), len(ids) + len(tokens)))
             labels.append(label)
             ids += [*tokens, self.dot]
         return Prompt(np.array([*ids, self.sep], np.int64), labels, spans)
 
 
-_INCONSISTENT = "the tokenizer's files are inconsistent and cannot be used on this text"
-
-
-def _call(problem, function, *args, **options):
+def _call(function, *args, **options):
     """Call a function of the tokenizers library, and turn its exceptions into a CheckpointError.
 
-    The library raises plain Exceptions. A panic of its Rust code is a BaseException, recognised by its name.
+    The library raises plain Exceptions, and "PanicException" if its Rust code panics. A signal handler of the caller
+    can raise during the call, too; its exception comes with a Python frame, and is not changed.
     """
     try:
         return function(*args, **options)
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise  # KeyboardInterrupt or SystemExit
-        raise CheckpointError(f"{problem} ({brief(error)}); download the checkpoint again") from None
+        if type(error).__name__ not in ("Exception", "PanicException") or error.__traceback__.tb_next:
+            raise
+        raise CheckpointError(f"the tokenizer cannot be used on this text ({brief(error)}); download the checkpoint "
+                              "again") from None
 
 
 # replacements of clean_up_tokenization in transformers, in its order
@@ -199,26 +208,160 @@ CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), ("
             (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
 
 
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+OPTIONS = {  # key of tokenizer_config.json -> option of the normalizer
+    "do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
+
+
+def bert_tokenizer(vocabulary: dict[str, int], added: Sequence | None = None, *, unk_token: str = "[UNK]",
+                   max_input_chars_per_word: int = 100, cleanup: bool = True, **normalizer):
+    """Build BERT's tokenizer.
+
+    Args:
+        vocabulary: {token: id}, with `unk_token`, [CLS] and [SEP].
+        added: `tokenizers.AddedToken`s, found before the text is split into words. By default, BERT's special tokens.
+        unk_token: token of a word that the vocabulary cannot spell.
+        max_input_chars_per_word: a longer word becomes `unk_token`.
+        cleanup: whether the library's decoder removes spaces before punctuation.
+        normalizer: options of `tokenizers.normalizers.BertNormalizer`.
+
+    Returns:
+        A `tokenizers.Tokenizer`.
+    """
+    # imported here, so that `import minigdino` does not load it
+    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend(models.WordPiece(vocabulary, unk_token=unk_token,
+                                       max_input_chars_per_word=max_input_chars_per_word))
+    if added is None:
+        added = [AddedToken(token, normalized=False, special=True) for token in SPECIAL if token in vocabulary]
+    backend.add_tokens(added)
+    backend.normalizer = normalizers.BertNormalizer(**normalizer)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=cleanup)
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")])
+    return backend
+
+
 def _from_vocab(path, settings):
     """Build BERT's tokenizer from a `vocab.txt`. It gives the same tokens as the checkpoint's `tokenizer.json`."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+    try:
+        lines = read_text(path).removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable vocabulary ({brief(error)}); download it again") from None
+    for name in OPTIONS:
+        _check(os.path.join(os.path.dirname(path), "tokenizer_config.json"), settings, name, (*BOOL, None))
+    options = {option: settings[name] for name, option in OPTIONS.items() if settings.get(name) is not None}
+    return bert_tokenizer(_checked(path, {line.rstrip(): i for i, line in enumerate(lines)}), **options)
 
-    vocab = models.WordPiece.read_file(path)
-    backend = Backend(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.add_special_tokens([t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocab])
-    backend.normalizer = normalizers.BertNormalizer(
-        lowercase=settings.get("do_lower_case", True), strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True))
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(t, vocab[t]) for t in ("[CLS]", "[SEP]")])
+
+def _from_json(path, _):
+    """Build BERT's tokenizer from a `tokenizer.json`.
+
+    The tokenizers library would run anything that such a file describes, such as a regular expression that takes
+    minutes, or a recursion that ends the process. Therefore the file may contain only what BERT checkpoints contain.
+    """
+    from tokenizers import AddedToken
+
+    file = read_json(path)
+    vocabulary = _checked(path, _at(file, "model.vocab"), _at(file, "model.unk_token"))
+    for field, supported in (FIELDS | _template(file, vocabulary)).items():
+        _check(path, file, field, supported)
+    entries = _at(file, "added_tokens") or []
+    if not isinstance(entries, list) or len(entries) > MAX_ADDED or not all(map(_is_added_token, entries)):
+        raise CheckpointError(f"{path}: added_tokens must be a list of at most {MAX_ADDED} tokens, each of at most "
+                              f"{MAX_ADDED_LENGTH} characters; got {brief(entries)}. {_ADVICE}")
+    normalizer = {name: _at(file, f"normalizer.{name}") for name in NORMALIZER}
+    backend = bert_tokenizer(
+        vocabulary, [AddedToken(entry["content"], **{flag: entry[flag] for flag in FLAGS}) for entry in entries],
+        unk_token=file["model"]["unk_token"], cleanup=file["decoder"]["cleanup"],
+        max_input_chars_per_word=file["model"]["max_input_chars_per_word"], **normalizer)
+    for entry in entries:
+        if backend.token_to_id(entry["content"]) != entry["id"]:
+            raise CheckpointError(f"{path}: an added token must have its id in model.vocab, or the next free one; got "
+                                  f"{brief(entry['id'])} for {brief(entry['content'])}. {_ADVICE}")
     return backend
+
+
+BOOL = (True, False)
+MAX_WORD = 200  # characters; the time of WordPiece grows with the square of a word's length
+FIELDS = {  # fields of a tokenizer.json, and their supported values
+    "model.type": ("WordPiece", None),  # None: the first versions of the library did not write it
+    "model.continuing_subword_prefix": ("##",),
+    "model.max_input_chars_per_word": range(1, MAX_WORD + 1),
+    "normalizer.type": ("BertNormalizer",),
+    "normalizer.clean_text": BOOL,
+    "normalizer.handle_chinese_chars": BOOL,
+    "normalizer.strip_accents": (*BOOL, None),
+    "normalizer.lowercase": BOOL,
+    "pre_tokenizer.type": ("BertPreTokenizer",),
+    "decoder.type": ("WordPiece",),
+    "decoder.prefix": ("##",),
+    "decoder.cleanup": BOOL,
+}
+NORMALIZER = ("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
+MAX_ADDED, MAX_ADDED_LENGTH = 1000, 100  # added tokens, and characters of each; published files have 5 tokens
+_ADVICE = "Use the tokenizer of a published Grounding DINO checkpoint"
+
+
+def _template(file, vocabulary):
+    """Fields of the post-processor, which adds [CLS] and [SEP], and their supported values."""
+    cls, sep = vocabulary["[CLS]"], vocabulary["[SEP]"]
+    if _at(file, "post_processor.type") == "BertProcessing":
+        return {"post_processor.cls": (["[CLS]", cls],), "post_processor.sep": (["[SEP]", sep],)}
+    single = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+              {"SpecialToken": {"id": "[SEP]", "type_id": 0}}]
+    return {"post_processor.type": ("TemplateProcessing",), "post_processor.single": (single,),
+            "post_processor.special_tokens.[CLS].ids": ([cls],), "post_processor.special_tokens.[SEP].ids": ([sep],)}
+
+
+def _is_added_token(entry):
+    return (isinstance(entry, dict) and type(entry.get("id")) is int and _is_text(entry.get("content"))
+            and 0 < len(entry["content"]) <= MAX_ADDED_LENGTH and all(type(entry.get(flag)) is bool for flag in FLAGS))
+
+
+def _at(file, field):
+    """The value of a field such as "model.type". None if it is absent."""
+    for key in field.split("."):
+        file = file.get(key) if isinstance(file, dict) else None
+    return file
+
+
+def _check(path, file, field, supported):
+    value = _at(file, field)
+    if not any(type(value) is type(v) and value == v for v in supported):
+        several = isinstance(supported, range)
+        expected = f"{supported[0]} to {supported[-1]}" if several else " or ".join(map(brief, supported))
+        raise CheckpointError(f"{path}: {field} must be {expected}; got {brief(value)}. {_ADVICE}")
+
+
+def _checked(path, vocabulary, unk_token="[UNK]"):
+    """Return a vocabulary if the tokenizers library can use it."""
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else [None]
+    if (not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids)
+            or not _is_text("".join(vocabulary))):
+        raise CheckpointError(f"{path}: the vocabulary must give each token its own id; got {brief(vocabulary)}. "
+                              f"{_ADVICE}")
+    for token in (unk_token, "[CLS]", "[SEP]"):
+        if not isinstance(token, str) or token not in vocabulary:
+            raise CheckpointError(f"{path}: expected a BERT vocabulary; it lacks the token {brief(token)}. {_ADVICE}")
+    return vocabulary
+
+
+def _is_text(value):
+    """Return whether a value is a str without surrogates, which the tokenizers library cannot represent."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _describe(value):
     if isinstance(value, (list, tuple)):
         odd = next((v for v in value if not isinstance(v, str)), None)
-        return f"a {type(value).__name__} with the element {odd!r}"
+        return f"a {type(value).__name__} with the element {brief(odd)}"
     return type(value).__name__

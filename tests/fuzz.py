@@ -271,9 +271,33 @@ def change_lines(rng, data):
     return b"\n".join(lines) if rng.random() < 0.7 else change_bytes(rng, b"\n".join(lines))
 
 
+PARTS = {  # valid parts of other tokenizers. With some of them, the tokenizers library hangs or ends the process
+    "normalizer": (
+        {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 99}] * 9},
+        {"type": "Sequence", "normalizers": []}, {"type": "Lowercase"}, {"type": "NFD"}),
+    "pre_tokenizer": (
+        {"type": "Split", "pattern": {"Regex": "(z+z+)+y"}, "behavior": "Isolated", "invert": False},
+        {"type": "Sequence", "pretokenizers": []}, {"type": "Whitespace"}),
+    "post_processor": (
+        {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 3000, "pair": [],
+         "special_tokens": {}},
+        {"type": "BertProcessing", "sep": ["[SEP]", 102], "cls": ["[CLS]", 101]},
+        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}),
+    "decoder": ({"type": "WordPiece", "prefix": "##", "cleanup": False}, {"type": "BPEDecoder", "suffix": ""}),
+    "model": (
+        {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, {"type": "BPE", "vocab": {"a": 0}, "merges": []}),
+}  # fmt: skip
+
+
 def change_tokenizer(rng, data):
     """Corrupt a tokenizer file, either JSON or vocab.txt."""
-    return change_json(rng, data) if data.startswith(b"{") else change_lines(rng, data)
+    if not data.startswith(b"{"):
+        return change_lines(rng, data)
+    value = json.loads(data)
+    if "model" not in value or rng.random() < 0.8:
+        return change_json(rng, data)
+    part = rng.choice(list(PARTS))
+    return json.dumps(value | {part: rng.choice(PARTS[part])}).encode()
 
 
 def change_picture(rng, data):

@@ -109,7 +109,7 @@ def test_to_dict_and_from_dict_are_inverse():
         ({"d_model": 100}, "multiple of 32"),
         ({"d_model": "wide"}, "config.d_model must look like 256; got 'wide'"),
         ({"num_queries": 0}, "num_queries must be positive"),
-        ({"num_queries": 10**12}, "must be positive and at most 1e"),
+        ({"num_queries": 10**12}, "num_queries must be positive and at most 4096; got 1000000000000"),
         ({"encoder_attention_heads": 7}, "must divide 256 channels evenly; got 7"),
         ({"encoder_attention_heads": 1}, "must divide 256 channels evenly; got 0"),
         ({"num_feature_levels": 2}, "must be at least the backbone's 3 feature maps; got 2"),

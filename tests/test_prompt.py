@@ -89,6 +89,36 @@ def test_invalid_prompts_are_rejected(text, message):
         TOKENIZER.encode(text)
 
 
+LONG = "x" * 65_536
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ud800" + LONG,
+        " " * 65_536,
+        [" " * 65_536],
+        ["[SEP]" + LONG[5:]],
+        [LONG[: 2**15], LONG[: 2**15]],
+        [LONG * 2],
+        {LONG},
+        ["cat", {LONG}],
+        ["cat", 10**5000],
+    ],
+    ids=range(9),
+)
+def test_messages_shorten_long_prompts(text):
+    with pytest.raises(minigdino.PromptError) as caught:
+        TOKENIZER.encode(text)
+    assert len(str(caught.value)) < 400
+
+
+def test_prompts_are_compared_by_identity():
+    prompt = TOKENIZER.encode("a cat")
+    assert prompt == prompt != TOKENIZER.encode("a cat")
+    assert prompt in {prompt}
+
+
 def test_padding_and_truncation_are_always_off():
     backend = TOKENIZER.backend.from_str(TOKENIZER.backend.to_str())
     backend.enable_padding(length=128)
@@ -122,9 +152,9 @@ def test_a_saved_tokenizer_can_be_read(tmp_path):
 def test_a_missing_tokenizer_is_none_and_a_corrupted_one_an_error(tmp_path):
     assert Tokenizer.from_directory(tmp_path) is None
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(minigdino.CheckpointError, match=r"tokenizer\.json: not a readable tokenizer"):
+    with pytest.raises(minigdino.CheckpointError, match=r"tokenizer\.json: not a readable JSON file"):
         Tokenizer.from_directory(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.txt").write_text("cat\ndog\n")
-    with pytest.raises(minigdino.CheckpointError, match="vocab.txt: not a readable tokenizer"):
+    with pytest.raises(minigdino.CheckpointError, match=r"vocab\.txt: expected a BERT vocabulary; it lacks"):
         Tokenizer.from_directory(tmp_path)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minigdino import Config, Model
 from minigdino.image import ImageSettings
-from minigdino.prompt import Tokenizer
+from minigdino.prompt import Tokenizer, bert_tokenizer
 
 WORDS = [
     "a",
@@ -61,15 +59,7 @@ def tokenizer(clean_up: bool = False) -> Tokenizer:
     for i, piece in enumerate(dict.fromkeys(pieces), start=200):
         vocab[i] = piece
     ids = {token: i for i, token in enumerate(vocab)}
-    backend = Backend(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 101), ("[SEP]", 102)]
-    )
-    backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
-    return Tokenizer(backend, clean_up)
+    return Tokenizer(bert_tokenizer(ids), clean_up)
 
 
 def config(family: str = "grounding-dino", stages=(2, 3, 4), levels: int = 4, queries: int = 20, **changes) -> Config:

@@ -9,8 +9,9 @@ import string
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
+from minigdino.prompt import bert_tokenizer
 from training.outlines import SHAPES
 from training.prompts import ANYTHING, ARTICLES
 from training.world import COLOURS
@@ -38,17 +39,7 @@ def vocabulary() -> dict[str, int]:
 
 def tokenizer() -> Tokenizer:
     """Create BERT's uncased tokenizer for this vocabulary, without padding and truncation."""
-    words = Tokenizer(models.WordPiece(vocabulary(), unk_token="[UNK]", max_input_chars_per_word=100))
-    words.normalizer = normalizers.BertNormalizer(lowercase=True)
-    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    words.decoder = decoders.WordPiece()
-    words.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", SPECIAL["[CLS]"]), ("[SEP]", SPECIAL["[SEP]"])],
-    )
-    words.add_special_tokens(list(SPECIAL))
-    return words
+    return bert_tokenizer(vocabulary())
 
 
 def phrase_of_token(ids: np.ndarray) -> np.ndarray:

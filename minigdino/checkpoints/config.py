@@ -98,7 +98,7 @@ class Config:
         layer_norm_eps: added to the variance in layer norms of enhancer and decoder.
 
     Raises:
-        ConfigError: if no model of this geometry can be built.
+        ConfigError: if no model of this geometry can be built, or a value exceeds its limit in `LIMITS`.
     """
 
     model_type: str = "grounding-dino"
@@ -248,9 +248,17 @@ def _has_type(value, kind):
 KINDS = {"int": (int,), "float": (int, float), "str": (str,), "SwinConfig": (SwinConfig,), "BertConfig": (BertConfig,)}
 
 
-# Fields that count layers or levels. Their limit is low: with a larger typo, the list of parameters would fill memory.
-LAYER_COUNTS = ("depths", "num_hidden_layers", "num_feature_levels", "encoder_layers", "decoder_layers")
-MAX_LAYERS = 200
+# Largest value of each field; MAX for all others. Without these limits, a typo in a count of layers would fill memory
+# with the list of parameters. The other fields cost memory, but hardly change the size of the weights.
+MAX = 10**7
+LIMITS = {
+    **dict.fromkeys(("depths", "num_hidden_layers", "encoder_layers", "decoder_layers"), 200),
+    **dict.fromkeys(("num_heads", "num_attention_heads", "encoder_attention_heads", "decoder_attention_heads"), 64),
+    "window_size": 24,  # a head has window_size**4 position biases; published: 7 and 12
+    "num_feature_levels": 16,  # each level halves the resolution; published: 4 and 5
+    "num_queries": 4096,  # a head of the decoder compares all pairs of queries; published: 900
+    "max_text_len": 4096,  # a head compares all pairs of tokens; published: 256
+}
 
 
 def _check(c: Config):
@@ -263,7 +271,7 @@ def _check(c: Config):
 
     for where, part in (("config", c), ("backbone_config", swin), ("text_config", bert)):
         for f in dataclasses.fields(part):
-            value, limit = getattr(part, f.name), MAX_LAYERS if f.name in LAYER_COUNTS else 1e7
+            value, limit = getattr(part, f.name), LIMITS.get(f.name, MAX)
             if not _has_type(value, f.type):
                 example = f"a {f.type} or a dict" if f.default is dataclasses.MISSING else repr(f.default)
                 raise ConfigError(f"{where}.{f.name} must look like {example}; got {brief(value)}")
@@ -291,4 +299,7 @@ def _check(c: Config):
                                ("encoder_attention_heads // 2", c.encoder_ffn_dim // 2, c.encoder_attention_heads // 2),
                                ("text num_attention_heads", bert.hidden_size, bert.num_attention_heads),
                                *(("backbone num_heads", *pair) for pair in zip(swin.channels, swin.num_heads))]:
-        need(heads > 0 and width % heads == 0, f"{name} must divide {width} channels evenly; got {heads}")
+        need(width > 0 and heads > 0 and width % heads == 0,
+             f"{name} must divide {width} channels evenly; got {heads}")
+    need(int(swin.embed_dim * swin.mlp_ratio) > 0,
+         f"mlp_ratio must give at least one of {swin.embed_dim} channels; got {swin.mlp_ratio}")

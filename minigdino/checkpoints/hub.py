@@ -11,13 +11,14 @@ This is the only module that imports `huggingface_hub`, the hub's client:
 from __future__ import annotations
 
 import errno
+import os
 import re
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, brief
 from ..version import __version__
 from .config import FAMILIES
-from .json_file import read_json
+from .json_file import read_json, read_text
 from .weights import INDEX
 
 DEFAULT = "IDEA-Research/grounding-dino-tiny"
@@ -27,13 +28,14 @@ WEIGHTS = (INDEX, "model.safetensors")
 PARTS = (("config.json",), ("tokenizer.json", "vocab.txt"), ("tokenizer_config.json",),
          ("preprocessor_config.json", "processor_config.json"), WEIGHTS)  # weights last: see `_fetch`
 
-ID = re.compile(r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # valid model names on the hub
+NAME = r"\w([\w.-]{0,94}\w)?"  # an owner or a model on the hub; at most 96 characters
+ID = re.compile(rf"(?!.*(--|\.\.)){NAME}/{NAME}", re.ASCII)
 
 
 def is_model_id(text) -> bool:
     """Return whether a text is a model id (owner/name), and not the path of an existing file or directory."""
     return (isinstance(text, str) and ID.fullmatch(text) is not None and not text.endswith((".git", ".safetensors"))
-            and not Path(text).exists())
+            and not os.path.exists(text))
 
 
 def find(model_id: str, revision: str | None = None) -> Path:
@@ -52,7 +54,7 @@ def find(model_id: str, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: if the checkpoint is neither cached nor available from the hub.
     """
-    _check(model_id)
+    _check(model_id, revision)
     try:
         snapshot = _snapshot(model_id, revision)
         missing = _missing(snapshot)
@@ -84,7 +86,7 @@ def download(model_id: str, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: if the download fails.
     """
-    _check(model_id)
+    _check(model_id, revision)
     try:
         return _fetch(model_id, revision)
     except CheckpointError:
@@ -109,9 +111,11 @@ def cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _check(model_id):
+def _check(model_id, revision):
     if not isinstance(model_id, str) or not ID.fullmatch(model_id):
-        raise CheckpointError(f"a model id must be owner/name, for example {DEFAULT}; got {model_id!r}")
+        raise CheckpointError(f"a model id must be owner/name, for example {DEFAULT}; got {brief(model_id)}")
+    if revision is not None and not isinstance(revision, str):
+        raise CheckpointError(f"a revision must be the name of a branch, tag or commit; got {brief(revision)}")
 
 
 def _snapshot(model_id, revision):
@@ -120,8 +124,11 @@ def _snapshot(model_id, revision):
     if ".." in revision or revision.startswith("/"):  # not a valid git revision, but a path that leaves the cache
         return cache() / "no such revision"
     folder = cache() / f"models--{model_id.replace('/', '--')}"
-    ref = folder / "refs" / revision
-    return folder / "snapshots" / (ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision)
+    try:
+        commit = read_text(folder / "refs" / revision, limit=1000).strip()
+    except (OSError, ValueError):  # no such branch or tag, or a corrupted file
+        commit = revision
+    return folder / "snapshots" / (commit if re.fullmatch(r"\w+", commit, re.ASCII) else "no such revision")
 
 
 def _missing(snapshot):
@@ -139,13 +146,16 @@ def _shards(index):
         shards = sorted(set(read_json(index)["weight_map"].values()))
     except (CheckpointError, AttributeError, KeyError, TypeError):
         shards = []
-    return shards if shards and all(isinstance(shard, str) for shard in shards) else ["model.safetensors"]
+    are_names = all(isinstance(shard, str) and Path(shard).name == shard for shard in shards)  # not "../other/file"
+    return shards if shards and are_names else ["model.safetensors"]
 
 
 def _is_complete(path):
     """Return whether a weight file has the length that its header states."""
     from safetensors import SafetensorError, safe_open
 
+    if not os.path.isfile(path):  # safetensors would wait at a pipe
+        return False
     try:
         with safe_open(path, "np"):
             return True
@@ -201,7 +211,7 @@ def _fetch(model_id, revision):
 def _message(error, model_id, revision):
     from huggingface_hub import constants
 
-    what = f"{model_id} at revision {revision!r}" if revision else model_id
+    what = f"{model_id} at revision {brief(revision)}" if revision else model_id
     return (f"{what}: {_reason(error)}.\nLocal cache: {constants.HF_HUB_CACHE}{_gaps(model_id, revision)}; hub: "
             f"{constants.ENDPOINT}\n---> hint: give a directory that holds config.json, model.safetensors and "
             'tokenizer.json, or use model="shapes", the checkpoint inside this package. Or run '
@@ -229,7 +239,7 @@ def _reason(error):
     while isinstance(error, utils.LocalEntryNotFoundError) and error.__cause__:
         error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", None)
-    first = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    first = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, utils.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so the hub is not contacted"
