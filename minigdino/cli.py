@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import itertools
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 from . import ArgumentError, Error, __version__, files, info, load, set_threads, trace, use
 from .checkpoints import hub
+from .errors import brief
+from .image import MAX_EDGE
 from .runtime.kernels import mode
 
+MAX_TOKENS = 100_000  # of `bench`, before the model's own limit is known
 INTERRUPTED = 130  # exit status after Ctrl-C, by the convention of shells
 
 
@@ -27,24 +34,92 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: with status 2 for wrong arguments, and 0 after --help or --version.
     """
-    arguments = parser().parse_args(argv)
+    _replace_closed_streams()
     try:
-        return arguments.command(arguments)
+        try:
+            arguments = parser().parse_args(argv)
+            return arguments.command(arguments)
+        finally:
+            _print("", end="")  # what --help wrote: at exit, a failure would not be reported
     except Error as error:
-        print(f"minigdino: {error}", file=sys.stderr)
+        _complain(f"minigdino: {NEWLINE.join(map(printable, NEW_LINES.split(str(error))))}")
         return 1
     except KeyboardInterrupt:
-        print("\nminigdino: stopped", file=sys.stderr)
+        _complain("\nminigdino: stopped")
         return INTERRUPTED
-    except BrokenPipeError:  # the program that reads the output, such as head, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except MemoryError:
+        _complain("minigdino: there is not enough memory. Use a smaller --size, or a machine with more memory")
         return 1
+    except BrokenPipeError:  # the program that reads the output, such as head, has ended
+        return 1
+
+
+NEWLINE = "\n"
+NEW_LINES = re.compile(r"\n(?=---> hint:|Local cache:)")  # of error messages; other line breaks are of file names
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Replace control characters, which a file name could use to change the terminal, by their escapes.
+
+    Args:
+        text: any text.
+        keep: characters that are not replaced.
+
+    Returns:
+        The text, for example with `\x1b` in place of an escape character.
+    """
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def _print(text, end="\n"):
+    """Print to standard output, at once. A character that its encoding lacks is escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
+    except OSError as error:
+        _discard(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise ArgumentError(f"standard output: cannot write there ({error.strerror}). Write to another place") from None
+
+
+def _complain(text):
+    """Print to standard error. If that fails, there is no place for the message, and the run goes on."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream):
+    """Send the rest of a stream to the null device: Python writes it at exit, and must not fail again."""
+    with contextlib.suppress(io.UnsupportedOperation):  # a stream without a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _replace_closed_streams():
+    """Open the null device for closed standard streams. Otherwise the next file would take the number of one."""
+    for name, access in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, access, encoding="utf-8"))  # noqa: SIM115  for the whole process
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """Print the usage and a message in which file names are printable, and exit with status 2."""
+        super().error(printable(message))
+
+
+def _path(text):
+    """A path. An empty one, as from an unset variable of a shell, would look like an option that was not given."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path; got ''")
+    return Path(text)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands and their options."""
-    top = argparse.ArgumentParser(prog="minigdino", description="Detect objects in images from a text prompt. No "
-                                                                "PyTorch.")
+    top = _Parser(prog="minigdino", description="Detect objects in images from a text prompt. No PyTorch.")
     top.add_argument("--version", action="version", version=f"minigdino {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -70,14 +145,16 @@ def parser() -> argparse.ArgumentParser:
                         help="shortest and longest edge of the resized image, in pixels (default: the checkpoint's)")
     detect.add_argument("--device", default="cpu", help='"cpu" (default), "cuda" or "cuda:N"')
     detect.add_argument("--threads", type=int, metavar="N", help="number of threads (default: all available CPUs)")
-    detect.add_argument("--out", metavar="PATH", type=Path,
+    detect.add_argument("--out", metavar="PATH", type=_path,
                         help="draw the detections: a file for one image, a folder for several")
     detect.add_argument("--json", action="store_true",
                         help="print JSON instead of a table: an object for one image, a list for several")
-    detect.add_argument("--jsonl", metavar="FILE", help="append one line of JSON per image, as soon as it is done")
+    detect.add_argument("--jsonl", metavar="FILE", type=_path,
+                        help="append one line of JSON per image, as soon as it is done")
     detect.add_argument("--resume", action="store_true", help="with --jsonl: skip images that the file already has")
-    detect.add_argument("--coco", metavar="FILE", help="write all detections as a COCO data set")
-    detect.add_argument("--categories", metavar="FILE", help="with --coco: JSON file with the id of each label")
+    detect.add_argument("--coco", metavar="FILE", type=_path, help="write all detections as a COCO data set")
+    detect.add_argument("--categories", metavar="FILE", type=_path,
+                        help="with --coco: JSON file with the id of each label")
     detect.set_defaults(command=_detect, error=detect.error)
 
     download = commands.add_parser("download", help="download a published checkpoint into the local hub cache",
@@ -110,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
                                   epilog='example: minigdino explain cat.jpg "a cat." --out page.html')
     explain.add_argument("image", metavar="IMAGE", help="an image file")
     explain.add_argument("text", metavar="TEXT", help='the prompt, such as "a cat. a dog."')
-    explain.add_argument("--out", metavar="PAGE", type=Path, required=True, help="the HTML file to write")
+    explain.add_argument("--out", metavar="PAGE", type=_path, required=True, help="the HTML file to write")
     explain.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes"')
     explain.add_argument("--guide", metavar="URL",
                          help="URL of the guide that `make docs` builds, relative to the page; captions link to it")
@@ -146,32 +223,30 @@ def _detect(arguments):
     model = load(arguments.model, device=arguments.device)
     categories = _categories(arguments.categories, model.tokenize(text).phrases)
     pictures = _pictures(arguments.out, images, many) if arguments.out else {}
-    lines = files.JsonLines(arguments.jsonl, arguments.resume) if arguments.jsonl else None
-    images = [image for image in images if not lines or image not in lines.done]
     found = []
+    with files.JsonLines(arguments.jsonl, arguments.resume) if arguments.jsonl else contextlib.nullcontext() as lines:
+        def on_result(image, result):
+            if arguments.json or arguments.coco:
+                found.append((image, result))
+            if isinstance(result, Error):
+                _complain(f"minigdino: {printable(str(result))}")
+            if lines:
+                lines.write(files.record(image, result))
+            if not arguments.json and not isinstance(result, Error) and not (lines and many):
+                _print_table(image if many else None, result, arguments.threshold)
+            if pictures and not isinstance(result, Error):
+                _write(pictures[image], _encoded(result.plot(), pictures[image]))
 
-    def on_result(image, result):
-        found.append((image, result))
-        if isinstance(result, Error):
-            print(f"minigdino: {result}", file=sys.stderr)
-        if lines:
-            lines.write(files.record(image, result))
-        if not arguments.json and not isinstance(result, Error) and not (lines and many):
-            _print_table(image if many else None, result, arguments.threshold)
-        if pictures and not isinstance(result, Error):
-            picture = result.plot()
-            _write(pictures[image], lambda path: picture.save(path))
-
-    failed = files.detect_each(model, images, text, on_result=on_result, threshold=arguments.threshold,
-                               text_threshold=arguments.text_threshold, size=arguments.size,
-                               progress=sys.stderr if many and sys.stderr.isatty() else None)
+        images = [image for image in images if not lines or image not in lines.done]
+        failed = files.detect_each(model, images, text, on_result=on_result, threshold=arguments.threshold,
+                                   text_threshold=arguments.text_threshold, size=arguments.size,
+                                   progress=sys.stderr if many and sys.stderr.isatty() else None)
     if arguments.json:
         records = [files.record(*pair) for pair in found]
-        print(json.dumps(records if many or not records else records[0], indent=2))  # none left after --resume: []
+        _print(json.dumps(records if many or not records else records[0], indent=2))  # none left after --resume: []
     if arguments.coco:
         detected = [pair for pair in found if not isinstance(pair[1], Error)]
-        text = json.dumps(files.coco(detected, categories)) + "\n"
-        _write(Path(arguments.coco), lambda path: path.write_text(text, encoding="utf-8"))
+        _write(arguments.coco, (json.dumps(files.coco(detected, categories)) + "\n").encode())
     return 1 if failed else 0
 
 
@@ -181,49 +256,60 @@ def _categories(path, phrases):
         return {phrase: i for i, phrase in enumerate(dict.fromkeys(phrases), start=1)}
     categories = files.read_categories(path)
     if missing := [phrase for phrase in phrases if phrase not in categories]:
-        raise ArgumentError(f"{path} must have an id for each phrase; it has no id for {missing[0]!r}, only for "
-                            f"{', '.join(map(repr, categories))}. Add it")
+        known = ", ".join(map(brief, itertools.islice(categories, 10)))
+        raise ArgumentError(f"{path} must have an id for each phrase; it has no id for {brief(missing[0])}, only for "
+                            f"{known}{', ...' if len(categories) > 10 else ''}. Add it")
     return categories
 
 
 def _pictures(out, images, many):
     """{image: output file}. `out` is the file for one image, or a folder that reproduces the folders of the images."""
-    if not many and not out.is_dir():
+    if not many and not os.path.isdir(out):
         return {images[0]: out}
-    if out.is_file() or (out.suffix and not out.exists()):
+    if os.path.isfile(out) or (out.suffix and not os.path.exists(out)):
         raise ArgumentError(f"{out}: several images need a folder to write to. Give --out the name of a folder")
     paths = {image: Path("stdin" if image == files.STDIN else image).absolute() for image in images}
     top = os.path.commonpath([path.parent for path in paths.values()])
     outputs = {image: out / path.relative_to(top).with_suffix(".png") for image, path in paths.items()}
-    taken = {}
+    taken, originals = {}, {os.path.realpath(image) for image in images}
     for image, output in outputs.items():
+        if os.path.realpath(output) in originals:
+            raise ArgumentError(f"{image} would be drawn to {output}, which is one of the images. Give --out another "
+                                "folder")
         if (other := taken.setdefault(output, image)) != image:
             raise ArgumentError(f"{other} and {image} would both be drawn to {output}. Draw them in two runs")
     return outputs
 
 
-def _write(path, write):
-    """Call `write(path)`, after creating the folder. An error becomes an ArgumentError with its reason."""
+def _encoded(picture, path):
+    """A picture as the bytes of a file. Pillow chooses the format by the name."""
+    file = io.BytesIO()
+    file.name = path.name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
+        picture.save(file)
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{path}: cannot write there ({error}). Choose another path") from None
-    print(f"wrote {path}", file=sys.stderr)
+        raise ArgumentError(f"{path}: cannot write there ({brief(error)}). Choose another path") from None
+    return file.getvalue()
+
+
+def _write(path, data):
+    files.replace_file(path, data)
+    _complain(f"wrote {printable(str(path))}")
 
 
 def _print_table(image, found, threshold):
     if image:
-        print(f"{image}:")
+        _print(f"{printable(image)}:")
     if not len(found):
-        print(f"nothing scores above {threshold}")
-    width = max(map(len, found.labels), default=0)
-    for d in found:
-        print(f"{d.label:{width}}  {d.score:.3f}  [{', '.join(f'{v:.1f}' for v in d.box)}]", flush=True)
+        _print(f"nothing scores above {threshold}")
+    labels = [printable(label) for label in found.labels]
+    width = max(map(len, labels), default=0)
+    for d, label in zip(found, labels):
+        _print(f"{label:{width}}  {d.score:.3f}  [{', '.join(f'{v:.1f}' for v in d.box)}]")
 
 
 def _download(arguments):
-    print(hub.download(arguments.id, arguments.revision))
+    _print(str(hub.download(arguments.id, arguments.revision)))
     return 0
 
 
@@ -231,7 +317,7 @@ def _verify(arguments):
     from .evaluation.verify import verify
 
     report = verify(arguments.id or hub.DEFAULT, arguments.image, arguments.model)
-    print(report)
+    _print(printable(str(report), keep=NEWLINE))
     return report.status
 
 
@@ -241,7 +327,7 @@ def _trace(arguments):
     model = load(arguments.model)
     with use("reference" if arguments.reference else mode()), trace() as steps:
         model.detect(arguments.image, arguments.text)
-    print(tree(steps, arguments.depth, not arguments.no_steps))
+    _print(tree(steps, arguments.depth, not arguments.no_steps))
     return 0
 
 
@@ -250,7 +336,7 @@ def _explain(arguments):
 
     guide = None if arguments.guide is None else arguments.guide.rstrip("/") + "/"
     html = page(load(arguments.model), arguments.image, arguments.text, guide)
-    _write(arguments.out, lambda path: path.write_text(html, encoding="utf-8"))
+    _write(arguments.out, html.encode("utf-8", "backslashreplace"))
     return 0
 
 
@@ -259,12 +345,14 @@ def _bench(arguments):
 
     if arguments.passes < 1:
         raise ArgumentError(f"--passes must be 1 or more; got {arguments.passes}")
-    if min(arguments.size) < 1:
-        raise ArgumentError("--size must be HEIGHT and WIDTH in pixels, each 1 or more; got "
+    if not all(1 <= edge <= MAX_EDGE for edge in arguments.size):
+        raise ArgumentError(f"--size must be HEIGHT and WIDTH in pixels, each 1 to {MAX_EDGE}; got "
                             f"{' '.join(map(str, arguments.size))}")
+    if not 1 <= arguments.tokens <= MAX_TOKENS:
+        raise ArgumentError(f"--tokens must be 1 to {MAX_TOKENS}; got {arguments.tokens}")
     if arguments.threads is not None:
         set_threads(arguments.threads)
-    print(bench(arguments.model, tuple(arguments.size), arguments.tokens, arguments.passes))
+    _print(str(bench(arguments.model, tuple(arguments.size), arguments.tokens, arguments.passes)))
     return 0
 
 
@@ -274,5 +362,5 @@ def _info(_):
             value = ", ".join(f"{k} {'yes' if v else 'NO'}" for k, v in value.items())
         elif isinstance(value, list):
             value = ", ".join(value) or "none"
-        print(f"{name:10} {value}")
+        _print(f"{name:10} {printable(str(value))}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import colorsys
 
 import numpy as np
@@ -48,8 +49,9 @@ def annotate(image: Image.Image, boxes, labels, scores, label_ids) -> Image.Imag
     for frame, rgb in reversed(list(zip(frames, colours))):  # the best box on top
         draw.rectangle(frame, outline=rgb, width=stroke)
     tags = np.zeros((0, 4))
+    shown = {label: "".join(c if c.isprintable() else " " for c in label) for label in set(labels)}
     for frame, rgb, label, score in zip(frames, colours, labels, scores):
-        text = _fit(draw, font, label, score, picture.width - 2 * (stroke + 1))
+        text = _fit(draw, font, shown[label], score, picture.width - 2 * (stroke + 1))
         tag = _place(draw.textbbox((0, 0), text, font=font, anchor="lt"), frame, picture.size, tags, pad=stroke + 1)
         if tag is not None:
             tags = np.vstack([tags, tag])
@@ -67,12 +69,17 @@ def _clip(box, size):
 
 def _fit(draw, font, label, score, width):
     """Text of a tag. The label is shortened until the text is at most `width` pixels wide."""
-    shown = label.replace("\n", " ")
-    text = f"{shown} {score:.2f}"
-    while shown and draw.textlength(text, font=font) > width:
-        shown = shown[:-1]
-        text = f"{shown}… {score:.2f}"
-    return text
+    def fits(text):
+        return draw.textlength(f"{text} {score:.2f}", font=font) <= width
+
+    end = 16
+    while end < len(label) and fits(label[:end]):  # measures no more text than necessary, because that is slow
+        end *= 2
+    if not label or (end >= len(label) and fits(label)):
+        return f"{label} {score:.2f}"
+    lengths = range(1, min(end, len(label)))
+    kept = bisect.bisect_left(lengths, True, key=lambda n: not fits(f"{label[:n]}…"))
+    return f"{label[:kept]}… {score:.2f}"
 
 
 def _place(text, frame, size, taken, pad):

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import glob
 import io
 import json
+import os
+import re
+import secrets
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from PIL import Image
-
 from .checkpoints.json_file import read_json
 from .detector import Model
 from .errors import ArgumentError, CheckpointError, Error, ImageError, brief
+from .image import endings
 from .results import Detections
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 STDIN = "-"
-STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow registers, but cannot decode without plugins
+MAX_STDIN = 2**30  # bytes; more than the pixels of the largest image that Pillow accepts
+MAX_CATEGORIES = 2**29  # bytes; the largest COCO annotation file fits
+MAX_LINE = 2**26  # bytes; a longer line is not from this program, so it is not read into memory
 
 
 def find_images(sources: Sequence[str]) -> list[str]:
@@ -40,20 +52,62 @@ def find_images(sources: Sequence[str]) -> list[str]:
         ImageError: if a folder contains no images, or a pattern matches no file.
     """
     found: list[str] = []
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - STUBS}
     for source in sources:
-        if source != STDIN and Path(source).is_dir():
-            images = sorted(str(p) for p in Path(source).iterdir() if p.suffix.lower() in endings and p.is_file())
-            if not images:
+        if source != STDIN and os.path.isdir(source):
+            if not (images := _images(source)):
                 raise ImageError(f"{source}: expected a folder with images, such as .jpg or .png files; found none")
             found += images
-        elif any(c in source for c in "*?[") and not Path(source).exists():
-            if not (matches := sorted(glob.glob(source, recursive=True))):
+        elif any(c in source for c in "*?[") and "\0" not in source and not os.path.exists(source):
+            if not (matches := sorted(filter(os.path.isfile, _matches(source)))):
                 raise ImageError(f"{source}: the pattern matches no file")
             found += matches
         else:
             found.append(source)
     return found
+
+
+def _images(folder):
+    """The images in a folder, sorted by name."""
+    try:
+        entries = list(Path(folder).iterdir())
+    except OSError as error:
+        raise ImageError(f"{folder}: expected a readable folder ({error.strerror}). Check its permissions") from None
+    known = endings()
+    return sorted(str(path) for path in entries if path.suffix.lower() in known and os.path.isfile(path))
+
+
+_SEP = re.escape(os.sep + (os.altsep or ""))
+RECURSIVE = re.compile(rf"(^|(?<=[{_SEP}]))(\*\*([{_SEP}]+|$))+")  # "**" as a whole part of a pattern, or several
+
+
+def _matches(pattern):
+    """Paths that match a pattern, as `glob.glob` finds them, except that "**" visits each folder once.
+
+    So links to folders cannot make the search endless.
+    """
+    if not (recursive := RECURSIVE.search(pattern)):
+        return set(glob.glob(pattern))
+    head, tail = pattern[: recursive.start()], pattern[recursive.end() :] or "*"
+    tops = glob.glob(os.path.join(os.path.dirname(head), "")) if head else [""]
+    return {path for folder in _folders(tops) for path in _matches(glob.escape(folder) + tail)}
+
+
+def _folders(tops) -> Iterator[str]:
+    """Yield folders and all folders below them, except hidden ones. Links are followed last."""
+    folders, links, seen = list(tops), [], set()
+    while folders or links:
+        folder = (folders or links).pop()
+        with contextlib.suppress(OSError):  # an unreadable folder has no matches
+            status = os.stat(folder or ".")
+            if (key := (status.st_dev, status.st_ino)) in seen:
+                continue
+            seen.add(key)
+            yield folder
+            with os.scandir(folder or ".") as entries:
+                for entry in entries:
+                    with contextlib.suppress(OSError):  # a link to itself
+                        if entry.is_dir() and not entry.name.startswith("."):
+                            (links if entry.is_symlink() else folders).append(os.path.join(folder, entry.name, ""))
 
 
 def detect_each(model: Model, images: Sequence[str], text, *, on_result: Callable[[str, Detections | Error], None],
@@ -85,15 +139,27 @@ def detect_each(model: Model, images: Sequence[str], text, *, on_result: Callabl
         if progress:
             each = (time.monotonic() - start) / (i + 1)
             left = each * (len(images) - i - 1)
-            progress.write(f"\r\033[K{i + 1}/{len(images)} images, {each:.1f} s each, {left:.0f} s left")
-            progress.flush()
-    if progress:
-        progress.write("\n")
+            end = "" if i + 1 < len(images) else "\n"
+            with contextlib.suppress(OSError):  # the terminal was closed, but the run goes on
+                progress.write(f"\r\033[K{i + 1}/{len(images)} images, {each:.1f} s each, {left:.0f} s left{end}")
+                progress.flush()
     return failed
 
 
 def _opened(image):
-    return io.BytesIO(sys.stdin.buffer.read()) if image == STDIN else image
+    if image != STDIN:
+        return image
+    try:
+        data = sys.stdin.buffer.read(MAX_STDIN + 1) if sys.stdin else b""
+    except OSError as error:
+        raise ImageError(f"-: standard input cannot be read ({error.strerror}). Give the path of an image") from None
+    if len(data) > MAX_STDIN:
+        raise ImageError(f"-: expected an image of at most {MAX_STDIN} bytes on standard input; got more. Give the "
+                         "path of an image")
+    if not data:
+        raise ImageError("-: expected an image on standard input, which is empty or closed. Write for example: "
+                         "minigdino detect - TEXT < cat.jpg")
+    return io.BytesIO(data)
 
 
 def record(image: str, result: Detections | Error) -> dict:
@@ -112,44 +178,68 @@ def record(image: str, result: Detections | Error) -> dict:
 class JsonLines:
     """An append-only, resumable JSON Lines file, with one line per image.
 
-    Each line is written and the file closed as soon as the image is done. An interrupted run loses at most the line
-    that was being written.
+    Each line is on the disk as soon as the image is done. An interrupted run loses at most the line that was being
+    written. The file is locked until `close`, or until the process ends, so that two runs never write to it. File
+    systems without locks are used without.
 
     Args:
         path: the file.
-        resume: whether to continue an existing file.
+        resume: whether to continue an existing file. An incomplete last line is then removed.
 
     Attributes:
         path: the file.
         done: names of the images that the file already has.
 
     Raises:
-        ArgumentError: if the file exists and `resume` is False, if it has a line of another format, or if it cannot
-            be written.
+        ArgumentError: if the file exists and `resume` is False, if another process writes to it, if it has a line of
+            another format, or if it cannot be written.
     """
 
     def __init__(self, path: str | Path, resume: bool = False):
         self.path = Path(path)
-        if self.path.exists() and not resume:
-            raise ArgumentError(f"{path} exists already. Give --resume to continue it, or choose another name")
-        self._append("")
-        self.done = set(self._finished())
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe could wait without end
+            raise ArgumentError(f"{path}: expected a regular file for --jsonl; got a folder, a pipe or a device. "
+                                "Choose another name")
+        exclusive = 0 if resume else os.O_EXCL
+        try:
+            self._file = open(path, "ab", buffering=0,  # noqa: SIM115  closed by `close`
+                              opener=lambda name, flags: os.open(name, flags | exclusive, 0o666))
+        except FileExistsError:
+            raise ArgumentError(f"{path} exists already. Give --resume to continue it, or choose another "
+                                "name") from None
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from None
+        try:
+            if not _lock(self._file):
+                raise ArgumentError(f"{path}: another process is writing to this file. Wait until it ends, or choose "
+                                    "another name for --jsonl")
+            self.done = self._finished()
+        except BaseException:
+            self.close()
+            raise
 
-    def _finished(self) -> Iterator[str]:
-        """Names of the images in complete lines. An incomplete last line is removed from the file."""
-        data = self.path.read_bytes()
-        complete = data[: data.rfind(b"\n") + 1]
-        if len(complete) < len(data):
-            self.path.write_bytes(complete)
-        for number, line in enumerate(complete.splitlines(), start=1):
-            try:
-                yield json.loads(line)["image"]
-            except (ValueError, KeyError, TypeError):
-                raise ArgumentError(f'{self.path}: each line must be a JSON object with "image"; line {number} is not. '
-                                    "Choose another name for --jsonl") from None
+    def _finished(self) -> set[str]:
+        """Names of the images in complete lines. After that check, an incomplete last line is cut off."""
+        names: set[str] = set()
+        complete = number = 0
+        try:
+            with open(self.path, "rb") as file:
+                while line := file.readline(MAX_LINE):
+                    number += 1
+                    if not line.endswith(b"\n") and _starts_a_line(line):
+                        os.truncate(self._file.fileno(), complete)
+                        break
+                    names.add(_image_of(line))
+                    complete += len(line)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise ArgumentError(f'{self.path}: each line must be a JSON object with "image"; line {number} is not. '
+                                "Choose another name for --jsonl") from None
+        return names
 
     def write(self, line: dict) -> None:
-        """Append one line.
+        """Append one line, and wait until it is on the disk.
 
         Args:
             line: the JSON object, as from `record`.
@@ -157,15 +247,105 @@ class JsonLines:
         Raises:
             ArgumentError: if the file cannot be written, for example because the disk is full.
         """
-        self._append(json.dumps(line) + "\n")
-
-    def _append(self, text):
+        rest = memoryview((json.dumps(line) + "\n").encode())
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(text)
+            while rest:  # a disk that becomes full takes a part of the line, and refuses the rest
+                rest = rest[self._file.write(rest):]
+            os.fsync(self._file.fileno())
         except OSError as error:
-            raise ArgumentError(f"{self.path}: the file cannot be written ({error.strerror}). Choose "
-                                "another name for --jsonl") from None
+            raise self._unwritable(error) from None
+
+    def close(self) -> None:
+        """Close the file, and release its lock."""
+        self._file.close()
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _unwritable(self, error):
+        return ArgumentError(f"{self.path}: the file cannot be written ({_reason(error)}). Choose another name for "
+                             "--jsonl")
+
+
+def _image_of(line):
+    """Name of the image of a complete line. Raises ValueError, LookupError or TypeError for another format."""
+    name = json.loads(line)["image"]
+    if not line.endswith(b"\n") or not isinstance(name, str):
+        raise ValueError
+    return name
+
+
+def _starts_a_line(text):
+    """Return whether bytes are the start of a line of `JsonLines`. A power failure can leave zeros in place of text."""
+    text, start = text.rstrip(b"\0"), b'{"image": "'
+    return len(text) < MAX_LINE and text.startswith(start[: len(text)])
+
+
+def _lock(file) -> bool:
+    """Lock a file until it is closed. Return False if another process has locked it.
+
+    The system releases the lock when the process ends, for whatever reason. Without support for locks, return True.
+    """
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            os.lseek(file.fileno(), 2**31 - 2, os.SEEK_SET)  # Windows locks bytes; one that no reader needs
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+    return True
+
+
+def replace_file(path: str | Path, data: bytes) -> None:
+    """Write a file, and create its folder. An existing file keeps its content unless all data can be written.
+
+    Args:
+        path: the file. The target of a link is replaced, not the link. A device or a pipe is written to.
+        data: the new content.
+
+    Raises:
+        ArgumentError: if the file cannot be written, for example because the disk is full.
+    """
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        if (os.path.exists(path) and not os.path.isfile(path)) or os.path.abspath(path).startswith(STREAMS):
+            with open(path, "wb") as file:
+                file.write(data)
+        else:
+            _replace(os.path.realpath(path), data)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{path}: cannot write there ({_reason(error)}). Choose another path") from None
+
+
+STREAMS = ("/dev/std", "/dev/fd/", "/proc/")  # names of open files, which must not be replaced by other files
+
+
+def _replace(path, data):
+    exists = os.path.exists(path)
+    if exists:
+        open(path, "r+b").close()  # a file that is protected from writing stays as it is
+    part = os.path.join(os.path.dirname(path), f".{secrets.token_hex(8)}.part")
+    try:
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if exists:
+            shutil.copymode(path, part)
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+
+
+def _reason(error):
+    return getattr(error, "strerror", None) or brief(error)
 
 
 def coco(results: Sequence[tuple[str, Detections]], categories: dict[str, int]) -> dict:
@@ -201,7 +381,7 @@ def read_categories(path: str | Path) -> dict[str, int]:
         ArgumentError: if the file cannot be read, or has another format.
     """
     try:
-        values = read_json(path)
+        values = read_json(path, MAX_CATEGORIES)
     except CheckpointError:
         raise ArgumentError(f'{path}: not a readable JSON file of categories; expected {{"label": id}}') from None
     if isinstance(values, dict) and "categories" in values:
@@ -209,6 +389,6 @@ def read_categories(path: str | Path) -> dict[str, int]:
     try:
         pairs = values.items() if isinstance(values, dict) else ((entry["name"], entry["id"]) for entry in values)
         return {str(name): int(number) for name, number in pairs}
-    except (TypeError, KeyError, ValueError, AttributeError):
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):  # OverflowError: an infinite id
         raise ArgumentError(f'{path}: expected {{"label": id}} or [{{"id": 1, "name": "label"}}]; got '
                             f"{brief(values)}") from None

@@ -6,20 +6,23 @@ import base64
 import csv
 import html
 import io
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, overload
 
 import numpy as np
 from PIL import Image
 
 from .drawing import annotate
-from .errors import ArgumentError, ImageError
+from .errors import ArgumentError, ImageError, brief
 from .image import open_image
 from .network.boxes import cxcywh_to_xyxy, sigmoid
 from .prompt import Prompt
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet runs a cell that starts with one of them
 COLUMNS = ("left", "top", "right", "bottom", "score", "label", "label_id", "phrase")
 
 
@@ -89,6 +92,9 @@ class Detections:
             box, score, label_id = tuple(self.boxes[key].tolist()), float(self.scores[key]), int(self.label_ids[key])
             return Detection(box, score, self.labels[key], label_id, self.phrases[key])
         kept = np.arange(len(self))[key]
+        if kept.ndim != 1:
+            raise ArgumentError("detections must be indexed with an int, a slice, a boolean mask [N] or an array of "
+                                f"ints [M]; got {brief(key)}")
         return Detections(self.boxes[kept], self.scores[kept], [self.labels[i] for i in kept], self.label_ids[kept],
                           [self.phrases[i] for i in kept], self.image_size, self.image)
 
@@ -130,27 +136,31 @@ class Detections:
             ArgumentError: if `categories` lacks a label.
         """
         if categories is not None and (missing := [label for label in self.labels if label not in categories]):
-            raise ArgumentError(f"categories must have an id for each label; it has no id for {missing[0]!r}, only for "
-                                f"{', '.join(map(repr, categories))}. Add it")
+            known = ", ".join(map(brief, itertools.islice(categories, 10)))
+            raise ArgumentError(f"categories must have an id for each label; it has no id for {brief(missing[0])}, "
+                                f"only for {known}{', ...' if len(categories) > 10 else ''}. Add it")
         rows = []
         for d in self:
             left, top, right, bottom = d.box
             category = d.label_id if categories is None else categories[d.label]
-            rows.append({"image_id": image_id, "category_id": category, "bbox": [left, top, right - left, bottom - top],
-                         "score": d.score})
+            rows.append({"image_id": _plain(image_id), "category_id": _plain(category),
+                         "bbox": [left, top, right - left, bottom - top], "score": d.score})
         return rows
 
     def to_csv(self) -> str:
         """Return the detections as CSV text.
 
+        A label or phrase that a spreadsheet would run as a formula gets an apostrophe in front: one that starts with
+        "=", "+", "-", "@", a tab or a line break. "label_id" identifies the label without that change.
+
         Returns:
             A header line, then one line per box: left, top, right, bottom, score, label, label_id, phrase.
         """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        lines: list[str] = []
+        writer = csv.writer(SimpleNamespace(write=lines.append))  # with line ends "\r\n", so that "\r" is quoted
         writer.writerow(COLUMNS)
-        writer.writerows([*d.box, d.score, d.label, d.label_id, d.phrase] for d in self)
-        return text.getvalue()
+        writer.writerows([*d.box, d.score, _cell(d.label), d.label_id, _cell(d.phrase)] for d in self)
+        return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
     def to_supervision(self):
         """Convert to a `supervision.Detections`, with xyxy, confidence, class_id and data["class_name"].
@@ -196,6 +206,15 @@ class Detections:
         picture.thumbnail((800, 800))
         picture.save(data, "JPEG", quality=88)
         return f'<img src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">{table}'
+
+
+def _cell(text):
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _plain(value):
+    """A NumPy scalar as a Python number, which the module json can write."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def post_process(logits, boxes, prompt: Prompt, decode, image_size: tuple[int, int], threshold: float,

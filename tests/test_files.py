@@ -1,6 +1,13 @@
 """Detection in many images, some of them corrupted; resumable JSON Lines; COCO files."""
 
+import errno
+import glob
+import io
 import json
+import os
+import sys
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +50,55 @@ def test_sources_may_be_files_folders_globs_and_standard_input(folder):
         files.find_images([str(folder / "empty")])
 
 
+def test_patterns_match_what_glob_matches(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "[x]/b.png", "p/a.png", "p/q/a.png", "p/q/.hidden/a.png", "p/.h.png", "p/q/r/c.jpg",
+                 "z/p/q/a.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(b"")
+    for pattern in ("*.png", "**/*.png", "./**/*.png", "p/**", "**", "p/**/q/*", "**/q/**/*.jpg", "**/**/a.png",
+                    "p//**//*", "?/**/a.png", f"{tmp_path}/**/a.png", "p/q**/*", "p**", "[[]x]/**", "p/q/.hidden/**",
+                    "*/"):
+        want = sorted(set(filter(os.path.isfile, glob.glob(pattern, recursive=True))))
+        if want:
+            assert files.find_images([pattern]) == want, pattern
+        else:
+            with pytest.raises(minigdino.ImageError, match="matches no file"):
+                files.find_images([pattern])
+
+
+def test_links_between_folders_do_not_make_a_search_endless(tmp_path):
+    for i in range(8):
+        (tmp_path / f"d{i}").mkdir()
+        (tmp_path / f"d{i}" / "x.png").write_bytes(b"")
+        for j in range(8):
+            (tmp_path / f"d{i}" / f"to{j}").symlink_to(tmp_path / f"d{j}")
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "a").symlink_to("outside")
+    (tmp_path / "outside" / "y.png").write_bytes(b"")
+    found = files.find_images([f"{tmp_path}/**/*.png"])
+    assert found == [*(f"{tmp_path}/d{i}/x.png" for i in range(8)), f"{tmp_path}/outside/y.png"]
+    (tmp_path / "d0" / "linked").symlink_to(tmp_path / "outside")
+    assert files.find_images([f"{tmp_path}/d0/linked/**/*.png"]) == [f"{tmp_path}/d0/linked/y.png"]
+
+
+def test_pipes_folders_and_broken_links_are_no_images(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "b.png").mkdir()
+    (tmp_path / "c.png").symlink_to("c.png")
+    os.mkfifo(tmp_path / "d.png")
+    for source in (tmp_path, tmp_path / "*", tmp_path / "**"):
+        assert names(files.find_images([str(source)])) == ["a.png"]
+
+    def refuse(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(minigdino.ImageError, match=r"expected a readable folder \(Permission denied\)"):
+        files.find_images([str(tmp_path)])
+
+
 def test_a_corrupted_image_is_reported_and_the_others_are_processed(folder):
     (folder / "b.png").write_bytes(b"not a picture")
     results = []
@@ -57,16 +113,39 @@ def test_a_corrupted_image_is_reported_and_the_others_are_processed(folder):
     assert list(good) == ["image", "width", "height", "detections"]
 
 
+def test_a_closed_terminal_does_not_end_a_run(folder):
+    class Closed(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.EIO, "Input/output error")
+
+    results = []
+    files.detect_each(tiny.model(), files.find_images([str(folder)]), TEXT, progress=Closed(),
+                      on_result=lambda *pair: results.append(pair))
+    assert len(results) == 3
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (b"", "empty or closed"), (b"x" * 101, "expected an image of at most 100 bytes"),
+    (b"x" * 100, "not a readable image")])
+def test_standard_input_is_checked(monkeypatch, data, message):
+    monkeypatch.setattr(files, "MAX_STDIN", 100)
+    results = []
+    for stdin in [io.TextIOWrapper(io.BytesIO(data)), *([None] if not data else [])]:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert files.detect_each(tiny.model(), ["-"], TEXT, on_result=lambda *pair: results.append(pair)) == 1
+    assert all(isinstance(error, minigdino.ImageError) and message in str(error) for _, error in results)
+
+
 def test_lines_are_written_immediately_and_a_file_can_be_resumed(tmp_path):
     path = tmp_path / "found.jsonl"
-    lines = files.JsonLines(path)
-    lines.write({"image": "a"})
-    assert path.read_text() == '{"image": "a"}\n'  # while the run continues
+    with files.JsonLines(path) as lines:
+        lines.write({"image": "a"})
+        assert path.read_text() == '{"image": "a"}\n'  # while the run continues
     with open(path, "a") as file:
         file.write('{"image": "b", "wid')  # an interruption in the middle of a line
-    again = files.JsonLines(path, resume=True)
-    assert again.done == {"a"}
-    again.write({"image": "b"})
+    with files.JsonLines(path, resume=True) as again:
+        assert again.done == {"a"}
+        again.write({"image": "b"})
     assert [json.loads(line)["image"] for line in path.read_text().splitlines()] == ["a", "b"]
     with pytest.raises(minigdino.ArgumentError, match="exists already. Give --resume"):
         files.JsonLines(path)
@@ -75,6 +154,71 @@ def test_lines_are_written_immediately_and_a_file_can_be_resumed(tmp_path):
         files.JsonLines(path, resume=True)
     with pytest.raises(minigdino.ArgumentError, match="cannot be written"):
         files.JsonLines(tmp_path / "void" / "new.jsonl")
+
+
+def test_a_file_has_one_writer_at_a_time(tmp_path):
+    path = tmp_path / "found.jsonl"
+    with files.JsonLines(path) as lines:
+        lines.write({"image": "a"})
+        with pytest.raises(minigdino.ArgumentError, match="another process is writing to this file. Wait until it"):
+            files.JsonLines(path, resume=True)
+        with pytest.raises(minigdino.ArgumentError, match="exists already. Give --resume"):
+            files.JsonLines(path)
+    with files.JsonLines(path, resume=True) as lines:
+        assert lines.done == {"a"}
+
+
+@pytest.mark.parametrize("tail", ["{", '{"image": "b', '{"image": "b", "width": 7\0\0\0', "\0\0"])
+def test_only_the_incomplete_line_of_a_file_is_removed(tmp_path, monkeypatch, tail):
+    """No line is written again, so a second interruption cannot lose lines."""
+    path = tmp_path / "found.jsonl"
+    path.write_text(complete := "".join(f'{{"image": "{i}"}}\n' for i in range(1000)))
+    with open(path, "a") as file:
+        file.write(tail)
+    changes = []
+    truncate = os.truncate
+    monkeypatch.setattr(os, "truncate", lambda *a: changes.append(a[1]) or truncate(*a))
+    monkeypatch.setattr(Path, "write_bytes", None)
+    before = path.stat().st_ino
+    with files.JsonLines(path, resume=True) as lines:
+        assert len(lines.done) == 1000
+    assert (path.read_text(), path.stat().st_ino, changes) == (complete, before, [len(complete)])
+
+
+@pytest.mark.parametrize("content", ["notes without a line end", '{"image": "a"}\nnotes', "a line\n{", "[]\n", "7\n",
+                                     "\n", '{"image": ["a"]}\n', '{"image": null}\n', "\xff\n", "[" * 100_000 + "\n"])
+def test_a_file_of_another_format_is_refused_and_stays_as_it_is(tmp_path, content):
+    (tmp_path / "notes.txt").write_text(content, encoding="latin-1")
+    with pytest.raises(minigdino.ArgumentError, match=r'each line must be a JSON object with "image"; line \d is not'):
+        files.JsonLines(tmp_path / "notes.txt", resume=True)
+    assert (tmp_path / "notes.txt").read_text(encoding="latin-1") == content
+
+
+def test_lines_of_a_file_are_read_one_by_one(tmp_path):
+    with open(tmp_path / "found.jsonl", "w") as file:
+        for i in range(200):
+            file.write(json.dumps({"image": f"{i}.png", "detections": ["x" * 100_000]}) + "\n")
+    tracemalloc.start()
+    with files.JsonLines(tmp_path / "found.jsonl", resume=True) as lines:
+        assert len(lines.done) == 200
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e6  # the file has 20 MB
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_LINE", 1000)
+    (tmp_path / "big.jsonl").write_text('{"image": "' + "x" * 5000)
+    with pytest.raises(minigdino.ArgumentError, match="line 1 is not"):
+        files.JsonLines(tmp_path / "big.jsonl", resume=True)
+
+
+def test_a_pipe_or_a_device_is_no_json_lines_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        for resume in (False, True):
+            with pytest.raises(minigdino.ArgumentError, match="expected a regular file"):
+                files.JsonLines(path, resume)
 
 
 def test_the_ids_of_a_coco_file_are_consistent():
@@ -104,7 +248,8 @@ def test_the_three_formats_of_categories_are_read(tmp_path, content):
     assert files.read_categories(tmp_path / "ids.json") == {"a cat": 17, "dog": 18}
 
 
-@pytest.mark.parametrize("content", [7, [1], [{"id": 1}], {"a": "x"}, {"categories": 3}])
+@pytest.mark.parametrize("content", [7, [1], [{"id": 1}], {"a": "x"}, {"categories": 3}, {"a": float("inf")},
+                                     {"a": float("nan")}, [[["a"]]], "a", None])
 def test_other_formats_of_categories_are_rejected(tmp_path, content):
     (tmp_path / "ids.json").write_text(json.dumps(content))
     with pytest.raises(minigdino.ArgumentError, match=r"ids\.json: expected"):

@@ -1,8 +1,11 @@
 """Post-processing, the `Detections` container and its output formats, and drawing."""
 
+import copy
 import csv
+import dataclasses
 import io
 import json
+import pickle
 import sys
 import time
 import types
@@ -12,11 +15,11 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from strategies import rngs
 
 import minigdino
-from minigdino.drawing import annotate, colour
+from minigdino.drawing import _fit, annotate, colour
 from minigdino.network.boxes import sigmoid
 from minigdino.results import post_process
 
@@ -153,6 +156,46 @@ def test_csv_has_one_line_per_box():
     assert float(lines[0]["right"]) == pytest.approx(40)
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_csv_has_no_formulas(start):
+    label = f'{start}HYPERLINK("http://x","a, b")\r2'
+    result = dataclasses.replace(found(), labels=[label, "a-b=c", "'quoted'"], phrases=["", "-1", "@x"])
+    lines = list(csv.reader(io.StringIO(result.to_csv(), newline="")))
+    assert [line[5] for line in lines] == ["label", "'" + label, "a-b=c", "'quoted'"]
+    assert [line[7] for line in lines] == ["phrase", "", "'-1", "'@x"]
+    assert float(lines[3][0]) < 0  # a number is no formula
+    assert result.to_csv().startswith(",".join(lines[0]) + "\n")
+
+
+def test_rows_for_coco_are_plain_numbers():
+    rows = found().to_coco(np.int64(7), {label: np.int32(3) for label in found().labels})
+    assert json.loads(json.dumps(rows)) == rows
+    assert {(row["image_id"], row["category_id"]) for row in rows} == {(7, 3)}
+
+
+def test_a_message_about_categories_is_short():
+    with pytest.raises(minigdino.ArgumentError, match=r"no id for 'a cat', only for '0', .*'9', \.\.\.\. Add it"):
+        found().to_coco(categories={str(i): i for i in range(100_000)})
+    result = dataclasses.replace(found(), labels=["x" * 10_000] * 3)
+    with pytest.raises(minigdino.ArgumentError) as error:
+        result.to_coco(categories={"y" * 10_000: 1})
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("key", [None, np.True_, [[0, 1]], np.array(1), np.zeros((3, 3), bool)])
+def test_an_index_that_gives_no_list_of_detections_is_refused(key):
+    with pytest.raises((minigdino.ArgumentError, IndexError)):
+        found()[key]
+
+
+def test_detections_can_be_copied_and_pickled():
+    result = found()
+    for other in (pickle.loads(pickle.dumps(result)), copy.copy(result), copy.deepcopy(result)):
+        assert other.to_dict() == result.to_dict()
+        assert other != result and len({other, result}) == 2  # compared by identity, as arrays have no single answer
+    assert result[0] == result[0] and len({result[0], result[0]}) == 1
+
+
 def test_supervision_gets_the_same_boxes(monkeypatch):
     supervision = types.SimpleNamespace(Detections=lambda **fields: fields)
     monkeypatch.setitem(sys.modules, "supervision", supervision)
@@ -200,6 +243,35 @@ def test_name_tags_never_overlap_and_stay_in_the_image():
         assert 0 <= a[0] < a[2] < 400
         assert 0 <= a[1] < a[3] < 300
         assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in tags[:i])
+
+
+def fit_by_definition(draw, font, label, score, width):
+    """Shorten a label by one character until its tag fits."""
+    text = f"{label} {score:.2f}"
+    while label and draw.textlength(text, font=font) > width:
+        label = label[:-1]
+        text = f"{label}… {score:.2f}"
+    return text
+
+
+LETTERS = "abcdefijlmrtw WAT.-é猫שם\N{CAT FACE}\u0301"
+
+
+@given(st.text(alphabet=LETTERS, max_size=60), st.floats(0, 1), st.integers(-9, 400))
+def test_a_label_is_shortened_as_little_as_necessary(label, score, width):
+    draw, font = ImageDraw.Draw(Image.new("RGB", (9, 9))), ImageFont.load_default(size=12)
+    assert _fit(draw, font, label, score, width) == fit_by_definition(draw, font, label, score, width)
+
+
+@pytest.mark.parametrize("label", ["x" * 65_000, "\u0301" * 65_000, "W" + "\u0336" * 300, "a\tb\0c\r\n\x1b[31m",
+                                   "\ud800", "\N{CAT FACE}\u200d\N{DOG FACE}", "שלום \u202e עולם", "", "\n\n"])
+@pytest.mark.parametrize("size", [(300, 200), (2000, 50), (1, 1)])
+def test_any_label_is_drawn(label, size):
+    image = Image.new("RGB", size)
+    boxes = np.random.default_rng(0).uniform(-10, 300, (20, 4))
+    start = time.perf_counter()
+    assert annotate(image, boxes, [label] * 20, np.linspace(1, 0, 20), np.arange(20)).size == size
+    assert time.perf_counter() - start < 10
 
 
 def test_a_thousand_boxes_are_drawn_in_seconds():

@@ -1,0 +1,268 @@
+"""The command line with closed, full and broken outputs, with little memory, and with file names that hold commands."""
+
+import errno
+import json
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import tiny
+from PIL import Image
+
+from minigdino import cli, files
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a model and an image."""
+    folder = tmp_path_factory.mktemp("home")
+    tiny.model().save(folder / "model")
+    Image.fromarray(tiny.photo()).save(folder / "photo.png")
+    return folder
+
+
+# without PYTHONUNBUFFERED, a failure to write can occur as late as at the end of the process
+ENV = {k: v for k, v in os.environ.items() if not k.startswith(("MINIGDINO", "PYTHONUNBUFFERED"))} | {
+    "HF_HUB_OFFLINE": "1"}
+
+
+def shell(home, arguments, redirections="", limit=None, **env):
+    """Run a command with the redirections of a shell."""
+    return subprocess.run(
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -m minigdino {arguments} {redirections}"],
+        cwd=home, capture_output=True, check=False, timeout=60, preexec_fn=limit, env={**ENV, **env})
+
+
+def in_process(home, monkeypatch, capsys, *arguments):
+    """Run a command in this process. Returns the exit status, standard output and standard error."""
+    monkeypatch.chdir(home)
+    status = cli.main(list(arguments))
+    return status, *capsys.readouterr()
+
+
+DETECT = "detect photo.png cat --model model"
+
+
+@pytest.mark.parametrize(("arguments", "redirections", "status"), [
+    (DETECT, ">&-", 0), (DETECT, "2>&-", 0), (DETECT, "<&- >&- 2>&-", 0), ("detect - cat --model model", "<&-", 1),
+    ("detect photo.png photo.png cat --model model", "2>&-", 0), ("void", "2>&- >&-", 2),
+    ("detect void.png cat --model model", "2>/dev/full", 1),
+    (DETECT, ">/dev/full", 1), (f"{DETECT} --json", ">/dev/full", 1), ("--help", ">/dev/full", 1)])
+def test_closed_and_full_streams_give_no_traceback(home, arguments, redirections, status):
+    done = shell(home, arguments, redirections)
+    assert done.returncode == status, done.stderr
+    assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
+    if "/dev/full" in redirections and "2>" not in redirections:
+        assert b"standard output: cannot write there (No space left on device)" in done.stderr
+    if arguments.startswith("detect -"):
+        assert b"expected an image on standard input, which is empty or closed" in done.stderr
+
+
+def test_a_file_does_not_take_the_number_of_a_closed_stream(home):
+    """Otherwise messages of C libraries would be written into the file."""
+    done = shell(home, f"{DETECT} --jsonl numbers.jsonl", "<&- >&- 2>&-")
+    assert done.returncode == 0
+    assert [json.loads(line)["image"] for line in (home / "numbers.jsonl").read_text().splitlines()] == ["photo.png"]
+
+
+@pytest.mark.parametrize("arguments", ["--help", f"{DETECT} --json"])
+def test_a_reader_that_ends_early_gives_no_message(home, arguments):
+    receiver, sender = os.pipe()
+    os.close(receiver)
+    done = subprocess.run([sys.executable, "-m", "minigdino", *arguments.split()], cwd=home, stdout=sender,
+                          stderr=subprocess.PIPE, check=False, env=ENV)
+    os.close(sender)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_labels_that_the_terminal_cannot_encode_are_escaped(home):
+    done = shell(home, "detect photo.png 猫 --model model", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(rb"\u732b  0.")
+
+
+def test_file_names_and_labels_cannot_send_commands_to_the_terminal(home, monkeypatch, capsys):
+    evil = "e\x1b]0;owned\x07\n\x9b31m.png"
+    (home / evil).write_bytes((home / "photo.png").read_bytes())
+    status, out, err = in_process(home, monkeypatch, capsys, "detect", evil, "photo.png", "a \x1b cat", "--model",
+                                  "model", "--out", "drawn", "--threshold", "0.6")
+    assert status == 0, err
+    _, lost, missing = in_process(home, monkeypatch, capsys, "detect", f"void{evil}", "cat", "--model", "model")
+    _, _, pattern = in_process(home, monkeypatch, capsys, "detect", f"*void{evil}", "cat", "--model", "model")
+    for text in (out, err, lost, missing, pattern):
+        assert text.replace("\n", "").isprintable()
+    assert r"wrote drawn/e\x1b]0;owned\x07\n\x9b31m.png" in err
+    assert r"e\x1b]0;owned\x07\n\x9b31m.png:" in out.splitlines()
+    assert missing.count("\n") == pattern.count("\n") == 1
+    with pytest.raises(SystemExit):
+        cli.main(["info", "\x1b[2J"])
+    assert r"unrecognized arguments: \x1b[2J" in capsys.readouterr().err
+
+
+def test_names_that_are_not_unicode_reach_all_outputs(home, monkeypatch, capsys):
+    name = os.fsdecode(b"\xff.png")
+    try:
+        (home / name).write_bytes((home / "photo.png").read_bytes())
+    except OSError:
+        pytest.skip("the file system has Unicode names only")
+    status, out, err = in_process(home, monkeypatch, capsys, "detect", name, "photo.png", "cat", "--model", "model",
+                                  "--jsonl", "raw.jsonl", "--coco", "raw.json", "--out", "raw")
+    assert status == 0, err
+    assert (home / "raw" / name).exists()
+    assert json.loads((home / "raw.json").read_text())["images"][0]["file_name"] == name
+    assert files.JsonLines(home / "raw.jsonl", resume=True).__exit__() is None
+    status, _, err = in_process(home, monkeypatch, capsys, "detect", name, "photo.png", "cat", "--model", "model",
+                                "--jsonl", "raw.jsonl", "--resume", "--json")
+    assert (status, err) == (0, "")
+
+
+def test_printable_keeps_ordinary_text():
+    for text in ("a cat", "/tmp/ä 猫.png", "שלום", "🐱", ""):
+        assert cli.printable(text) == text
+    assert cli.printable("a\n\x1b\udcff\u202e\tb") == r"a\n\x1b\udcff\u202e\tb"
+    assert cli.printable("a\n\t", keep="\n") == "a\n\\t"
+
+
+def small_files():
+    """Limit files to 1 kB, as a full disk would. A write beyond the limit is partial, then fails."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+
+def test_a_full_disk_gives_a_message_and_keeps_existing_files(home):
+    for name in ("old.json", "old.png"):
+        (home / name).write_bytes(b"old")
+    for option in ("--coco old.json", "--out old.png"):
+        done = shell(home, f"{DETECT} {option} --threshold 0", limit=small_files)
+        assert done.returncode == 1
+        assert b"cannot write there (File too large)" in done.stderr and b"Traceback" not in done.stderr
+    assert (home / "old.json").read_bytes() == (home / "old.png").read_bytes() == b"old"
+    assert not list(home.glob(".*.part"))
+
+
+def test_a_line_cut_by_a_full_disk_is_removed_on_resume(home):
+    (home / "cut.jsonl").write_text(first := '{"image": "a.png", "width": 1}\n')
+    done = shell(home, f"{DETECT} --jsonl cut.jsonl --resume --threshold 0", limit=small_files)
+    assert done.returncode == 1
+    assert b"cut.jsonl: the file cannot be written (File too large)" in done.stderr and b"Traceback" not in done.stderr
+    assert len((home / "cut.jsonl").read_bytes()) == 1000
+    done = shell(home, f"{DETECT} --jsonl cut.jsonl --resume")
+    assert done.returncode == 0, done.stderr
+    text = (home / "cut.jsonl").read_text()
+    assert text.startswith(first)
+    assert [json.loads(line)["image"] for line in text.splitlines()] == ["a.png", "photo.png"]
+
+
+def test_too_little_memory_gives_a_message(home, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(files, "detect_each", fail)
+    status, _, err = in_process(home, monkeypatch, capsys, "detect", "photo.png", "cat", "--model", "model")
+    assert (status, err) == (1, "minigdino: there is not enough memory. Use a smaller --size, or a machine with more "
+                                "memory\n")
+
+
+HOLD = """
+import sys, time
+from minigdino.files import JsonLines
+lines = JsonLines(sys.argv[1])
+lines.write({"image": "a.png"})
+lines._file.write(b'{"image": "b.p')
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_run_is_refused_and_a_killed_run_can_be_resumed(home):
+    path = home / "shared.jsonl"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        second = shell(home, f"{DETECT} --jsonl shared.jsonl --resume")
+        process.send_signal(signal.SIGKILL)
+    assert second.returncode == 1
+    assert b"shared.jsonl: another process is writing to this file" in second.stderr
+    assert path.read_bytes() == b'{"image": "a.png"}\n{"image": "b.p'
+    assert shell(home, f"{DETECT} --jsonl shared.jsonl --resume").returncode == 0
+    names = [json.loads(line)["image"] for line in path.read_text().splitlines()]
+    assert names == ["a.png", "photo.png"]
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with files.JsonLines(tmp_path / "a.jsonl") as lines:
+        lines.write({"image": "a"})
+    assert (tmp_path / "a.jsonl").read_text() == '{"image": "a"}\n'
+
+
+def test_an_empty_path_is_a_wrong_argument_and_no_output_goes_missing(home, capsys):
+    for option in ("--coco", "--jsonl", "--out", "--categories"):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["detect", "photo.png", "cat", option, ""])
+        assert end.value.code == 2
+        assert f"{option}: expected a path; got ''" in capsys.readouterr().err
+
+
+def test_images_are_never_drawn_over_images(home, monkeypatch, capsys):
+    (home / "inputs").mkdir()
+    Image.fromarray(tiny.photo(60, 80)).save(home / "inputs" / "x.png")
+    before = (home / "inputs" / "x.png").read_bytes()
+    status, _, err = in_process(home, monkeypatch, capsys, "detect", "inputs", "cat", "--model", "model", "--out",
+                                "inputs")
+    assert status == 1
+    assert "inputs/x.png would be drawn to inputs/x.png, which is one of the images" in err
+    assert (home / "inputs" / "x.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["bench", "--model", "model", "--tokens", "-1"], "--tokens must be 1 to"),
+    (["bench", "--model", "model", "--tokens", "1" * 30], "--tokens must be 1 to"),
+    (["bench", "--model", "model", "--size", "1" * 30, "64"], "--size must be HEIGHT and WIDTH in pixels, each 1 to"),
+    (["detect", "photo.png", "cat", "--model", "model", "--out", "x" * 5000], "cannot write there"),
+    (["detect", "photo.png", "cat", "--model", "model", "--coco", "x" * 5000], "there (File name too long)"),
+    (["detect", "photo.png", "cat", "--model", "model", "--coco", "\0"], "cannot write there (embedded null byte)"),
+    (["detect", "photo.png", "cat", "--model", "model", "--jsonl", "\0"], "cannot be written (embedded null byte)"),
+    (["detect", "photo.png", "cat", "--model", "model", "--jsonl", "/dev/full"], "expected a regular file for --jsonl"),
+    (["detect", "photo.png", "cat", "--model", "model", "--threads", "1" * 30], "positive int, at most 1024"),
+    (["detect", "x" * 5000, "cat", "--model", "model"], "not a readable image"),
+    (["detect", "\0*", "cat", "--model", "model"], "embedded null byte")])
+def test_odd_arguments_give_a_message(home, monkeypatch, capsys, arguments, message):
+    status, _, err = in_process(home, monkeypatch, capsys, *arguments)
+    assert status == 1
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_pipe_is_an_output_like_a_file(home, monkeypatch, capsys):
+    os.mkfifo(home / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((home / "pipe").read_text()), daemon=True)
+    reader.start()
+    status, _, err = in_process(home, monkeypatch, capsys, *DETECT.split(), "--coco", "pipe")
+    reader.join(20)
+    assert status == 0, err
+    assert list(json.loads(read[0])) == ["images", "categories", "annotations"]
+
+
+def test_a_replaced_file_keeps_its_mode_and_links(tmp_path):
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    files.replace_file(link, b"new")
+    assert (target.read_text(), link.is_symlink(), target.stat().st_mode & 0o777) == ("new", True, 0o640)
+    files.replace_file(tmp_path / "a" / "b" / "c.json", b"new")
+    assert (tmp_path / "a" / "b" / "c.json").read_bytes() == b"new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "link.json", "target.json"]
+    with open(tmp_path / "out", "wb") as stream:
+        files.replace_file(f"/dev/fd/{stream.fileno()}", b"through the open file")
+    assert (tmp_path / "out").read_bytes() == b"through the open file"
