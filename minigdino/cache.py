@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 
@@ -21,6 +23,7 @@ class Cache:
         self.capacity = capacity
         self._results: OrderedDict[Hashable, object] = OrderedDict()
         self._lock = threading.Lock()
+        _caches.add(self)
 
     def get(self, key: Hashable) -> object | None:
         """Return the result stored under a key, or None. The entry becomes the most recently used one."""
@@ -41,6 +44,24 @@ class Cache:
         """Remove all entries."""
         with self._lock:
             self._results.clear()
+
+    def _renew(self):
+        """Replace the lock in a forked child. Where another thread held it, an update may be incomplete."""
+        if self._lock.locked():
+            self._results = OrderedDict()
+        self._lock = threading.Lock()
+
+
+_caches: weakref.WeakSet[Cache] = weakref.WeakSet()
+
+
+def _renew_all():
+    for cache in _caches:
+        cache._renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
 
 
 def content_key(array: np.ndarray) -> Hashable:

@@ -7,10 +7,13 @@ H, W rows and columns of an image, T text tokens, Q queries, N detections.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,7 +25,7 @@ from .cache import Cache, content_key
 from .checkpoints import hub
 from .checkpoints.config import Config
 from .checkpoints.parameters import random_tensors
-from .checkpoints.weights import INDEX, build, on_device, read_checkpoint
+from .checkpoints.weights import INDEX, build, first_non_finite, mapped_files, on_device, read_checkpoint
 from .errors import ArgumentError, CheckpointError, ImageError, PromptError, brief
 from .image import ImageSettings
 from .network.model import Output, forward
@@ -30,7 +33,8 @@ from .network.phrases import PUBLISHED_DELIMITERS
 from .prompt import Prompt, Tokenizer
 from .results import Detections, post_process
 from .runtime.device import find_device
-from .runtime.kernels import mode
+from .runtime.flops import image_tokens
+from .runtime.kernels import mode, traced
 
 EMBEDDED = Path(__file__).parent / "models"
 EMBEDDED_MODELS = ("shapes",)  # as a str, these names take precedence over a folder of the same name
@@ -49,7 +53,10 @@ class Model:
 
     `detect` caches backbone features of the 2 images and the 16 prompts used most recently. A new prompt for a cached
     image skips the image backbone. A new image with a cached prompt skips BERT. Results do not depend on the caches.
-    `clear` empties them. `forward` does not use them.
+    `clear` empties them. `forward` does not use them, nor does `detect` while `minigdino.trace` records.
+
+    A model can be pickled. A loaded one is loaded again from its path, so that processes share the mapped weights; any
+    other is pickled with its tensors. `copy.copy` and `copy.deepcopy` share the weights, but not the caches.
 
     Args:
         tensors: {published name: array} on the host, all float32.
@@ -70,19 +77,44 @@ class Model:
 
     Raises:
         CheckpointError: if a tensor is missing, unknown, or does not fit `config`.
-        ArgumentError: if the device is not available.
+        ArgumentError: if the device is not available, or an argument has the wrong type.
     """
+
+    _loaded_from: tuple | None = None  # arguments of `_load`; None for a model that was not loaded
 
     def __init__(self, tensors: dict[str, np.ndarray], config: Config, *, tokenizer: Tokenizer | None = None,
                  settings: ImageSettings | None = None, source: str | Path = "tensors", device: str = "cpu"):
+        named = isinstance(tensors, Mapping) and all(isinstance(name, str) for name in tensors)
+        if not named or not all(isinstance(array, (np.ndarray, np.generic)) for array in tensors.values()):
+            raise ArgumentError(f"tensors must be a dict from names to NumPy arrays; got {brief(tensors)}")
+        _check_type(config, "config", Config)
+        _check_type(tokenizer, "tokenizer", Tokenizer, optional=True)
+        _check_type(settings, "settings", ImageSettings, optional=True)
         self._device = find_device(device)
         self.weights = on_device(build(tensors, config, source), self._device.send)
+        self._files = mapped_files(self.weights)
+        self._finite = False  # True once the tensors that `_check_finite` reads are known to be finite
         self.tensors, self.config, self.source, self.device = tensors, config, source, self._device.name
         self.tokenizer, self.settings = tokenizer, settings or ImageSettings()
         self._image_cache, self._text_cache = Cache(IMAGE_CACHE), Cache(TEXT_CACHE)
 
     def __repr__(self) -> str:
         return f"Model({self.config.model_type}, {str(self.source)!r})"
+
+    def __copy__(self) -> Model:
+        new = object.__new__(type(self))
+        new.__dict__ |= self.__dict__
+        new._image_cache, new._text_cache = Cache(IMAGE_CACHE), Cache(TEXT_CACHE)
+        return new
+
+    def __deepcopy__(self, memo) -> Model:
+        return copy.copy(self)  # nothing but the caches ever changes
+
+    def __reduce__(self):
+        if self._loaded_from:
+            return _load, self._loaded_from
+        return partial(type(self), tokenizer=self.tokenizer, settings=self.settings, source=self.source,
+                       device=self.device), (self.tensors, self.config)
 
     @classmethod
     def random(cls, config: Config | None = None, seed: int = 0, *, tokenizer: Tokenizer | None = None,
@@ -102,47 +134,62 @@ class Model:
             The model.
 
         Raises:
-            ArgumentError: if the device is not available.
+            ArgumentError: if the device is not available, or an argument has the wrong type.
         """
-        config = config or Config()
-        return cls(random_tensors(config, seed), config, tokenizer=tokenizer, settings=settings, source="random",
-                   device=device)
+        config = Config() if config is None else config
+        _check_type(config, "config", Config)
+        try:
+            tensors = random_tensors(config, seed)
+        except Exception as error:  # NumPy's for a seed that it does not accept
+            raise ArgumentError(f"seed must be an int that is not negative; got {brief(seed)} "
+                                f"({brief(error)})") from None
+        return cls(tensors, config, tokenizer=tokenizer, settings=settings, source="random", device=device)
 
     def save(self, directory: str | Path) -> None:
         """Write the model as a directory that `load` and transformers can read.
 
-        An existing checkpoint in the directory is replaced. Processes that have mapped its weights are not affected.
+        An existing checkpoint in the directory is replaced. Every file is written under another name and then renamed.
+        So no reader sees part of a file, and processes that have mapped the old weights keep them.
 
         Args:
             directory: folder to write to; created if it does not exist.
 
         Raises:
-            CheckpointError: if the directory cannot be written.
+            CheckpointError: if the directory cannot be written, or a mapped weight file has changed.
         """
         from safetensors import SafetensorError
 
+        _check_type(directory, "directory", (str, os.PathLike))
+        _check_type(os.fspath(directory), "directory", str)
+        self._check_files()
         try:
             self._save(Path(directory))
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{directory}: the model cannot be written there ({brief(error)}). Choose a folder "
                                   "with write permission and enough disk space") from None
 
     def _save(self, directory):
+        from tempfile import TemporaryDirectory
+
         from safetensors.numpy import save_file
 
         directory.mkdir(parents=True, exist_ok=True)
         shared = not any(name.startswith(("bbox_embed.1.", "model.decoder.bbox_embed.1.")) for name in self.tensors)
         config = {**self.config.to_dict(), "decoder_bbox_embed_share": shared, "decoder_cls_embed_share": shared,
                   "two_stage_bbox_embed_share": False}
-        for name, values in (("config.json", config), ("preprocessor_config.json", self.settings.to_dict())):
-            (directory / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         tensors = {name: np.asarray(array, order="C") for name, array in self.tensors.items()}
-        new = directory / "model.safetensors.new"
-        save_file(tensors, new, {"format": "pt"})
-        os.replace(new, directory / "model.safetensors")  # a mapping of the old file stays valid
+        with TemporaryDirectory(prefix=".saving-", dir=directory) as folder:
+            new = Path(folder)
+            for name, values in (("config.json", config), ("preprocessor_config.json", self.settings.to_dict())):
+                (new / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            save_file(tensors, new / "model.safetensors", {"format": "pt"})
+            mode = stat.S_IMODE((new / "config.json").stat().st_mode)
+            (new / "model.safetensors").chmod(mode)  # safetensors makes it private; the umask shall decide
+            if self.tokenizer:
+                self.tokenizer.save(new)
+            for file in sorted(new.iterdir()):
+                os.replace(file, directory / file.name)  # a mapping of the old file stays valid
         (directory / INDEX).unlink(missing_ok=True)  # the index of old shards, which `load` would prefer
-        if self.tokenizer:
-            self.tokenizer.save(directory)
 
     def preprocess(self, image: ImageLike, *, size: Sequence[int] | None = None) -> np.ndarray:
         """Open, resize and normalise an image, with the settings of the checkpoint.
@@ -179,6 +226,9 @@ class Model:
                                   "neither. Copy one of them from the published checkpoint to the model's directory. "
                                   "forward() works without one")
         prompt = self.tokenizer.encode(text)
+        if max(prompt.ids) >= (n := self.config.text_config.vocab_size):
+            raise CheckpointError(f"{self.source}: the vocabulary must have at most {n} tokens, as in config.json; the "
+                                  f"tokenizer gives the id {max(prompt.ids)}. Download the checkpoint again")
         if len(prompt.ids) > self.config.max_text_len:
             raise PromptError(f"a prompt must have at most {self.config.max_text_len} tokens for this model; got "
                               f"{len(prompt.ids)}. Split its phrases over several calls")
@@ -202,7 +252,9 @@ class Model:
         Raises:
             ArgumentError: if an array has a wrong dtype, shape or range.
             ImageError: if the image has fewer image tokens than the model has queries.
+            CheckpointError: if a mapped weight file has changed since it was loaded.
         """
+        _check_type(details, "details", (bool, np.bool_))
         pixels, ids = self._checked_inputs(pixels, token_ids)
         if selected is not None:
             selected = self._checked_selection(selected, pixels)
@@ -210,8 +262,15 @@ class Model:
 
     def _forward(self, pixels, ids, **more):
         delimiters = self.tokenizer.delimiters if self.tokenizer else PUBLISHED_DELIMITERS
+        self._check_files()
         with self._device.computing():
-            return forward(pixels, ids, delimiters, self.weights, self.config, **more)
+            output = forward(pixels, ids, delimiters, self.weights, self.config, **more)
+        self._check_files()  # during the pass, too
+        return output
+
+    def _check_files(self):
+        for file in self._files:
+            file.check()
 
     def clear(self) -> None:
         """Empty the caches of backbone features, and free their memory."""
@@ -246,11 +305,13 @@ class Model:
             ImageError: if an image cannot be read, or is too small or too elongated for the model.
             PromptError: if a prompt has no phrase, is too long or ambiguous, or there is not one prompt per image.
             ArgumentError: if a threshold or `size` is invalid.
-            CheckpointError: if the model has no tokenizer, or its weights give a non-finite output.
+            CheckpointError: if the model has no tokenizer, its weights give a non-finite output, or a mapped weight
+                file has changed since it was loaded.
         """
         for name, value in (("threshold", threshold), ("text_threshold", text_threshold)):
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
-                raise ArgumentError(f"{name} must be a number from 0 to 1; got {value!r}")
+            is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+            if not is_number or not 0 <= value <= 1:
+                raise ArgumentError(f"{name} must be a number from 0 to 1; got {brief(value)}")
         if not isinstance(image, (list, tuple)):
             prompt, = self._tokenize_all(text, 1)
             return self._detect(image, prompt, float(threshold), float(text_threshold), size)
@@ -262,28 +323,36 @@ class Model:
         picture = images.open_image(image)
         pixels = images.preprocess(picture, self.settings, _checked_size(size))
         logits, boxes = self._predict(*self._checked_inputs(pixels, prompt.ids))
-        if not np.isfinite(logits).all():
-            raise CheckpointError(self._explain_non_finite())
+        self._check_finite(logits, boxes)
         return post_process(logits, boxes, prompt, self.tokenizer.decode, picture.size,
                             threshold, text_threshold, image)
 
     def _predict(self, pixels, ids):
         """Forward pass with cached backbone features. Returns logits [Q, T] and boxes [Q, 4] on the host."""
-        image_key, text_key = (*content_key(pixels), mode()), (*content_key(ids), mode())
-        output = self._forward(pixels, ids, image_features=self._image_cache.get(image_key),
-                               text_features=self._text_cache.get(text_key))
-        self._image_cache.put(image_key, output.image_features)
-        self._text_cache.put(text_key, output.text_features)
+        if traced():  # features of opened references differ from those of twins in the last bits
+            output = self._forward(pixels, ids)
+        else:
+            image_key, text_key = (*content_key(pixels), mode()), (*content_key(ids), mode())
+            output = self._forward(pixels, ids, image_features=self._image_cache.get(image_key),
+                                   text_features=self._text_cache.get(text_key))
+            self._image_cache.put(image_key, output.image_features)
+            self._text_cache.put(text_key, output.text_features)
         with self._device.computing():
             both = np.concatenate([output.logits, output.boxes], axis=1)  # one copy from the device instead of two
         return np.split(self._device.fetch(both), [len(ids)], axis=1)
 
-    def _explain_non_finite(self):
-        """Error message for an output with NaN or infinity."""
-        bad = next((name for name, array in self.tensors.items() if not np.isfinite(array).all()), None)
-        reason = (f"weights must be finite; tensor {bad} holds NaN or infinity" if bad else
-                  "the network's output must be finite; it overflowed float32, so some weights are probably corrupted")
-        return f"{self.source}: {reason}. Download the checkpoint again"
+    def _check_finite(self, logits, boxes):
+        """Refuse an output with NaN or infinity, and weights that could have changed it without a trace."""
+        is_finite = np.isfinite(logits).all() and np.isfinite(boxes).all()
+        if is_finite and self._finite:
+            return
+        if bad := first_non_finite(self.tensors, hidden=is_finite):
+            raise CheckpointError(f"{self.source}: weights must be finite; tensor {bad} holds NaN or infinity. "
+                                  "Download the checkpoint again")
+        if not is_finite:
+            raise CheckpointError(f"{self.source}: the network's output must be finite; it overflowed float32, so some "
+                                  "weights are probably corrupted. Download the checkpoint again")
+        self._finite = True
 
     def _tokenize_all(self, text, n_images):
         """One prompt per image."""
@@ -309,14 +378,15 @@ class Model:
         if len(ids) > bert.max_position_embeddings:
             raise ArgumentError(f"token_ids must have at most {bert.max_position_embeddings} elements, the text "
                                 f"positions of this model; got {len(ids)}. Use a shorter prompt")
-        if (n := self._n_image_tokens(pixels)) < config.num_queries:
+        if (n := image_tokens(config, *pixels.shape[1:])) < config.num_queries:
             raise ImageError(f"an image must give at least {config.num_queries} image tokens, one per query; at "
                              f"{pixels.shape[2]} x {pixels.shape[1]} pixels after resizing it gives {n}. Use a larger "
                              "`size`, or an image that is less elongated")
         return np.ascontiguousarray(pixels), ids.astype(np.int64)
 
     def _checked_selection(self, selected, pixels):
-        selected, n, Q = _array(selected, "selected"), self._n_image_tokens(pixels), self.config.num_queries
+        selected, Q = _array(selected, "selected"), self.config.num_queries
+        n = image_tokens(self.config, *pixels.shape[1:])
         expected = f"selected must be {Q} indices of image tokens, in 0..{n - 1}"
         if selected.shape != (Q,) or selected.dtype.kind not in "iu":
             raise ArgumentError(f"{expected}; got {selected.dtype} {list(selected.shape)}")
@@ -324,19 +394,13 @@ class Model:
             raise ArgumentError(f"{expected}; got {selected.min()}..{selected.max()}")
         return selected
 
-    def _n_image_tokens(self, pixels):
-        """S, the number of image tokens over all levels, from the size of the image."""
-        stages = self.config.backbone_config.out_indices
-        n = 0
-        for level in range(self.config.num_feature_levels):
-            stage = stages[level] if level < len(stages) else stages[-1] + level - len(stages) + 1
-            stride = 2 ** (stage + 1)
-            n += -(-pixels.shape[1] // stride) * -(-pixels.shape[2] // stride)
-        return n
 
-
-def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
+def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = True) -> Model:
     """Load a checkpoint. Weights in float32 are memory-mapped, so processes on one machine share them.
+
+    A mapped file must not change while the model is in use. Replace it by renaming, as `Model.save` does: the model
+    keeps the old file. Each forward pass checks size and modification time. A file that is truncated during a pass ends
+    the process with SIGBUS. With `mmap=False`, later changes have no effect.
 
     Args:
         source: one of
@@ -350,6 +414,7 @@ def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
             - None, for $MINIGDINO_MODEL if it is set, else "IDEA-Research/grounding-dino-tiny".
 
         device: "cpu", "cuda" (the first GPU) or "cuda:N". The weights are copied to a GPU once, by this call.
+        mmap: whether to map the weights. Without it, they are read into memory, which each process then needs.
 
     Returns:
         The model.
@@ -361,21 +426,28 @@ def load(source: str | Path | None = None, *, device: str = "cpu") -> Model:
         ArgumentError: if `source` is not a str or a path, or the device is not available.
     """
     find_device(device)  # fail before anything is downloaded or read
-    source = source or default_source()
-    if not isinstance(source, (str, os.PathLike)):
-        raise ArgumentError(f"a model must be a str or a path; got {type(source).__name__}")
+    _check_type(mmap, "mmap", bool)
+    source = _checked_source(source)
     if source in EMBEDDED_MODELS:
-        path = EMBEDDED / source
-    else:
-        path = hub.find(source) if hub.is_model_id(source) else Path(source)
+        return _load(source, source, device, mmap)
+    return _load(hub.find(source) if hub.is_model_id(source) else Path(source), source, device, mmap)
+
+
+def _load(place, source, device, mmap):
+    """Load the checkpoint at a path, or the embedded one of a name. Unpickling a model calls this, too."""
+    path = EMBEDDED / place if place in EMBEDDED_MODELS else place
     if not os.path.exists(path):  # Path.exists raises PermissionError in an unreadable directory
         raise CheckpointError(f"{source}: no such file or directory. A model must be a directory with config.json, "
                               "model.safetensors and tokenizer.json, a .safetensors file in such a directory, a model "
                               'id (owner/name), or "shapes"')
     directory = path if path.is_dir() else path.parent
     config = Config.from_file(directory / "config.json")
-    return Model(read_checkpoint(path), config, tokenizer=Tokenizer.from_directory(directory),
-                 settings=ImageSettings.from_directory(directory), source=source, device=device)
+    model = Model(read_checkpoint(path, mmap), config, tokenizer=Tokenizer.from_directory(directory),
+                  settings=ImageSettings.from_directory(directory), source=source, device=device)
+    if place not in EMBEDDED_MODELS:  # absolute, because another process may have another working directory
+        place = directory.resolve() / path.relative_to(directory)
+    model._loaded_from = place, source, model.device, mmap
+    return model
 
 
 def default_source() -> str:
@@ -384,13 +456,18 @@ def default_source() -> str:
 
 
 _models: dict[tuple[str | os.PathLike, str], Model] = {}
-_loading = threading.Lock()
+_loading: dict[tuple[str | os.PathLike, str], threading.Lock] = {}  # one lock for each model that is being loaded
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_loading.clear)  # the threads that hold these locks are not in the child
 
 
 def detect(image: Images, text: Text, *, model: str | Path | Model | None = None, threshold: float = 0.25,
            text_threshold: float = 0.25, size: Sequence[int] | None = None,
            device: str = "cpu") -> Detections | list[Detections]:
     """Detect the objects that a prompt names, in one call. A model is loaded once per process, source and device.
+
+    After a CheckpointError, the next call loads the model again.
 
     Args:
         image: as in `Model.detect`.
@@ -407,14 +484,44 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
     Raises:
         Error: as `load` and `Model.detect` do.
     """
-    if not isinstance(model, Model):
-        key = model or default_source(), find_device(device).name
-        if key not in _models:
-            with _loading:  # one thread loads at a time; loaded models are used without the lock
-                if key not in _models:
-                    _models[key] = load(model, device=device)
-        model = _models[key]
-    return model.detect(image, text, threshold=threshold, text_threshold=text_threshold, size=size)
+    options = {"threshold": threshold, "text_threshold": text_threshold, "size": size}
+    if isinstance(model, Model):
+        return model.detect(image, text, **options)
+    key = _checked_source(model), find_device(device).name
+    try:
+        return _loaded(key).detect(image, text, **options)
+    except CheckpointError:  # the checkpoint may be mended before the next call
+        _models.pop(key, None)
+        raise
+
+
+def _loaded(key):
+    """The model of a source and a device, loaded by the first thread that needs it."""
+    if (model := _models.get(key)) is not None:
+        return model
+    with _loading.setdefault(key, threading.Lock()):  # threads that need another model do not wait
+        try:
+            if (model := _models.get(key)) is None:
+                model = _models[key] = load(key[0], device=key[1])
+        finally:
+            _loading.pop(key, None)
+    return model
+
+
+def _checked_source(source):
+    source = default_source() if source is None else source
+    if not isinstance(source, (str, os.PathLike)) or not isinstance(os.fspath(source), str):
+        raise ArgumentError(f"a model must be a str or a path; got {type(source).__name__}")
+    if not os.fspath(source):
+        raise ArgumentError("a model must be a path, a model id or a name; got an empty text. Omit it for the default")
+    return source if isinstance(source, str) else Path(source)
+
+
+def _check_type(value, name, kinds, optional=False):
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not isinstance(value, kinds) and not (optional and value is None):
+        expected = " or ".join(kind.__name__ for kind in kinds) + " or None" * optional
+        raise ArgumentError(f"{name} must be {expected}; got {brief(value)}")
 
 
 def _array(values, name):
@@ -422,6 +529,9 @@ def _array(values, name):
         return np.asarray(values)
     except ValueError:
         raise ArgumentError(f"{name} must be a rectangular array; got rows of different lengths") from None
+    except Exception as error:  # the conversion runs methods of the caller's type, such as CuPy's, which refuses
+        raise ArgumentError(f"{name} must be an array on the host; got {type(values).__name__} "
+                            f"({brief(error)})") from None
 
 
 def _checked_size(size):
@@ -430,5 +540,5 @@ def _checked_size(size):
     edges = list(size) if isinstance(size, (list, tuple)) else [size]
     all_ints = all(isinstance(edge, (int, np.integer)) and not isinstance(edge, bool) for edge in edges)
     if len(edges) != 2 or not all_ints or min(edges) < 1:
-        raise ArgumentError(f"size must be (shortest, longest) edge in pixels, such as (800, 1333); got {size!r}")
+        raise ArgumentError(f"size must be (shortest, longest) edge in pixels, such as (800, 1333); got {brief(size)}")
     return tuple(map(int, edges))

@@ -1,5 +1,7 @@
 """The caches of `detect` save time and do not change results."""
 
+import threading
+
 import numpy as np
 import pytest
 import tiny
@@ -85,6 +87,37 @@ def test_reference_and_fast_mode_do_not_share_cached_features(counted):
     with minigdino.use("reference"):
         model.detect(photo, "a cat.")
     assert counted == {"bert": 2, "swin": 2}
+
+
+@pytest.mark.parametrize("pattern", [(), ("*/swin.*/return*",), ("*/variance", "*/swin.*/return*")])
+def test_a_trace_of_cached_features_records_every_step(pattern):
+    model, photo = fresh(), tiny.photo(40, 60)
+    model.detect(photo, "a cat.")
+    for _ in range(2):
+        with minigdino.trace(*pattern) as recorded:
+            model.detect(photo, "a cat.")
+        assert any("/swin.0/return" in path for path in recorded)
+
+
+def test_a_trace_neither_uses_nor_fills_the_caches(counted):
+    model, photo = fresh(), tiny.photo(40, 60)
+    with minigdino.trace("*/variance"):  # the references of all norms run, which differ from twins in the last bits
+        model.detect(photo, "a cat.")
+        model.detect(photo, "a cat.")
+    assert counted == {"bert": 2, "swin": 2}
+    after = model.detect(photo, "a cat.", threshold=0)
+    assert counted == {"bert": 3, "swin": 3}
+    assert same(after, fresh().detect(photo, "a cat.", threshold=0))
+
+
+def test_another_thread_uses_the_caches_during_a_trace(counted):
+    model, photo = fresh(), tiny.photo(40, 60)
+    model.detect(photo, "a cat.")
+    with minigdino.trace("*/variance"):
+        thread = threading.Thread(target=model.detect, args=(photo, "a cat."))
+        thread.start()
+        thread.join()
+    assert counted == {"bert": 1, "swin": 1}
 
 
 def test_the_least_recently_used_entry_is_evicted():

@@ -1,6 +1,7 @@
 """Checkpoint files: all layouts load, errors name the tensor, and float32 weights are memory-mapped without a copy."""
 
 import json
+import mmap
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_float32_files_are_mapped_and_read_only(checkpoint, tmp_path):
     base = leaf
     while isinstance(base, np.ndarray) and base.base is not None:
         base = base.base
-    assert type(base.obj if isinstance(base, memoryview) else base).__name__ == "mmap"
+    assert isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap)
 
 
 def moved(tensors, old, new):

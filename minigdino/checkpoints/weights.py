@@ -2,6 +2,9 @@
 
 Published files hold float32 tensors. They are memory-mapped, so all processes on a machine share one copy. Tensors of
 16-bit floats are converted to float32 when loaded.
+
+A mapping shows later changes of its file. `MappedFile.check` finds them, so that no result comes from a mixture of two
+checkpoints. A file that is replaced by renaming does not change: the mapping keeps the old one.
 """
 
 from __future__ import annotations
@@ -10,27 +13,81 @@ import json
 import math
 import mmap
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import CheckpointError, brief
 from .config import Config
-from .json_file import read_json
+from .json_file import open_regular, read_json
 from .names import UNUSED, head_names, published, renamed
 from .parameters import box_head, parameters
 
 INDEX = "model.safetensors.index.json"
 
-def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+
+class MappedFile(mmap.mmap):
+    """A read-only mapping of a file, which can find out whether the file has changed."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> MappedFile:
+        """Map a file. Closes its descriptor, so a check looks at the path."""
+        with open_regular(path) as file:
+            mapped = cls(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped.path, mapped.state = os.path.realpath(path), _state(os.fstat(file.fileno()))
+        return mapped
+
+    def check(self) -> None:
+        """Check size and modification time of the file.
+
+        Raises:
+            CheckpointError: if they differ from those at `open`.
+        """
+        try:
+            file, state = _state(os.stat(self.path))
+        except OSError:  # moved or deleted: the mapping keeps the file
+            return
+        if file == self.state[0] and state != self.state[1]:  # another file of that name does not matter
+            raise CheckpointError(f"{self.path}: a mapped weight file must not change; it has been written to since it "
+                                  "was loaded. Load the model again; replace files by renaming, or load with "
+                                  "mmap=False")
+
+
+def _state(status):
+    """(identity, state) of a file. Writing to the file changes only its state."""
+    return (status.st_dev, status.st_ino), (status.st_size, status.st_mtime_ns)
+
+
+def mapped_files(weights) -> set[MappedFile]:
+    """Find the files whose mappings a tree of arrays uses. Arrays on a GPU use none.
+
+    Args:
+        weights: the tree, from `build` or `on_device`.
+
+    Returns:
+        The files.
+    """
+    if isinstance(weights, (dict, list)):
+        parts = weights.values() if isinstance(weights, dict) else weights
+        return set().union(*map(mapped_files, parts))
+    owner = weights
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    owner = owner.obj if isinstance(owner, memoryview) else owner
+    return {owner} if isinstance(owner, MappedFile) else set()
+
+
+def read_safetensors(path: str | Path, mmap: bool = True) -> dict[str, np.ndarray]:
     """Read every tensor of a safetensors file.
 
     Args:
         path: the file.
+        mmap: whether to map the file. Without it, the file is read into memory.
 
     Returns:
-        {tensor name: array}. F32 tensors are read-only views of the mapped file. F16 and BF16 are converted to float32.
-        Integers keep their dtype.
+        {tensor name: array}. F32 tensors are read-only; with `mmap`, they are views of a `MappedFile`. F16 and BF16 are
+        converted to float32. Integers keep their dtype.
 
     Raises:
         CheckpointError: if the file is missing, incomplete, or not in safetensors format.
@@ -38,18 +95,26 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        open_regular(path).close()  # safe_open would wait for the writer of a pipe
         with safe_open(path, "np"):  # checks the header against the file's length, so all offsets below are valid
             pass
-        with open(path, "rb") as file:
-            raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        start = 8 + int.from_bytes(raw[:8], "little")
-        header = json.loads(raw[8:start])
+        raw = MappedFile.open(path) if mmap else np.fromfile(path, np.uint8)
+        start = 8 + int.from_bytes(bytes(raw[:8]), "little")
+        header = json.loads(bytes(raw[8:start]), object_pairs_hook=_unique)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a complete safetensors file ({brief(error)}); download it again") from None
     header.pop("__metadata__", None)
     return {name: _tensor(raw, start, f"{path}: tensor {_name(name)}", entry) for name, entry in header.items()}
+
+
+def _unique(pairs):
+    """The dict of a JSON object. Two parsers may choose different ones of repeated keys, so these are refused."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("its header repeats a name")
+    return values
 
 
 READABLE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
@@ -63,6 +128,7 @@ def _tensor(raw, start, what, entry):
             raise CheckpointError(f"{what} must have one of the dtypes {', '.join(READABLE)}; got {dtype}. Save "
                                   "the checkpoint again with 32-bit floats")
         array = np.frombuffer(raw, READABLE[dtype], math.prod(shape), start + first).reshape(shape)
+        array.flags.writeable = False
     except (TypeError, ValueError) as error:  # the entry is a list, or exceeds NumPy's limits on dimensions and sizes
         raise CheckpointError(f"{what} has an impossible entry in the header, {brief(entry)} ({brief(error)}); "
                               "download the file again") from None
@@ -73,11 +139,12 @@ def _tensor(raw, start, what, entry):
     return array if array.flags.aligned else array.copy()
 
 
-def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
+def read_checkpoint(path: str | Path, mmap: bool = True) -> dict[str, np.ndarray]:
     """Read all tensors of a checkpoint, under their published names.
 
     Args:
         path: a safetensors file, or a directory that holds one file or several shards and their index.
+        mmap: as in `read_safetensors`.
 
     Returns:
         {published name: array}, as in `read_safetensors`.
@@ -88,18 +155,18 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if path.is_dir():
         if (path / INDEX).exists():
-            tensors = _read_shards(path)
+            tensors = _read_shards(path, mmap)
         elif (path / "model.safetensors").exists():
-            tensors = read_safetensors(path / "model.safetensors")
+            tensors = read_safetensors(path / "model.safetensors", mmap)
         else:
             raise CheckpointError(f"{path}: expected model.safetensors or {INDEX}; found neither. Convert a .bin or "
                                   ".pth file to safetensors first")
     else:
-        tensors = read_safetensors(path)
+        tensors = read_safetensors(path, mmap)
     return {published(name): array for name, array in tensors.items()}
 
 
-def _read_shards(directory):
+def _read_shards(directory, mmap):
     index = read_json(directory / INDEX)
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
@@ -110,7 +177,7 @@ def _read_shards(directory):
         if Path(shard).name != shard or not os.path.exists(directory / shard):
             raise CheckpointError(f"{directory / INDEX} names {brief(shard)}, which is not in {directory}; "
                                   "download the missing file")
-        tensors |= read_safetensors(directory / shard)
+        tensors |= read_safetensors(directory / shard, mmap)
     if absent := sorted(places.keys() - tensors.keys()):
         raise CheckpointError(f"{directory}: tensor {_name(absent[0])} is in no shard, but {INDEX} lists it in "
                               f"{brief(places[absent[0]])}; download that file again")
@@ -157,6 +224,8 @@ def build(tensors: dict[str, np.ndarray], config: Config, source: str | Path) ->
         raise CheckpointError(f"{source}: tensor {_name(unknown[0])} belongs to no layer of this model"
                               f"{f', nor do {len(unknown) - 1} others' if len(unknown) > 1 else ''}.{_MIXED}")
 
+    # the layout of an array can change the last bits of a product, so all have the same one. Arrays of files have it
+    tensors = {name: np.require(array, requirements=("C", "A")) for name, array in tensors.items()}
     flat = {renamed(name): tensors[name] for name in parameters(config)}
     for kind, prefixes in heads.items():
         for i, prefix in enumerate(prefixes):
@@ -190,6 +259,23 @@ def on_device(weights, send):
         return sent[id(node)]
 
     return branch(weights)
+
+
+# Tensors whose NaN or infinity may not reach the output: a sampling point at NaN counts as outside the map, ReLU and
+# softmax turn -inf into 0, boxes are clamped, and a class bias only shifts scores. 6 % of the tiny checkpoint.
+HIDDEN = re.compile(r"bias|level_embed|sampling_offsets|attention_weights|bbox_embed|reference_points_head"
+                    r"|(_layer|decoder\.layers\.\d+)\.fc1")
+
+
+def first_non_finite(tensors: dict[str, np.ndarray], hidden: bool = False) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity, or None.
+
+    Args:
+        tensors: {published name: array}. Tensors that the model does not use are skipped.
+        hidden: whether to check only those whose NaN or infinity may not reach the output.
+    """
+    names = (name for name in tensors if not UNUSED.fullmatch(name) and (not hidden or HIDDEN.search(name)))
+    return next((name for name in names if not np.isfinite(tensors[name]).all()), None)
 
 
 _MIXED = ("\n---> hint: config.json and the weights may belong to different models, or the download may be "

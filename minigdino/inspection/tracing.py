@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import CodeType
@@ -64,6 +64,8 @@ def summary(array, **more) -> Summary:
 @contextmanager
 def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
     """Record the steps of every forward pass that the calling thread runs in the block.
+
+    In the block, `detect` neither uses nor fills its caches, so that every step runs.
 
     Without a pattern, every step is recorded as a Summary:
 
@@ -118,6 +120,8 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
         return f"{function}.{i}"
 
     def needs_reference(reference):
+        if not named:
+            return False
         name = reference.__name__
         where = "/".join([*path, f"{name}.{counts[-1].get(name, -1) + 1}"])
         inside = _steps(reference.__code__, reference.__globals__, where)
@@ -164,7 +168,7 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
                 counts.pop()
         overhead += time.perf_counter() - now
 
-    with _profiling(profile), kernels.opened(needs_reference) if named else nullcontext():
+    with _profiling(profile), kernels.opened(needs_reference):
         yield recorded
 
 

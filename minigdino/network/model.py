@@ -18,7 +18,7 @@ from .queries import select_queries, similarity
 from .swin import swin
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class Output:
     """Result of `forward`. A box is (cx, cy, w, h) as fractions of the image; logits are before the sigmoid.
 
