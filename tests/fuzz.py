@@ -1,6 +1,7 @@
 """Fuzz the loading of model files and images. Corrupted files may raise only `minigdino.Error`.
 
     python tests/fuzz.py --seconds 600 --seed 0                  all targets; prints a table; status 1 after a failure
+    python tests/fuzz.py --count 100000 --seed 0                 the same, with a number of inputs for each target
     python tests/fuzz.py --seed 0 --target image --only 1234     one input again, with its traceback
     python tests/fuzz.py --target image --atheris [OPTION ...]   guided by coverage; needs `pip install atheris`
 
@@ -576,6 +577,7 @@ def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="time for all targets together (60)")
+    parser.add_argument("--count", type=int, metavar="N", help="process N inputs of each target, instead of --seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", choices=TARGETS, help="process one target instead of all")
     parser.add_argument("--only", type=int, metavar="N", help="process one input, in this process")
@@ -599,7 +601,8 @@ def main() -> int:
     print("| input | processed | accepted | rejected | slowest | peak memory | failures |")
     print("|---|---|---|---|---|---|---|")
     for target in targets:
-        tallies.append(fuzz(target, arguments.seed, seconds=arguments.seconds / len(targets)))
+        seconds = math.inf if arguments.count else arguments.seconds / len(targets)
+        tallies.append(fuzz(target, arguments.seed, arguments.count, seconds))
         print(tallies[-1].row(), flush=True)
     for tally in tallies:
         for message, n in tally.warnings.most_common(5):

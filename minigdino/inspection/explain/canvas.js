@@ -55,11 +55,15 @@ function outlined(context, colour, width, path) {
   }
 }
 
-// A box (cx, cy, w, h), in fractions of the canvas.
-function frame(context, [cx, cy, w, h], colour, width = 2, dash = []) {
+// Left, top, width and height in pixels of a box (cx, cy, w, h) in fractions of the canvas.
+function rectangle(context, [cx, cy, w, h]) {
   const {width: W, height: H} = context.canvas;
+  return [(cx - w / 2) * W, (cy - h / 2) * H, w * W, h * H];
+}
+
+function frame(context, box, colour, width = 2, dash = []) {
   context.setLineDash(dash.map((length) => length * unit(context)));
-  outlined(context, colour, width, () => context.rect((cx - w / 2) * W, (cy - h / 2) * H, w * W, h * H));
+  outlined(context, colour, width, () => context.rect(...rectangle(context, box)));
   context.setLineDash([]);
 }
 

@@ -112,10 +112,7 @@ draw.refinement = (root, {boxes}) => {
     const rows = scoredQueries();
     const kept = rows.filter((r) => r.score > Math.fround(thresholds.box));
     Object.assign(context, {strokeStyle: "rgb(255 255 255 / 45%)", lineWidth: unit(context)});
-    for (const q of range(count)) {
-      const [cx, cy, w, h] = steps.at(step.value, q);
-      context.strokeRect((cx - w / 2) * page.width, (cy - h / 2) * page.height, w * page.width, h * page.height);
-    }
+    for (const q of range(count)) context.strokeRect(...rectangle(context, steps.at(step.value, q)));
     for (const {query, label} of kept) frame(context, steps.at(step.value, query), phraseColour(label), 3.5);
     const moved = step.value ? largest(kept.map(({query}) => {
       const [before, after] = [steps.at(step.value - 1, query), steps.at(step.value, query)];

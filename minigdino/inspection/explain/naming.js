@@ -72,13 +72,12 @@ draw["token-scores"] = (root) => {
 };
 
 // Draws a label above the upper left corner of a box, or below the corner if there is no room above.
-function tag(context, [cx, cy, w, h], text, colour) {
-  const {width: W, height: H} = context.canvas;
+function tag(context, box, text, colour) {
+  const [left, top] = rectangle(context, box);
   const size = 14 * unit(context);
   context.font = `600 ${size}px ${theme("sans")}`;
   const [width, height] = [context.measureText(text).width + 0.7 * size, 1.5 * size];
-  const x = Math.max(0, Math.min((cx - w / 2) * W, W - width));
-  const top = (cy - h / 2) * H;
+  const x = Math.max(0, Math.min(left, context.canvas.width - width));
   const y = top < height ? Math.max(top, 0) : top - height;
   context.fillStyle = colour;
   context.fillRect(x, y, width, height);
