@@ -85,11 +85,12 @@ def multiply(x, Packed packed, y, bias=None, residual=None, relu=False, first=0,
 
 def _multiply(const float[:, :] x, Packed packed, float[:, :] y, const float[::1] bias, const float[:, :] residual,
               bint relu, Py_ssize_t first, Py_ssize_t first_channel, bint add):
-    cdef Epilogue finish
-    finish.bias = NULL if bias is None else &bias[0]
-    finish.residual = NULL if residual is None else &residual[0, 0]
-    finish.residual_step = 0 if residual is None else residual.strides[0] // 4
-    finish.relu = relu
+    cdef Epilogue finish = Epilogue(NULL, NULL, 0, relu)
+    if bias is not None:
+        finish.bias = &bias[0]
+    if residual is not None:
+        finish.residual = &residual[0, 0]
+        finish.residual_step = residual.strides[0] // 4
     if y.strides[1] != 4 or (residual is not None and residual.strides[1] != 4):
         raise ValueError("product: expected y and residual with contiguous rows")
     with nogil:
