@@ -22,9 +22,9 @@ ONCE = ("cpu", "memory", "pool")  # compiled for any CPU only
 PACKAGE = "minigdino._ext"
 NUMPY = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION")]
 
-# Flags that are used if the compiler accepts them; MSVC uses its default, /O2. The -fno-... flags change no result. The
-# first two let the compiler evaluate both sides of a condition, which it needs for vectorisation. The last one is for
-# GCC: it stops GCC from adding a branch where a clamped value is constant.
+# Flags that are used if the compiler accepts them. MSVC uses its default, /O2, and cannot compile product.h. The
+# -fno-... flags change no result. The first two let the compiler evaluate both sides of a condition, which it needs for
+# vectorisation. The last one is for GCC: it stops GCC from adding a branch where a clamped value is constant.
 FLAGS = ["-O3", "-fno-trapping-math", "-fno-math-errno", "-fno-tree-pre", "-g0"]
 FLAGS_FOR_LEVEL = {"avx512": ["-mprefer-vector-width=512"]}
 STRIP = ["-Wl,--strip-all"]

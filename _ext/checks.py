@@ -108,6 +108,18 @@ def _parsed(spec):
     return arguments, numbers
 
 
+def check_groups(op: str, groups: int, C: int) -> None:
+    """Raise ValueError unless `groups` divides C channels."""
+    if groups not in range(1, C + 1) or C % groups:
+        raise ValueError(f"{op}: expected a number of groups that divides {C} channels; got {groups}")
+
+
+def check_shift(op: str, shift: int, k: int) -> None:
+    """Raise ValueError unless windows of k by k can be shifted by `shift` pixels."""
+    if shift not in range(k):
+        raise ValueError(f"{op}: expected a shift of 0 to {k - 1} for windows of {k} by {k}; got {shift}")
+
+
 def contiguous(array: np.ndarray) -> np.ndarray:
     """The array itself if it is C-contiguous and aligned, else a copy that is."""
     return np.require(array, requirements=["C", "A"])

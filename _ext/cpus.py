@@ -27,4 +27,5 @@ def _affinity():
 def _openmp():
     """OMP_NUM_THREADS, which job schedulers and worker processes set; a list has one number per level of nesting."""
     outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(outermost) if outermost.isdecimal() and int(outermost) else os.cpu_count() or 1
+    n = int(outermost) if outermost.isdecimal() and len(outermost) < 9 else 0
+    return n or os.cpu_count() or 1

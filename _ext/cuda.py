@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .checks import check_activation, check_arrays, check_levels
+from .checks import check_activation, check_arrays, check_groups, check_levels, check_shift
 from .erfc import ERFC
 
 KERNELS = {  # file -> its kernels, each compiled for float and double
@@ -54,8 +54,8 @@ def compiled(kernel: str, dtype: np.dtype):
 
 def launch(kernel: str, dtype: np.dtype, blocks: int, width: int, *arguments) -> None:
     """Launch a kernel with `blocks` blocks of up to `width` threads. Python ints are passed as C ints."""
-    if max(blocks, width, *(a for a in arguments if isinstance(a, int))) > LARGEST:
-        raise ValueError(f"{kernel}: expected at most {LARGEST} rows and elements per row; got {blocks}, {width}")
+    if (largest := max(blocks, width, *(a for a in arguments if isinstance(a, int)))) > LARGEST:
+        raise ValueError(f"{kernel}: expected sizes of at most {LARGEST}; got {largest}")
     threads = min(MOST_THREADS, math.ceil(width / WARP) * WARP)
     ready = tuple(np.intc(a) if isinstance(a, int) else a for a in arguments)
     compiled(kernel, dtype)((blocks,), (threads,), ready)
@@ -148,9 +148,7 @@ def _norm(op, spec, x, residual, weight, bias, eps):
 def group_norm(x, weight, bias, groups=32, eps=1e-5):
     """x [H, W, C], weight [C], bias [C] -> [H, W, C]"""
     H, W, C = check_gpu_arrays("group_norm", "x [H, W, C], weight [C], bias [C]", x, weight, bias)
-    if groups not in range(1, C + 1) or C % groups:
-        raise ValueError(f"group_norm: arrays do not fit together: expected groups to divide the {C} channels of x "
-                         f"{x.shape}; got {groups}")
+    check_groups("group_norm", groups, C)
     out = fresh(x.shape, x)
     if out.size:
         launch("group_norm", x.dtype, groups, H * W * (C // groups), contiguous(x), contiguous(weight),
@@ -211,9 +209,7 @@ def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
     H, W, M, D = check_gpu_arrays(
         "attend_in_windows", "qkv [H, W, 3, M, D], qkv_bias [3, M, D], position_bias [M, K, K]", qkv, qkv_bias,
         position_bias, K=k * k)
-    if shift not in range(k):
-        raise ValueError(f"attend_in_windows: arrays do not fit windows of {k} by {k}, shifted by {shift}: expected a "
-                         "shift of 0 to k - 1")
+    check_shift("attend_in_windows", shift, k)
     out = fresh((H, W, M, D), qkv)
     if out.size:
         windows = math.ceil(H / k) * math.ceil(W / k)

@@ -1,7 +1,8 @@
 """Selection of the extension modules for the instruction sets of this CPU.
 
-On x86-64, every .pyx file is compiled three times: into this package for any CPU, and into `avx2` and `avx512` for CPUs
-that support those instructions. `load` returns a function from the best of the three that this CPU supports.
+On x86-64, every .pyx file with twins is compiled three times: into this package for any CPU, and into `avx2` and
+`avx512` for CPUs that support those instructions. `load` returns a function from the best of the three that this CPU
+supports.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ def load_for(level: str, path: str) -> Callable | None:
     A module that was built but cannot be loaded is added to `problems`, with the reason. Examples are a missing symbol,
     another version of NumPy, and a file that is older than its source.
     """
-    package, module, name = module_of(level, path)
+    _, module, name = module_of(level, path)
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # loading a damaged module can raise any
-        if not (isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(f"{package}.")):
+        absent = (error.name or "") if isinstance(error, ModuleNotFoundError) else None
+        was_not_built = absent and (":" in absent or f"{module}.".startswith(f"{absent}."))  # ":" is of `require`
+        if not was_not_built:
             reason = str(error).strip().partition("\n")[0]
             problems[module] = f"cannot be loaded ({type(error).__name__}: {reason})"
         return None

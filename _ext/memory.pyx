@@ -184,6 +184,6 @@ class reused:
             empty_cache()
 
 
-def kept_bytes():
+def cached_bytes():
     """Number of bytes in the cache."""
     return bytes_cached

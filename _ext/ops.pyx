@@ -1,6 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Twins of minigdino/network/ops.py: all steps of an op run on one row at a time, so each row stays in the cache."""
+"""Twins of minigdino/network/ops.py.
 
+Norms, softmax and activations run all steps on one row at a time, so that it stays in the cache.
+"""
+
+from importlib import import_module
 from math import prod
 
 import numpy as np
@@ -9,10 +13,14 @@ from cython cimport floating
 from libc.math cimport sqrt
 from _ext.vectors cimport exp_negative, softmax_row, total
 
-from minigdino._ext.checks import check_activation, check_arrays, contiguous
+from minigdino._ext.checks import check_activation, check_arrays, check_groups, contiguous
 from minigdino._ext.erfc import ERFC
 from minigdino._ext.pool import for_rows
-from .products import FEW, multiply, pack, product
+
+# not `from .products import`: Cython would take the module of whichever instruction set was loaded first
+_products = import_module(".products", __name__.rpartition(".")[0])
+multiply, pack, product = _products.multiply, _products.pack, _products.product
+MAX_UNPACKED_ROWS = _products.MAX_UNPACKED_ROWS
 
 MIN_ELEMENTS = 1 << 14  # per range; with fewer, the loop ends before another thread starts
 # Rows and hidden channels per block of a feed-forward network. A block stays in the cache, beside the weights it needs.
@@ -90,8 +98,7 @@ def _group_norm_groups(const floating[:, ::1] x, const floating[::1] weight, con
 def group_norm(x, weight, bias, groups=32, eps=1e-5):
     """x [H, W, C], weight [C], bias [C] -> [H, W, C]"""
     H, W, C = check_arrays("group_norm", "x [H, W, C], weight [C], bias [C]", x, weight, bias)
-    if groups not in range(1, C + 1) or C % groups:
-        raise ValueError(f"group_norm: expected groups to divide the {C} channels of x {x.shape}; got {groups}")
+    check_groups("group_norm", groups, C)
     rows, weight, bias = contiguous(x).reshape(H * W, C), contiguous(weight), contiguous(bias)
     out = np.empty_like(rows)
     if out.size:
@@ -194,21 +201,21 @@ def gelu(x):
 def feed_forward(x, fc1, fc2, activation, residual=None):
     """x [N, C], residual [N, C] -> [N, C]
 
-    A thread computes one block of rows at a time, and BLOCK_CHANNELS hidden channels of it at a time. So no hidden layer
-    is stored in full, and no thread waits for another between the two maps.
+    A thread computes one block of rows at a time, and BLOCK_CHANNELS hidden channels of it at a time. So no hidden
+    layer is stored in full, and no thread waits for another between the two maps.
     """
     w1, w2, bias1, bias2 = fc1["weight"], fc2["weight"], fc1["bias"], fc2["bias"]
-    N, C, F = check_arrays("feed_forward", "x [N, C], fc1_weight [F, C], fc1_bias [F], fc2_weight [C, F], fc2_bias [C], "
-                           "residual? [N, C]", x, w1, bias1, w2, bias2, residual)
+    N, C, F = check_arrays("feed_forward", "x [N, C], fc1_weight [F, C], fc1_bias [F], fc2_weight [C, F], "
+                           "fc2_bias [C], residual? [N, C]", x, w1, bias1, w2, bias2, residual)
     check_activation("feed_forward", activation)
-    if N <= FEW:
+    if N <= MAX_UNPACKED_ROWS or not F:  # without hidden channels, the loop below would not write y
         return product(_activate(activation, product(x, w1), bias1), w2, bias2, residual)
     first_map, second_map, bias1, bias2 = pack(w1), pack(w2), contiguous(bias1), contiguous(bias2)
     residual = None if residual is None else contiguous(residual)
     y = np.empty((N, C), x.dtype)
     starts, is_relu = range(0, F, BLOCK_CHANNELS), activation == "relu"
     biases = [bias1[f:f + BLOCK_CHANNELS] for f in starts]
-    gelus = [_loop("gelu", len(bias), x.dtype, bias) for bias in biases]
+    loops = [None if is_relu else _loop("gelu", len(bias), x.dtype, bias) for bias in biases]
 
     def work(first, last):
         blocks = 1 + (last - first - 1) // BLOCK_ROWS
@@ -216,11 +223,11 @@ def feed_forward(x, fc1, fc2, activation, residual=None):
         for b in range(blocks):
             rows = slice(first + (last - first) * b // blocks, first + (last - first) * (b + 1) // blocks)
             n, residual_rows = rows.stop - rows.start, None if residual is None else residual[rows]
-            for f, bias, gelu_of_rows in zip(starts, biases, gelus):
+            for f, bias, activate in zip(starts, biases, loops):
                 hidden = buffer[:n * len(bias)].reshape(n, len(bias))
                 multiply(x[rows], first_map, hidden, bias if is_relu else None, relu=is_relu, first=f)
-                if not is_relu:
-                    gelu_of_rows(hidden, hidden, 0, n)
+                if activate:
+                    activate(hidden, hidden, 0, n)
                 is_last = f == starts[-1]
                 multiply(hidden, second_map, y[rows], bias2 if is_last else None, residual_rows if is_last else None,
                          first_channel=f, add=f > 0)
@@ -232,10 +239,10 @@ def feed_forward(x, fc1, fc2, activation, residual=None):
 def attend(q, k, v, mask=None):
     """q [M, Q, D], k [M, T, D], v [M, T, D], mask [Q, T] -> [Q, M*D]
 
-    A thread computes one head at a time, whose scores stay in its cache.
+    A thread computes one head at a time, so it stores the scores of one head only.
     """
-    masked = None if mask is None else np.where(mask, 0, -np.inf).astype(getattr(q, "dtype", float))  # [Q, T]
-    M, Q, D, T = check_arrays("attend", "q [M, Q, D], k [M, T, D], v [M, T, D], mask? [Q, T]", q, k, v, masked)
+    hidden = None if mask is None else np.where(mask, 0, -np.inf).astype(getattr(q, "dtype", float))  # [Q, T]
+    M, Q, D, T = check_arrays("attend", "q [M, Q, D], k [M, T, D], v [M, T, D], mask? [Q, T]", q, k, v, hidden)
     if not T:
         raise ValueError(f"attend: expected at least one key; got k {k.shape}")
     y = np.empty((Q, M, D), q.dtype)
@@ -243,7 +250,9 @@ def attend(q, k, v, mask=None):
     def work(first, last):
         scores = np.empty((Q, T), q.dtype)
         for m in range(first, last):
-            multiply(q[m], pack(k[m]), scores, residual=masked)
+            multiply(q[m], pack(k[m]), scores)
+            if hidden is not None:
+                np.copyto(scores, hidden, where=hidden < 0)  # not a sum: inf - inf would be NaN
             _softmax_rows(scores, scores, 0, Q)
             multiply(scores, pack(v[m].T), y[:, m])
 

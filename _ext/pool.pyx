@@ -1,8 +1,8 @@
 # cython: language_level=3
 """Thread pool for the rows of a loop. Compiled loops release the interpreter lock, so threads run them in parallel.
 
-Helper threads wait on locks of the C level, which use no CPU time and which no signal interrupts: an exception that a
-signal handler raises, such as KeyboardInterrupt, arrives before or after a loop, or inside a loop written in Python.
+Threads wait on C locks, which use no CPU time and which no signal interrupts. An exception of a signal handler, such as
+KeyboardInterrupt, is therefore raised before or after a loop, or in a loop body that is Python code.
 
 After a fork, the child has no helper threads. It starts new ones.
 """
@@ -17,7 +17,7 @@ from cpython.pythread cimport (
 
 from minigdino._ext.cpus import count
 
-PIECES = 4  # ranges of rows per thread, so that other threads can process those of a delayed thread
+RANGES_PER_THREAD = 4  # so that other threads can process those of a delayed thread
 
 cdef extern from *:
     """
@@ -29,7 +29,7 @@ cdef extern from *:
     """
     int inside_a_loop  # of this thread
 
-cdef PyThread_type_lock turn = PyThread_allocate_lock()  # a loop uses all threads, so loops run one at a time
+cdef PyThread_type_lock loop_lock = PyThread_allocate_lock()  # a loop uses all threads, so loops run one at a time
 cdef list helpers = []
 cdef int n_forks = 0  # in the ancestors of this process
 
@@ -92,7 +92,9 @@ cdef class Loop:
 
 
 def for_rows(loop, n, minimum=1):
-    """Run a loop over n rows in several threads, and return when all rows are done. Inside a loop, run it in this one.
+    """Run a loop over n rows in several threads, and return when all rows are done.
+
+    A loop inside a loop runs in the calling thread.
 
     The first exception in the loop is raised in the caller, after all threads have stopped.
 
@@ -104,20 +106,20 @@ def for_rows(loop, n, minimum=1):
     """
     cdef int threads = 1 if inside_a_loop else count()
     cdef int forks = n_forks
-    cdef Py_ssize_t pieces = min(threads * PIECES, n // minimum)
+    cdef Py_ssize_t n_ranges = min(threads * RANGES_PER_THREAD, n // minimum)
     cdef Py_ssize_t i
     cdef Helper helper
-    cdef PyThread_type_lock mine = turn  # a fork replaces it in the child
-    if threads == 1 or pieces < 2:
+    cdef PyThread_type_lock lock = loop_lock  # a fork replaces it in the child
+    if threads == 1 or n_ranges < 2:
         loop(0, n)
         return
-    if pieces > threads:
-        pieces -= pieces % threads  # a multiple, so that no thread waits in the last round
-    cdef Loop rows = Loop(loop, [(n * i // pieces, n * (i + 1) // pieces) for i in range(pieces)])
+    if n_ranges > threads:
+        n_ranges -= n_ranges % threads  # a multiple, so that no thread waits in the last round
+    cdef Loop rows = Loop(loop, [(n * i // n_ranges, n * (i + 1) // n_ranges) for i in range(n_ranges)])
     cdef list started = []
-    wait_for(mine)
+    wait_for(lock)
     try:
-        for helper in _helpers(min(threads, pieces) - 1):
+        for helper in _helpers(min(threads, n_ranges) - 1):
             helper.work = _in_this_context(rows.work)
             started.append(helper)
             PyThread_release_lock(helper.start)
@@ -126,9 +128,9 @@ def for_rows(loop, n, minimum=1):
         if forks == n_forks:
             for helper in started:
                 wait_for(helper.finished)
-        PyThread_release_lock(mine)
+        PyThread_release_lock(lock)
     if forks != n_forks and rows.error is None:  # the loop itself forked, and this is the child, without helpers
-        for i in range(pieces):
+        for i in range(n_ranges):
             if not rows.done[i]:
                 loop(*rows.ranges[i])
     if rows.error is not None:
@@ -153,8 +155,8 @@ cdef list _helpers(Py_ssize_t n):
 
 def _forget():
     """In a forked child: replace the locks, which may be held, and the helpers, which do not exist there"""
-    global turn, helpers, n_forks
-    turn, helpers, n_forks = PyThread_allocate_lock(), [], n_forks + 1
+    global loop_lock, helpers, n_forks
+    loop_lock, helpers, n_forks = PyThread_allocate_lock(), [], n_forks + 1
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,14 +1,15 @@
 /* Matrix products in float32, for one thread: Y = X W^T, plus a bias, a residual and ReLU.
 
-Every element of Y is one chain of multiply-adds over the channels, in blocks of DEPTH channels. The chain does not
-depend on the other rows of X. So a product has the same bits for any division of its rows, and so for any number of
-threads.
+Every element of Y is summed in a fixed order, which does not depend on the other rows of X: in `multiply_panels` as one
+chain of multiply-adds per DEPTH channels, in `multiply_few` as one partial sum per vector lane. So a product has the
+same bits for any division of its rows, and so for any number of threads.
 
-`multiply_panels` computes tiles of TILE_ROWS x PANEL elements, whose sums stay in registers. W is first packed in panels of
-PANEL rows, in the order in which a tile reads it. `multiply_few` is for fewer rows of X than packing pays for: it reads
-W as it is, once.
+`multiply_panels` computes tiles of TILE_ROWS x PANEL elements, whose sums stay in registers. W is first packed in
+panels of PANEL rows, in the order in which a tile reads it. `multiply_few` is for a few rows of X, for which packing W
+would cost more than it saves. It reads W in place.
 
-The vectors are those of the compiler (GCC and Clang). The sizes of a tile follow from the number of vector registers. */
+The vectors are those of the compiler (GCC and Clang). The sizes of a tile follow from the number of vector
+registers. */
 
 #include <stddef.h>
 #include <string.h>
@@ -24,11 +25,11 @@ enum { LANES = 4, TILE_ROWS = 4, FEW_ROWS = 3, FEW_COLUMNS = 3 };
 #endif
 enum {
     PANEL = 2 * LANES,
-    DEPTH = 256,                 /* channels per block: a panel of this depth stays in the nearest cache */
-    BLOCK_ROWS = 16 * TILE_ROWS, /* rows of X whose block stays in the second cache while all panels are read */
+    DEPTH = 256,                 /* channels per block: a panel of this depth stays in the L1 cache */
+    BLOCK_ROWS = 16 * TILE_ROWS, /* rows of X whose block stays in the L2 cache while all panels are read */
 };
 
-typedef ptrdiff_t Index; /* of elements, and the distance of two of them */
+typedef ptrdiff_t Index; /* an index or a stride, in elements */
 typedef float vector __attribute__((vector_size(4 * LANES)));
 typedef float in_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* at any element */
 typedef int integers __attribute__((vector_size(4 * LANES)));
@@ -45,14 +46,14 @@ INLINE vector relu_of(vector x) { return (vector)((integers)x & ~(x < (vector){0
 /* What a product adds to its sums. bias [N] and residual [M, N] may be NULL. */
 typedef struct {
     const float *bias, *residual;
-    Index residual_step;
+    Index residual_stride;
     int relu;
 } Epilogue;
 
-/* Y [rows, vectors * LANES] = X W^T over `depth` channels, or Y + X W^T if `add`. W is a packed panel; finish may be
+/* Y [rows, vectors * LANES] = X W^T over `depth` channels, or Y + X W^T if `add`. W is a packed panel; epilogue may be
 NULL. rows and vectors are constants where this is inlined, so all sums are in registers. */
-INLINE void tile(int rows, int vectors, const float *x, Index x_step, Index channel_step, const float *panel, Index depth,
-                 float *y, Index y_step, int add, const Epilogue *finish) {
+INLINE void tile(int rows, int vectors, const float *x, Index x_stride, Index channel_stride, const float *panel,
+                 Index depth, float *y, Index y_stride, int add, const Epilogue *epilogue) {
     vector sums[TILE_ROWS][2];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = (vector){0};
@@ -60,91 +61,92 @@ INLINE void tile(int rows, int vectors, const float *x, Index x_step, Index chan
         vector w[2];
         UNROLL for (int v = 0; v < vectors; v++) w[v] = load(panel + v * LANES);
         UNROLL for (int i = 0; i < rows; i++)
-            UNROLL for (int v = 0; v < vectors; v++) sums[i][v] += x[i * x_step] * w[v];
+            UNROLL for (int v = 0; v < vectors; v++) sums[i][v] += x[i * x_stride] * w[v];
         panel += PANEL;
-        x += channel_step;
+        x += channel_stride;
     }
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int v = 0; v < vectors; v++) {
-            float *to = y + i * y_step + v * LANES;
+            float *to = y + i * y_stride + v * LANES;
             vector sum = add ? load(to) + sums[i][v] : sums[i][v];
-            if (finish) {
-                if (finish->bias) sum += load(finish->bias + v * LANES);
-                if (finish->residual) sum += load(finish->residual + i * finish->residual_step + v * LANES);
-                if (finish->relu) sum = relu_of(sum);
+            if (epilogue) {
+                if (epilogue->bias) sum += load(epilogue->bias + v * LANES);
+                if (epilogue->residual) sum += load(epilogue->residual + i * epilogue->residual_stride + v * LANES);
+                if (epilogue->relu) sum = relu_of(sum);
             }
             store(to, sum);
         }
 }
 
-#define ROWS(n) case n: tile(n, vectors, x, x_step, channel_step, panel, depth, y, y_step, add, finish); break;
+#define TILE(n) case n: tile(n, vectors, x, x_stride, channel_stride, panel, depth, y, y_stride, add, epilogue); break;
 
 /* `tile` for 1 to TILE_ROWS rows */
-INLINE void tile_of(int rows, int vectors, const float *x, Index x_step, Index channel_step, const float *panel,
-                    Index depth, float *y, Index y_step, int add, const Epilogue *finish) {
+INLINE void tile_of(int rows, int vectors, const float *x, Index x_stride, Index channel_stride, const float *panel,
+                    Index depth, float *y, Index y_stride, int add, const Epilogue *epilogue) {
     switch (rows) {
-        ROWS(1) ROWS(2) ROWS(3) ROWS(4)
+        TILE(1) TILE(2) TILE(3) TILE(4)
 #if defined(__AVX2__) || defined(__aarch64__)
-        ROWS(5) ROWS(6)
+        TILE(5) TILE(6)
 #endif
 #if defined(__AVX512F__) || defined(__aarch64__)
-        ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+        TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
 #endif
     }
 }
 
-static void wide_tile(int rows, const float *x, Index x_step, Index channel_step, const float *panel, Index depth,
-                      float *y, Index y_step, int add, const Epilogue *finish) {
-    if (channel_step == 1) /* a constant, which saves an addition per channel */
-        tile_of(rows, 2, x, x_step, 1, panel, depth, y, y_step, add, finish);
+static void wide_tile(int rows, const float *x, Index x_stride, Index channel_stride, const float *panel,
+                      Index depth, float *y, Index y_stride, int add, const Epilogue *epilogue) {
+    if (channel_stride == 1) /* a constant, which saves an addition per channel */
+        tile_of(rows, 2, x, x_stride, 1, panel, depth, y, y_stride, add, epilogue);
     else
-        tile_of(rows, 2, x, x_step, channel_step, panel, depth, y, y_step, add, finish);
+        tile_of(rows, 2, x, x_stride, channel_stride, panel, depth, y, y_stride, add, epilogue);
 }
 
 /* The last columns of a product, fewer than PANEL. They are computed in a buffer that has room for a whole panel. */
-static void edge_tile(int rows, const float *x, Index x_step, Index channel_step, const float *panel, Index depth,
-                      float *y, Index y_step, Index columns, int add, const Epilogue *finish) {
+static void edge_tile(int rows, const float *x, Index x_stride, Index channel_stride, const float *panel,
+                      Index depth, float *y, Index y_stride, Index columns, int add, const Epilogue *epilogue) {
     float sums[TILE_ROWS * PANEL], bias[PANEL], residual[TILE_ROWS * PANEL];
     Epilogue whole = {NULL, NULL, PANEL, 0};
     size_t bytes = columns * sizeof(float);
     if (add)
-        for (int i = 0; i < rows; i++) memcpy(sums + i * PANEL, y + i * y_step, bytes);
-    if (finish) {
-        whole.relu = finish->relu;
-        if (finish->bias) whole.bias = memcpy(bias, finish->bias, bytes);
-        if (finish->residual) {
+        for (int i = 0; i < rows; i++) memcpy(sums + i * PANEL, y + i * y_stride, bytes);
+    if (epilogue) {
+        whole.relu = epilogue->relu;
+        if (epilogue->bias) whole.bias = memcpy(bias, epilogue->bias, bytes);
+        if (epilogue->residual) {
             for (int i = 0; i < rows; i++)
-                memcpy(residual + i * PANEL, finish->residual + i * finish->residual_step, bytes);
+                memcpy(residual + i * PANEL, epilogue->residual + i * epilogue->residual_stride, bytes);
             whole.residual = residual;
         }
     }
     if (columns > LANES)
-        tile_of(rows, 2, x, x_step, channel_step, panel, depth, sums, PANEL, add, finish ? &whole : NULL);
+        tile_of(rows, 2, x, x_stride, channel_stride, panel, depth, sums, PANEL, add, epilogue ? &whole : NULL);
     else
-        tile_of(rows, 1, x, x_step, channel_step, panel, depth, sums, PANEL, add, finish ? &whole : NULL);
-    for (int i = 0; i < rows; i++) memcpy(y + i * y_step, sums + i * PANEL, bytes);
+        tile_of(rows, 1, x, x_stride, channel_stride, panel, depth, sums, PANEL, add, epilogue ? &whole : NULL);
+    for (int i = 0; i < rows; i++) memcpy(y + i * y_stride, sums + i * PANEL, bytes);
 }
 
 /* W [N, K] -> panels first to last, each [K, PANEL]. Rows beyond N become zeros. */
-static void pack_panels(const float *w, Index w_step, Index channel_step, Index N, Index K, Index first, Index last,
-                        float *panels) {
+static void pack_panels(const float *w, Index w_stride, Index channel_stride, Index N, Index K, Index first,
+                        Index last, float *panels) {
     for (Index p = first; p < last; p++) {
-        const float *rows = w + p * PANEL * w_step;
+        const float *rows = w + p * PANEL * w_stride;
         float *panel = panels + p * K * PANEL;
         Index n = N - p * PANEL < PANEL ? N - p * PANEL : PANEL;
         if (n < PANEL) memset(panel, 0, K * PANEL * sizeof(float));
         for (Index k0 = 0; k0 < K; k0 += LANES) { /* in blocks, which reads and writes whole cache lines */
             Index k1 = k0 + LANES < K ? k0 + LANES : K;
             for (Index k = k0; k < k1; k++)
-                for (Index j = 0; j < n; j++) panel[k * PANEL + j] = rows[j * w_step + k * channel_step];
+                for (Index j = 0; j < n; j++) panel[k * PANEL + j] = rows[j * w_stride + k * channel_stride];
         }
     }
 }
 
-/* Y [M, N] = X [M, K] W^T, or Y + X W^T if `add`. W [N, K] is packed; a panel has panel_depth >= K channels, of which the
-first K from `panels` on are used. */
-static void multiply_panels(const float *x, Index x_step, Index channel_step, const float *panels, Index panel_depth, Index M,
-                     Index N, Index K, float *y, Index y_step, int add, const Epilogue *finish) {
+/* Y [M, N] = X [M, K] W^T, or Y + X W^T if `add`. W [N, K] is packed; a panel has panel_depth >= K channels, of which
+the first K from `panels` on are used. */
+static void multiply_panels(const float *x, Index x_stride, Index channel_stride, const float *panels,
+                            Index panel_depth, Index M, Index N, Index K, float *y, Index y_stride, int add,
+                            const Epilogue *epilogue) {
     for (Index m0 = 0; m0 < M; m0 += BLOCK_ROWS) {
         Index m1 = m0 + BLOCK_ROWS < M ? m0 + BLOCK_ROWS : M, k0 = 0;
         do { /* once for K = 0 */
@@ -153,15 +155,16 @@ static void multiply_panels(const float *x, Index x_step, Index channel_step, co
                 const float *panel = panels + n0 * panel_depth + k0 * PANEL;
                 for (Index m = m0; m < m1; m += TILE_ROWS) {
                     int rows = (int)(m1 - m < TILE_ROWS ? m1 - m : TILE_ROWS);
-                    const float *from = x + m * x_step + k0 * channel_step;
-                    float *to = y + m * y_step + n0;
-                    Epilogue part = *finish, *last = k0 + depth == K ? &part : NULL;
+                    const float *from = x + m * x_stride + k0 * channel_stride;
+                    float *to = y + m * y_stride + n0;
+                    Epilogue part = *epilogue, *last = k0 + depth == K ? &part : NULL;
                     if (part.bias) part.bias += n0;
-                    if (part.residual) part.residual += m * part.residual_step + n0;
+                    if (part.residual) part.residual += m * part.residual_stride + n0;
                     if (N - n0 >= PANEL)
-                        wide_tile(rows, from, x_step, channel_step, panel, depth, to, y_step, add || k0, last);
+                        wide_tile(rows, from, x_stride, channel_stride, panel, depth, to, y_stride, add || k0, last);
                     else
-                        edge_tile(rows, from, x_step, channel_step, panel, depth, to, y_step, N - n0, add || k0, last);
+                        edge_tile(rows, from, x_stride, channel_stride, panel, depth, to, y_stride, N - n0,
+                                  add || k0, last);
                 }
             }
             k0 += depth;
@@ -178,57 +181,57 @@ INLINE float sum_of_vector(vector x) {
 }
 
 /* Y [rows, columns] = X [rows, K] W^T, W [columns, K]; both with contiguous rows */
-INLINE void dot_products(int rows, int columns, const float *x, Index x_step, const float *w, Index w_step, Index K,
-                         float *y, Index y_step) {
+INLINE void dot_products(int rows, int columns, const float *x, Index x_stride, const float *w, Index w_stride,
+                         Index K, float *y, Index y_stride) {
     vector sums[FEW_ROWS][FEW_COLUMNS];
     Index whole = K - K % LANES;
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < columns; j++) sums[i][j] = (vector){0};
     for (Index k = 0; k < whole; k += LANES) {
         vector weights[FEW_COLUMNS];
-        UNROLL for (int j = 0; j < columns; j++) weights[j] = load(w + j * w_step + k);
+        UNROLL for (int j = 0; j < columns; j++) weights[j] = load(w + j * w_stride + k);
         UNROLL for (int i = 0; i < rows; i++) {
-            vector xs = load(x + i * x_step + k);
+            vector xs = load(x + i * x_stride + k);
             UNROLL for (int j = 0; j < columns; j++) sums[i][j] += xs * weights[j];
         }
     }
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < columns; j++) {
             float sum = sum_of_vector(sums[i][j]);
-            for (Index k = whole; k < K; k++) sum += x[i * x_step + k] * w[j * w_step + k];
-            y[i * y_step + j] = sum;
+            for (Index k = whole; k < K; k++) sum += x[i * x_stride + k] * w[j * w_stride + k];
+            y[i * y_stride + j] = sum;
         }
 }
 
-#define FEW(n) case n: dot_products(n, columns, x, x_step, w, w_step, K, y, y_step); break;
+#define DOTS(n) case n: dot_products(n, columns, x, x_stride, w, w_stride, K, y, y_stride); break;
 
 /* `dot_products` for 1 to FEW_ROWS rows */
-INLINE void dot_products_of(int rows, int columns, const float *x, Index x_step, const float *w, Index w_step, Index K,
-                            float *y, Index y_step) {
+INLINE void dot_products_of(int rows, int columns, const float *x, Index x_stride, const float *w, Index w_stride,
+                            Index K, float *y, Index y_stride) {
     switch (rows) {
-        FEW(1) FEW(2) FEW(3)
+        DOTS(1) DOTS(2) DOTS(3)
 #if defined(__AVX2__) || defined(__aarch64__)
-        FEW(4)
+        DOTS(4)
 #endif
 #if defined(__AVX512F__)
-        FEW(5) FEW(6)
+        DOTS(5) DOTS(6)
 #endif
     }
 }
 
 /* Y [M, N] = X [M, K] W^T, W [N, K], for few rows of X: every row of W is read once */
-static void multiply_few(const float *x, Index x_step, const float *w, Index w_step, Index M, Index N, Index K, float *y,
-                         Index y_step) {
+static void multiply_few(const float *x, Index x_stride, const float *w, Index w_stride, Index M, Index N, Index K,
+                         float *y, Index y_stride) {
     for (Index n = 0; n < N;) {
         int columns = N - n >= FEW_COLUMNS ? FEW_COLUMNS : 1;
         for (Index m = 0; m < M; m += FEW_ROWS) {
             int rows = (int)(M - m < FEW_ROWS ? M - m : FEW_ROWS);
-            const float *from = x + m * x_step, *weights = w + n * w_step;
-            float *to = y + m * y_step + n;
+            const float *from = x + m * x_stride, *weights = w + n * w_stride;
+            float *to = y + m * y_stride + n;
             if (columns == FEW_COLUMNS)
-                dot_products_of(rows, FEW_COLUMNS, from, x_step, weights, w_step, K, to, y_step);
+                dot_products_of(rows, FEW_COLUMNS, from, x_stride, weights, w_stride, K, to, y_stride);
             else
-                dot_products_of(rows, 1, from, x_step, weights, w_step, K, to, y_step);
+                dot_products_of(rows, 1, from, x_stride, weights, w_stride, K, to, y_stride);
         }
         n += columns;
     }

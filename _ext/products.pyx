@@ -4,7 +4,7 @@
 BLAS is not used. Its threads belong to the process: a forward pass would have to change their number, and the last bit
 of a result would depend on it.
 
-Only float32 has loops of its own. float64, which the tests use, is left to NumPy.
+Only float32 has loops of its own. float64, which the tests use, is computed by NumPy, without BLAS.
 """
 
 from math import prod
@@ -19,19 +19,19 @@ cdef extern from "product.h":
     ctypedef struct Epilogue:
         const float *bias
         const float *residual
-        Py_ssize_t residual_step
+        Py_ssize_t residual_stride
         bint relu
-    void pack_panels(const float *w, Py_ssize_t w_step, Py_ssize_t channel_step, Py_ssize_t N, Py_ssize_t K,
+    void pack_panels(const float *w, Py_ssize_t w_stride, Py_ssize_t channel_stride, Py_ssize_t N, Py_ssize_t K,
                      Py_ssize_t first, Py_ssize_t last, float *panels) nogil
-    void multiply_panels(const float *x, Py_ssize_t x_step, Py_ssize_t channel_step, const float *panels,
-                         Py_ssize_t panel_depth, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, float *y, Py_ssize_t y_step,
-                         bint add, const Epilogue *finish) nogil
-    void multiply_few(const float *x, Py_ssize_t x_step, const float *w, Py_ssize_t w_step, Py_ssize_t M, Py_ssize_t N,
-                      Py_ssize_t K, float *y, Py_ssize_t y_step) nogil
+    void multiply_panels(const float *x, Py_ssize_t x_stride, Py_ssize_t channel_stride, const float *panels,
+                         Py_ssize_t panel_depth, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, float *y,
+                         Py_ssize_t y_stride, bint add, const Epilogue *epilogue) nogil
+    void multiply_few(const float *x, Py_ssize_t x_stride, const float *w, Py_ssize_t w_stride, Py_ssize_t M,
+                      Py_ssize_t N, Py_ssize_t K, float *y, Py_ssize_t y_stride) nogil
 
 LINE = 16  # elements of a cache line
-FEW = 16  # rows of X; with fewer, packing W costs more than it saves
-MIN_PACKED = 1 << 16  # elements of W per range of `pack`
+MAX_UNPACKED_ROWS = 16  # rows of X; for so few, packing W costs more than it saves
+MIN_WEIGHTS = 1 << 16  # elements of W per range, in loops that read each of them once
 MIN_MULTIPLICATIONS = 1 << 19  # per range of rows
 
 
@@ -54,7 +54,7 @@ def pack(w):
     packed.panels = _empty(n_panels * PANEL * packed.K)
     if w.size:
         for_rows(lambda first, last: _pack(w, packed, first, last), n_panels,
-                 1 + MIN_PACKED // (PANEL * packed.K))
+                 1 + MIN_WEIGHTS // (PANEL * packed.K))
     return packed
 
 
@@ -85,22 +85,22 @@ def multiply(x, Packed packed, y, bias=None, residual=None, relu=False, first=0,
 
 def _multiply(const float[:, :] x, Packed packed, float[:, :] y, const float[::1] bias, const float[:, :] residual,
               bint relu, Py_ssize_t first, Py_ssize_t first_channel, bint add):
-    cdef Epilogue finish = Epilogue(NULL, NULL, 0, relu)
+    cdef Epilogue epilogue = Epilogue(NULL, NULL, 0, relu)
     if bias is not None:
-        finish.bias = &bias[0]
+        epilogue.bias = &bias[0]
     if residual is not None:
-        finish.residual = &residual[0, 0]
-        finish.residual_step = residual.strides[0] // 4
+        epilogue.residual = &residual[0, 0]
+        epilogue.residual_stride = residual.strides[0] // 4
     if y.strides[1] != 4 or (residual is not None and residual.strides[1] != 4):
         raise ValueError("product: expected y and residual with contiguous rows")
     with nogil:
         multiply_panels(&x[0, 0] if x.shape[1] else NULL, x.strides[0] // 4, x.strides[1] // 4,
                         &packed.panels[first * packed.K + first_channel * PANEL], packed.K, x.shape[0], y.shape[1],
-                        x.shape[1], &y[0, 0], y.strides[0] // 4, add, &finish)
+                        x.shape[1], &y[0, 0], y.strides[0] // 4, add, &epilogue)
 
 
 def _multiply_in_numpy(x, w, y, bias, residual, relu, add):
-    total = x @ w.T
+    total = np.einsum("mk,nk->mn", x, w)  # not x @ w.T: some versions of OpenBLAS are wrong in several threads
     for term in (y if add else None, bias, residual):
         total = total if term is None else total + term
     y[...] = np.maximum(total, 0) if relu else total
@@ -110,9 +110,9 @@ def product(x, w, bias=None, residual=None, relu=False):
     """X W^T + bias + residual, in all threads: x [M, K], w [N, K], bias [N], residual [M, N] -> [M, N]"""
     M, K, N = check_arrays("product", "x [M, K], w [N, K], bias? [N], residual? [M, N]", x, w, bias, residual)
     y = np.empty((M, N), x.dtype)
-    if M <= FEW and x.dtype == np.float32 and _has_contiguous_rows(x) and _has_contiguous_rows(w):
+    if M <= MAX_UNPACKED_ROWS and x.dtype == np.float32 and _has_contiguous_rows(x) and _has_contiguous_rows(w):
         if y.size:
-            for_rows(lambda first, last: _few(x, w, y, first, last), N, 1 + MIN_PACKED // (K + 1))
+            for_rows(lambda first, last: _few(x, w, y, first, last), N, 1 + MIN_WEIGHTS // (K + 1))
         for term in (bias, residual):
             y = y if term is None else np.add(y, term, out=y)
         return np.maximum(y, 0, out=y) if relu else y

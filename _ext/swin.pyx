@@ -1,12 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Twins of minigdino/network/swin.py.
 
-Windows are read in place: no map is padded, shifted or partitioned. Wide maps are processed in bands of windows, so
-their queries, keys and values are never stored in full.
+Windows are read in place: no map is padded, shifted or partitioned. `window_attention` processes a map in bands of
+windows, so the queries, keys and values of a whole map are never stored.
 
 K is the number of pixels in a window (k**2), KP is K rounded up to whole vectors. One head of a window fits in the
 cache: q [K, D], transposed keys [D, KP], v [K, D] and one row of scores [KP]. Columns beyond K have weight 0.
 """
+
+from importlib import import_module
 
 import numpy as np
 
@@ -14,9 +16,12 @@ from cython cimport floating
 from libc.stdlib cimport free, malloc
 from _ext.vectors cimport LANES, softmax_row
 
-from minigdino._ext.checks import check_arrays, contiguous
+from minigdino._ext.checks import check_arrays, check_shift, contiguous
 from minigdino._ext.pool import for_rows
-from .products import multiply, pack
+
+# not `from .products import`: Cython would take the module of whichever instruction set was loaded first
+_products = import_module(".products", __name__.rpartition(".")[0])
+multiply, pack = _products.multiply, _products.pack
 
 
 cdef enum:
@@ -143,9 +148,7 @@ def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
     """qkv [H, W, 3, M, D], qkv_bias [3, M, D], position_bias [M, k*k, k*k] -> [H, W, M, D]"""
     H, W, M, D = check_arrays("attend_in_windows", "qkv [H, W, 3, M, D], qkv_bias [3, M, D], position_bias [M, K, K]",
                               qkv, qkv_bias, position_bias, K=k * k)
-    if shift not in range(k):
-        raise ValueError(f"attend_in_windows: arrays do not fit windows of {k} by {k}, shifted by {shift}: expected a "
-                         "shift of 0 to k - 1")
+    check_shift("attend_in_windows", shift, k)
     out = np.empty((H, W, M, D), qkv.dtype)
     if out.size:
         arrays = contiguous(qkv), contiguous(qkv_bias), _to_whole_vectors(position_bias)
@@ -184,9 +187,9 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
         "relative_position_bias_table [N, M], residual? [H, W, C]",
         x, *(p[name] for p in projections.values() for name in ("weight", "bias")), relative_position_bias_table,
         residual, N=(2 * k - 1)**2, M=n_heads)
-    if n_heads not in range(1, C + 1) or C % n_heads or shift not in range(k):
-        raise ValueError(f"window_attention: x {x.shape} does not fit {n_heads} heads in windows of {k} by {k}, shifted "
-                         f"by {shift}: expected heads that divide the channels, and a shift of 0 to k - 1")
+    check_shift("window_attention", shift, k)
+    if n_heads not in range(1, C + 1) or C % n_heads:
+        raise ValueError(f"window_attention: expected a number of heads that divides {C} channels; got {n_heads}")
     D, bands = C // n_heads, _ceil(H, k)
     # one product for the three projections
     weight, bias = (np.concatenate([p[name] for p in (query, key, value)]) for name in ("weight", "bias"))

@@ -172,7 +172,7 @@ def test_problems_that_are_too_large_for_a_kernel_are_rejected():
     with pytest.raises(ValueError, match="expected at most 32 levels; got 33"):
         on_fake(cuda.deform_attn, value, many, references, np.zeros((3, 1, 33, 1, 2), F32), scores)
     for blocks, width, argument in ((2**31, 1, 1), (1, 2**31, 1), (1, 1, 2**31)):
-        with pytest.raises(ValueError, match="relu: expected at most 2147483647 rows"):
+        with pytest.raises(ValueError, match="relu: expected sizes of at most 2147483647"):
             cuda.launch("relu", F32, blocks, width, argument)
 
 

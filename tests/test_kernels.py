@@ -254,3 +254,11 @@ if (child := os.fork()) == 0:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_feed_forward_network_without_hidden_channels_gives_its_bias(level):
+    for rows in (3, 500):
+        x, fc1 = np.ones((rows, 4)), {"weight": np.ones((0, 4)), "bias": np.ones(0)}
+        fc2 = {"weight": np.ones((4, 0)), "bias": np.arange(4.0)}
+        np.testing.assert_array_equal(twin("feed_forward", level)(x, fc1, fc2, "relu"), np.tile(np.arange(4.0), (rows, 1)))

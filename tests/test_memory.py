@@ -24,11 +24,11 @@ def test_a_new_array_reuses_freed_memory():
         place = address(a)
         assert place % 64 == 0
         del a
-        assert memory.kept_bytes() >= MB
+        assert memory.cached_bytes() >= MB
         b = np.zeros(MB - 1000, np.uint8)
         assert address(b) == place
         assert not b.any()  # the reused memory held ones
-    assert memory.kept_bytes() == 0
+    assert memory.cached_bytes() == 0
 
 
 def test_an_array_can_outlive_the_context():
@@ -36,16 +36,16 @@ def test_an_array_can_outlive_the_context():
         a = np.arange(MB)
     np.testing.assert_array_equal(a, np.arange(MB))
     del a
-    assert memory.kept_bytes() == 0
+    assert memory.cached_bytes() == 0
 
 
 def test_cached_memory_is_bounded():
     with memory.reused():
         arrays = [np.empty((i + 1) * 4 * MB, np.uint8) for i in range(12)]
         del arrays
-        assert 0 < memory.kept_bytes() <= 40 * MB
+        assert 0 < memory.cached_bytes() <= 40 * MB
         np.empty(200 * MB, np.uint8)
-        assert memory.kept_bytes() <= 40 * MB
+        assert memory.cached_bytes() <= 40 * MB
 
 
 def test_an_exception_in_flight_is_not_cleared():
@@ -75,7 +75,7 @@ def test_a_forked_child_frees_the_memory_of_its_passes():
     def kept_after_a_pass():
         with memory.reused():
             np.ones(2 * MB, np.uint8)
-        return memory.kept_bytes()
+        return memory.cached_bytes()
 
     thread = threading.Thread(target=other)
     thread.start()

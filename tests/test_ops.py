@@ -126,3 +126,13 @@ def test_feed_forward_computes_each_row_independently(name):
     fc1, fc2, x = linear_weights(rng, 12, 6), linear_weights(rng, 6, 12), rng.standard_normal((3001, 6))
     alone = [ops.feed_forward.reference(row[None], fc1, fc2, name)[0] for row in x]
     np.testing.assert_allclose(ops.feed_forward(x, fc1, fc2, name), alone, atol=1e-12)
+
+
+def test_a_masked_score_may_be_infinite():
+    """The mask replaces a score. Adding -inf to an infinite score would give NaN."""
+    rng = np.random.default_rng(0)
+    q, k, v = (np.abs(rng.standard_normal((2, 3, 4))).astype(np.float32) for _ in range(3))
+    k[:, 1] = np.inf
+    mask = np.array([[True, False, True]] * 3)
+    for f in (ops.attend, ops.attend.reference):
+        np.testing.assert_allclose(f(q, k, v, mask), ops.attend(q, k[:, ::2], v[:, ::2]), rtol=1e-5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from minigdino._ext import cpus
+from minigdino._ext import cpus, instruction_sets
 from places import examples
 from strategies import rngs
 
@@ -64,6 +64,18 @@ def test_a_row_does_not_depend_on_the_other_rows(level, rng, shape):
     for first, last in zip([0, *cuts], [*cuts, M]):
         multiply(x[first:last], pack(w), parts[first:last])
     np.testing.assert_array_equal(parts, whole)
+
+
+@levels
+def test_each_twin_uses_the_products_of_its_own_instruction_set(level):
+    """Also after the others were loaded."""
+    modules = {}
+    for other in [*LEVELS, level]:
+        for name in ("ops", "products", "swin"):
+            modules[other, name] = instruction_sets.importlib.import_module(
+                instruction_sets.module_of(other, f"minigdino._ext.{name}:any")[1])
+    assert modules[level, "ops"].product is modules[level, "products"].product
+    assert modules[level, "swin"].multiply is modules[level, "products"].multiply
 
 
 @pytest.mark.skipif("avx512" not in LEVELS, reason="this CPU has no AVX-512")

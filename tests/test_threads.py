@@ -195,7 +195,7 @@ def test_the_environment_variable_limits_the_threads():
 
 
 @pytest.mark.parametrize(("value", "limits"), [("1", True), ("1,4", True), (" 1 ", True), ("0", False), ("", False),
-                                               ("x", False), ("-1", False), ("100000", False)])
+                                               ("x", False), ("-1", False), ("100000", False), ("9" * 5000, False)])
 def test_the_variable_of_openmp_is_respected(value, limits, monkeypatch):
     """Job schedulers and worker processes set it, so that the processes of a machine share its CPUs."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -245,9 +245,10 @@ def test_a_pass_calls_no_product_of_numpy():
         instructions = list(dis.get_instructions(code))
         assert not [i for i in instructions if i.opname == "BINARY_OP" and i.argrepr in ("@", "@=")], code
         assert not {"dot", "einsum", "tensordot", "inner", "vdot", "linalg"} & set(code.co_names), code
-    for source in Path(pool.__file__).parent.glob("*.pyx"):  # compiled code: only float64 is left to NumPy
+    for source in Path(pool.__file__).parent.glob("*.pyx"):
         code = re.sub(r'""".*?"""', "", source.read_text(), flags=re.DOTALL)
-        assert re.findall(r".* @ .*|.*np\.(?:matmul|dot).*", code) in ([], ["    total = x @ w.T"]), source
+        code = re.sub(r"#.*", "", code)
+        assert not re.findall(r".* @ .*|.*np\.(?:matmul|dot).*", code), source
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True, "2", None, 1025, 10**30])

@@ -25,7 +25,7 @@ OPS: dict[str, Callable] = {}  # name -> op; the tests iterate over it, so every
 
 # References run one at a time: OpenBLAS 0.3.28 and 0.3.29, which some versions of NumPy contain, return wrong products
 # when several threads compute them at once.
-_numpy_products = threading.RLock()
+_reference_lock = threading.RLock()
 _announced = False
 _mode: ContextVar[str | None] = ContextVar("minigdino kernels", default=None)  # None: MINIGDINO_KERNELS decides
 _opened: ContextVar[Callable[[Callable], bool] | None] = ContextVar("minigdino opened", default=None)  # see `opened`
@@ -95,7 +95,7 @@ def accelerated(**twins: str):
                 if twin is None or problems:
                     _announce(path, twin)
             if twin is None and library == "numpy":
-                with _numpy_products:
+                with _reference_lock:
                     return reference(*args, **kwargs)
             return (twin or reference)(*args, **kwargs)
 
@@ -172,8 +172,8 @@ def _announce(path, twin):
         reasons.insert(0, f"{path} was not built")
     instead = ("kernels for other instruction sets run instead, which is slower" if twin else
                "NumPy references run instead of compiled kernels, which is much slower")
-    warnings.warn(f"{'; '.join(reasons)}; {instead} (minigdino info lists them).\n---> hint: with a C compiler "
-                  "present, run: pip install --no-binary minigdino minigdino (in a clone: pip install -e .)",
+    warnings.warn(f"{'; '.join(reasons)}; {instead} (`minigdino info` lists the missing modules).\n---> hint: with a C "
+                  "compiler present, run: pip install --no-binary minigdino minigdino (in a clone: pip install -e .)",
                   RuntimeWarning, stacklevel=3)
 
 
@@ -186,8 +186,8 @@ def _checked(mode):
 
 def _renew_lock():
     """Replace the lock in a forked child, where a thread that does not exist there may hold it."""
-    global _numpy_products
-    _numpy_products = threading.RLock()
+    global _reference_lock
+    _reference_lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
