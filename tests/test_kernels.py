@@ -261,4 +261,5 @@ def test_a_feed_forward_network_without_hidden_channels_gives_its_bias(level):
     for rows in (3, 500):
         x, fc1 = np.ones((rows, 4)), {"weight": np.ones((0, 4)), "bias": np.ones(0)}
         fc2 = {"weight": np.ones((4, 0)), "bias": np.arange(4.0)}
-        np.testing.assert_array_equal(twin("feed_forward", level)(x, fc1, fc2, "relu"), np.tile(np.arange(4.0), (rows, 1)))
+        result = twin("feed_forward", level)(x, fc1, fc2, "relu")
+        np.testing.assert_array_equal(result, np.tile(np.arange(4.0), (rows, 1)))
