@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import threading
 from collections.abc import Callable
 
+_importing = threading.RLock()
 problems: dict[str, str] = {}  # {module: why it cannot be used}; `levels` and `load_for` add what they find
 
 
@@ -38,14 +41,25 @@ def load_for(level: str, path: str) -> Callable | None:
     """
     _, module, name = module_of(level, path)
     try:
-        return getattr(importlib.import_module(module), name)
-    except Exception as error:  # loading a damaged module can raise any
+        with _importing:
+            return getattr(importlib.import_module(module), name)
+    except Exception as error:
+        if type(error) not in FAILURES:  # of a signal handler, or of a process without memory: it may work next time
+            raise
         absent = (error.name or "") if isinstance(error, ModuleNotFoundError) else None
         was_not_built = absent and (":" in absent or f"{module}.".startswith(f"{absent}."))  # ":" is of `require`
         if not was_not_built:
             reason = str(error).strip().partition("\n")[0]
             problems[module] = f"cannot be loaded ({type(error).__name__}: {reason})"
         return None
+
+
+# What loading a damaged module can raise: a missing symbol, another version of NumPy, an older file
+FAILURES = (ImportError, ModuleNotFoundError, AttributeError, ValueError, RuntimeError, SystemError, OSError)
+
+if hasattr(os, "register_at_fork"):  # a fork waits for an import, whose lock nobody would release in the child
+    os.register_at_fork(before=_importing.acquire, after_in_parent=_importing.release,
+                        after_in_child=_importing.release)
 
 
 def module_of(level: str, path: str) -> tuple[str, str, str]:

@@ -7,13 +7,15 @@ KeyboardInterrupt, is therefore raised before or after a loop, or in a loop body
 After a fork, the child has no helper threads. It starts new ones.
 """
 
-import _thread
 import os
+import sys
 from contextvars import copy_context
 
 from cpython.pythread cimport (
-    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_release_lock, PyThread_type_lock,
+    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
+    PyThread_start_new_thread, PyThread_type_lock,
 )
+from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from minigdino._ext.cpus import count
 
@@ -49,9 +51,19 @@ cdef class Helper:
         self.start, self.finished = PyThread_allocate_lock(), PyThread_allocate_lock()
         PyThread_acquire_lock(self.start, NOWAIT_LOCK)
         PyThread_acquire_lock(self.finished, NOWAIT_LOCK)
-        _thread.start_new_thread(self.run, ())
+        # not by Python's function, which gevent and eventlet replace: their threads cannot run while this one waits
+        Py_INCREF(self)
+        if PyThread_start_new_thread(run_helper, <void *> self) == <unsigned long> -1:
+            Py_DECREF(self)
+            raise RuntimeError("the system starts no more threads")
 
-    def run(self):
+    def __dealloc__(self):
+        PyThread_free_lock(self.start)
+        PyThread_free_lock(self.finished)
+
+    cdef run(self):
+        global inside_a_loop
+        inside_a_loop = True
         while True:
             wait_for(self.start)
             try:
@@ -60,6 +72,10 @@ cdef class Helper:
                 pass
             self.work = None
             PyThread_release_lock(self.finished)
+
+
+cdef void run_helper(void *helper) noexcept with gil:
+    (<Helper> helper).run()
 
 
 cdef class Loop:
@@ -74,9 +90,7 @@ cdef class Loop:
 
     def work(self):
         """Process ranges until none is left, or one has failed"""
-        global inside_a_loop
         cdef Py_ssize_t i
-        inside_a_loop = True
         try:
             while self.next < len(self.ranges):
                 i = self.next
@@ -87,8 +101,6 @@ cdef class Loop:
             self.next = len(self.ranges)
             if self.error is None or not isinstance(error, Exception):  # KeyboardInterrupt, over a consequence of it
                 self.error = error
-        finally:
-            inside_a_loop = False
 
 
 def for_rows(loop, n, minimum=1):
@@ -104,7 +116,9 @@ def for_rows(loop, n, minimum=1):
         n: number of rows.
         minimum: minimum number of rows per range; a smaller range is not worth a call, or does not fill a vector.
     """
-    cdef int threads = 1 if inside_a_loop else count()
+    global inside_a_loop
+    # helpers cannot run while the interpreter ends
+    cdef int threads = 1 if inside_a_loop or sys.is_finalizing() else count()
     cdef int forks = n_forks
     cdef Py_ssize_t n_ranges = min(threads * RANGES_PER_THREAD, n // minimum)
     cdef Py_ssize_t i
@@ -117,6 +131,7 @@ def for_rows(loop, n, minimum=1):
         n_ranges -= n_ranges % threads  # a multiple, so that no thread waits in the last round
     cdef Loop rows = Loop(loop, [(n * i // n_ranges, n * (i + 1) // n_ranges) for i in range(n_ranges)])
     cdef list started = []
+    inside_a_loop = True  # before the lock: a garbage collection below may run a destructor that runs a loop
     wait_for(lock)
     try:
         for helper in _helpers(min(threads, n_ranges) - 1):
@@ -129,6 +144,7 @@ def for_rows(loop, n, minimum=1):
             for helper in started:
                 wait_for(helper.finished)
         PyThread_release_lock(lock)
+        inside_a_loop = False
     if forks != n_forks and rows.error is None:  # the loop itself forked, and this is the child, without helpers
         for i in range(n_ranges):
             if not rows.done[i]:
@@ -155,7 +171,8 @@ cdef list _helpers(Py_ssize_t n):
 
 def _forget():
     """In a forked child: replace the locks, which may be held, and the helpers, which do not exist there"""
-    global loop_lock, helpers, n_forks
+    global loop_lock, helpers, n_forks, inside_a_loop
+    inside_a_loop = False
     loop_lock, helpers, n_forks = PyThread_allocate_lock(), [], n_forks + 1
 
 

@@ -31,6 +31,8 @@ cdef extern from "product.h":
 
 LINE = 16  # elements of a cache line
 MAX_UNPACKED_ROWS = 16  # rows of X; for so few, packing W costs more than it saves
+MAX_PANEL_ROWS = 256  # rows of X; for so few, each range packs its own panels, which then stay in its cache
+PANEL_ROWS = 4 * PANEL  # rows of W that are packed at a time there
 MIN_WEIGHTS = 1 << 16  # elements of W per range, in loops that read each of them once
 MIN_MULTIPLICATIONS = 1 << 19  # per range of rows
 
@@ -116,9 +118,19 @@ def product(x, w, bias=None, residual=None, relu=False):
         for term in (bias, residual):
             y = y if term is None else np.add(y, term, out=y)
         return np.maximum(y, 0, out=y) if relu else y
-    packed = pack(w)
     residual = None if residual is None else contiguous(residual)
     bias = None if bias is None else contiguous(bias)
+    if M <= MAX_PANEL_ROWS:
+
+        def columns(first, last):
+            for n in range(first * PANEL_ROWS, min(last * PANEL_ROWS, N), PANEL_ROWS):
+                part = slice(n, n + PANEL_ROWS)
+                multiply(x, pack(w[part]), y[:, part], None if bias is None else bias[part],
+                         None if residual is None else residual[:, part], relu)
+
+        for_rows(columns, (N + PANEL_ROWS - 1) // PANEL_ROWS)
+        return y
+    packed = pack(w)
     for_rows(lambda first, last: multiply(x[first:last], packed, y[first:last], bias,
                                           None if residual is None else residual[first:last], relu),
              M, 1 + MIN_MULTIPLICATIONS // (K * N + 1))

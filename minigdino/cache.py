@@ -22,7 +22,7 @@ class Cache:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self._results: OrderedDict[Hashable, object] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may use the cache that it interrupts
         _caches.add(self)
 
     def get(self, key: Hashable) -> object | None:
@@ -47,9 +47,9 @@ class Cache:
 
     def _renew(self):
         """Replace the lock in a forked child. Where another thread held it, an update may be incomplete."""
-        if self._lock.locked():
+        if not self._lock.acquire(blocking=False):
             self._results = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 _caches: weakref.WeakSet[Cache] = weakref.WeakSet()

@@ -1,6 +1,8 @@
 """The exceptions that minigdino raises. A message states what was expected, what was given, and the next step."""
 
 import reprlib
+import signal
+import traceback
 
 
 class Error(Exception):
@@ -47,3 +49,16 @@ def brief(value) -> str:
             return f"a very large {type(value).__name__}"
     text = "".join(c if c.isprintable() else " " for c in str(value) or type(value).__name__)
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"
+
+
+def from_signal_handler(error: BaseException) -> bool:
+    """Return whether a signal handler of the program raised an exception, such as a timeout.
+
+    Such an exception says nothing about the file or the library that it interrupted, so it must not be converted.
+
+    Args:
+        error: a caught exception.
+    """
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers} - {None}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -152,3 +152,21 @@ def test_import_enables_the_gil_or_refuses(without, monkeypatch):
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
     with pytest.raises(ImportError, match="PYTHON_GIL=1"):
         kernels.require_gil()
+
+
+@pytest.mark.parametrize("error", [type("JobTimeout", (Exception,), {}), RecursionError, MemoryError, TimeoutError])
+def test_an_exception_that_says_nothing_about_a_module_is_not_stored(monkeypatch, error):
+    """A timeout of a signal handler, or too little memory, during the first use. The next use works."""
+    path = "minigdino._ext.ops:gelu"
+
+    def fail(name):
+        raise error("30 s")
+
+    instruction_sets.load.cache_clear()
+    monkeypatch.setattr(instruction_sets, "problems", {})
+    with monkeypatch.context() as patched:
+        patched.setattr(instruction_sets.importlib, "import_module", fail)
+        with pytest.raises(error):
+            instruction_sets.load(path)
+    assert instruction_sets.problems == {}
+    assert instruction_sets.load(path) is not None

@@ -219,3 +219,36 @@ stop.set()
 for thread in threads: thread.join(60)
 print(all(results), len(results) > 0, any(thread.is_alive() for thread in threads))
 """).split() == ["True", "True", "False"]
+
+
+def test_a_handler_may_detect_while_it_interrupts_a_detection():
+    assert run("""
+photo = tiny.photo(30, 40)
+expected = model.detect(photo, "a cat.", threshold=0.1).scores.tobytes()
+results = []
+def handler(*_): results.append(model.detect(photo, "a cat.", threshold=0.1).scores.tobytes() == expected)
+signal.signal(signal.SIGALRM, handler)
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    signal.setitimer(signal.ITIMER_REAL, 0.002)
+    for i in range(5): model.detect(photo, "a dog.", threshold=0.1)
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(all(results), len(results) > 20)
+""").split() == ["True", "True"]
+
+
+@pytest.mark.parametrize("delay", [0.0005, 0.001, 0.002, 0.005])
+def test_a_child_forked_during_the_first_pass_of_another_thread_works(delay):
+    """The kernels are imported then. A fork waits until an import has ended."""
+    code = START.replace("expected = one_pass()", f"""
+thread = threading.Thread(target=one_pass)
+thread.start()
+time.sleep({delay})
+status = in_child(lambda: len(one_pass()) > 0)
+thread.join()
+print(status)
+""")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MINIGDINO", "OMP"))}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120,
+                          check=False)
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr

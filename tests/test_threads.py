@@ -366,17 +366,75 @@ def test_loops_of_several_threads_run_one_at_a_time():
 
 
 def test_a_loop_runs_where_no_thread_can_be_started():
-    """At the limit of the system, and while the interpreter ends."""
+    """At a limit of the system: here there is no memory for the stack of a thread."""
+    pytest.importorskip("resource")
     code = """
-import _thread, atexit, numpy as np
-def refuse(*args): raise RuntimeError("can't start new thread")
-_thread.start_new_thread = refuse
+import resource, threading, numpy as np
 import minigdino
+from minigdino._ext import pool
 from minigdino.network.ops import gelu
-minigdino.set_threads(8)
 x = np.ones((4000, 512), np.float32)
-def at_exit(): print(gelu(x).shape)
-atexit.register(at_exit)
-at_exit()
+minigdino.set_threads(1)
+gelu(x)
+minigdino.set_threads(8)
+threading.stack_size(2**40)
+resource.setrlimit(resource.RLIMIT_AS, (2**38, 2**38))
+idents = set()
+pool.for_rows(lambda first, last: idents.add(threading.get_ident()), 100)
+print(gelu(x).shape, len(idents))
 """
-    assert in_fresh_process(code).split("\n")[:2] == ["(4000, 512)"] * 2
+    assert in_fresh_process(code) == "(4000, 512) 1\n"
+
+
+def test_libraries_that_replace_threads_do_not_stop_a_loop():
+    """gevent and eventlet start a coroutine instead of a thread. It could not run while a loop waits for it."""
+    code = """
+import _thread
+_thread.start_new_thread = lambda *args, **more: 1
+import numpy as np, minigdino
+from minigdino.network.ops import gelu
+minigdino.set_threads(4)
+print(gelu(np.ones((4000, 512), np.float32)).shape)
+"""
+    assert in_fresh_process(code) == "(4000, 512)\n"
+
+
+def test_a_loop_runs_while_the_interpreter_ends():
+    """Helper threads cannot run any more by then."""
+    code = """
+import atexit, numpy as np, minigdino
+from minigdino.network.ops import gelu
+minigdino.set_threads(4)
+x, write = np.ones((4000, 512), np.float32), print
+class Last:
+    def __del__(self): write(gelu(x).shape)
+gelu(x)
+last = Last()
+atexit.register(lambda: write(gelu(x).shape))
+"""
+    assert in_fresh_process(code) == "(4000, 512)\n" * 2
+
+
+def test_a_destructor_that_runs_a_loop_may_run_inside_one():
+    """The garbage collector may run it anywhere, also while the lock of the loops is held."""
+    code = """
+import gc, threading, numpy as np, minigdino
+from minigdino._ext.pool import for_rows
+minigdino.set_threads(2)
+gc.set_threshold(5)
+done = []
+class Cycle:
+    def __init__(self): self.me = self
+    def __del__(self):
+        for_rows(lambda first, last: None, 8)
+        done.append(1)
+def work():
+    for i in range(300):
+        Cycle()
+        for_rows(lambda first, last: [[] for _ in range(20)], 8)
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(done) > 100)
+"""
+    assert in_fresh_process(code) == "True\n"

@@ -49,11 +49,12 @@ def use(mode: str) -> Iterator[None]:
     Raises:
         ArgumentError: for any other mode.
     """
-    token = _mode.set(_checked(mode))
-    try:
+    checked, before = _checked(mode), _mode.get()
+    try:  # around `set`, so that an exception of a signal handler cannot leave the mode changed
+        _mode.set(checked)
         yield
     finally:
-        _mode.reset(token)
+        _mode.set(before)
 
 
 @contextmanager
@@ -63,11 +64,12 @@ def opened(wanted: Callable[[Callable], bool]) -> Iterator[None]:
     Args:
         wanted: called with the reference of an op; if it returns True, the reference runs instead of the twin.
     """
-    token = _opened.set(wanted)
+    before = _opened.get()
     try:
+        _opened.set(wanted)
         yield
     finally:
-        _opened.reset(token)
+        _opened.set(before)
 
 
 def traced() -> bool:
