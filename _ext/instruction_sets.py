@@ -57,7 +57,7 @@ def load_for(level: str, path: str) -> Callable | None:
 # What loading a damaged module can raise: a missing symbol, another version of NumPy, an older file
 FAILURES = (ImportError, ModuleNotFoundError, AttributeError, ValueError, RuntimeError, SystemError, OSError)
 
-if hasattr(os, "register_at_fork"):  # a fork waits for an import, whose lock nobody would release in the child
+if hasattr(os, "register_at_fork"):  # a fork waits for an import, whose lock would stay held in the child
     os.register_at_fork(before=_importing.acquire, after_in_parent=_importing.release,
                         after_in_child=_importing.release)
 

@@ -12,6 +12,8 @@ import re
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from . import ArgumentError, Error, __version__, files, info, load, set_threads, trace, use
 from .checkpoints import hub
 from .errors import brief
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             _print("", end="")  # what --help wrote: at exit, a failure would not be reported
     except Error as error:
-        _complain(f"minigdino: {NEWLINE.join(map(printable, NEW_LINES.split(str(error))))}")
+        _complain(f"minigdino: {NEWLINE.join(map(printable, MESSAGE_BREAKS.split(str(error))))}")
         return 1
     except KeyboardInterrupt:
         _complain("\nminigdino: stopped")
@@ -55,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 NEWLINE = "\n"
-NEW_LINES = re.compile(r"\n(?=---> hint:|Local cache:)")  # of error messages; other line breaks are of file names
+# the line breaks that minigdino writes in a message; any other is part of a file name, and is escaped
+MESSAGE_BREAKS = re.compile(r"\n(?=---> hint:|Local cache:)")
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -144,7 +147,9 @@ def parser() -> argparse.ArgumentParser:
     detect.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"),
                         help="shortest and longest edge of the resized image, in pixels (default: the checkpoint's)")
     detect.add_argument("--device", default="cpu", help='"cpu" (default), "cuda" or "cuda:N"')
-    detect.add_argument("--threads", type=int, metavar="N", help="number of threads (default: all available CPUs)")
+    detect.add_argument("--threads", type=int, metavar="N",
+                        help="number of threads (default: the CPUs that this process may use, or OMP_NUM_THREADS if "
+                             "that is less)")
     detect.add_argument("--out", metavar="PATH", type=_path,
                         help="draw the detections: a file for one image, a folder for several")
     detect.add_argument("--json", action="store_true",
@@ -202,7 +207,9 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--tokens", type=int, default=9, metavar="T", help="length of the prompt in tokens (default: 9)")
     bench.add_argument("--passes", type=int, default=5, metavar="N",
                        help="number of measured forward passes, after one for warm-up (default: 5)")
-    bench.add_argument("--threads", type=int, metavar="N", help="number of threads (default: all available CPUs)")
+    bench.add_argument("--threads", type=int, metavar="N",
+                       help="number of threads (default: the CPUs that this process may use, or OMP_NUM_THREADS if "
+                            "that is less)")
     bench.set_defaults(command=_bench)
 
     about = commands.add_parser("info", help="print versions, CPU, BLAS, threads, compiled kernels, and models found",
@@ -220,34 +227,71 @@ def _detect(arguments):
     # before the first forward pass, check all arguments that concern every image
     images = files.find_images(sources)
     many = images != sources or len(sources) > 1  # True for a folder or a pattern, even with one image
-    model = load(arguments.model, device=arguments.device)
-    categories = _categories(arguments.categories, model.tokenize(text).phrases)
     pictures = _pictures(arguments.out, images, many) if arguments.out else {}
-    found = []
+    _check_paths([*(("an image", image) for image in images if image != files.STDIN),
+                  ("--categories", arguments.categories)],
+                 [*(("--out", path) for path in dict.fromkeys([arguments.out, *pictures.values()])),
+                  ("--coco", arguments.coco), ("--jsonl", arguments.jsonl)])
+    model = load(arguments.model, device=arguments.device)
+    options = {"threshold": arguments.threshold, "text_threshold": arguments.text_threshold, "size": arguments.size}
+    model.detect([], text, **options)  # checks the options; a wrong one must not leave an empty file of --jsonl
+    categories = _categories(arguments.categories, model.tokenize(text).phrases)
+    earlier, found = [], []  # (image, result) of the lines that --resume continues, and of this run
     with files.JsonLines(arguments.jsonl, arguments.resume) if arguments.jsonl else contextlib.nullcontext() as lines:
         def on_result(image, result):
             if arguments.json or arguments.coco:
                 found.append((image, result))
             if isinstance(result, Error):
                 _complain(f"minigdino: {printable(str(result))}")
-            if lines:
+            elif pictures:
+                _write(pictures[image], _encoded(result.plot(), pictures[image]))
+            if lines:  # after the picture: --resume skips the image from now on
                 lines.write(files.record(image, result))
             if not arguments.json and not isinstance(result, Error) and not (lines and many):
                 _print_table(image if many else None, result, arguments.threshold)
-            if pictures and not isinstance(result, Error):
-                _write(pictures[image], _encoded(result.plot(), pictures[image]))
 
+        if lines and lines.done and arguments.coco:
+            earlier = _earlier(lines, set(images), categories)
         images = [image for image in images if not lines or image not in lines.done]
-        failed = files.detect_each(model, images, text, on_result=on_result, threshold=arguments.threshold,
-                                   text_threshold=arguments.text_threshold, size=arguments.size,
+        failed = files.detect_each(model, images, text, on_result=on_result, **options,
                                    progress=sys.stderr if many and sys.stderr.isatty() else None)
     if arguments.json:
         records = [files.record(*pair) for pair in found]
         _print(json.dumps(records if many or not records else records[0], indent=2))  # none left after --resume: []
     if arguments.coco:
         detected = [pair for pair in found if not isinstance(pair[1], Error)]
-        _write(arguments.coco, (json.dumps(files.coco(detected, categories)) + "\n").encode())
+        _write(arguments.coco, (json.dumps(files.coco(earlier + detected, categories)) + "\n").encode())
     return 1 if failed else 0
+
+
+def _check_paths(inputs, outputs):
+    """Refuse an output that would overwrite an input or another output. Both are pairs (name, path or None)."""
+    taken = {_real(path): name for name, path in inputs if path is not None}
+    for name, path in outputs:
+        if path is None or (os.path.exists(path) and not os.path.isfile(path)):  # a device can take several outputs
+            continue
+        if (other := taken.setdefault(_real(path), name)) != name:
+            raise ArgumentError(f"expected different files for {other} and {name}; got {path} for both. Choose another "
+                                "name for one of them")
+
+
+def _real(path):
+    """The path without links, which identifies a file."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a null byte; the error comes when the file is opened
+        return os.path.abspath(path)
+
+
+def _earlier(lines, images, categories):
+    """[(image, detections)] of the images that the file already has. Lines with an error are left out."""
+    pairs = [(line["image"], files.detections(line, lines.path)) for line in lines.records()
+             if line["image"] in images and "error" not in line]
+    for image, found in pairs:
+        if missing := [label for label in found.labels if label not in categories]:
+            raise ArgumentError(f"{lines.path}: with --coco, each label needs an id from the prompt or --categories; "
+                                f"{brief(missing[0])} of {image} has none. Give the prompt of the earlier run")
+    return pairs
 
 
 def _categories(path, phrases):
@@ -265,18 +309,20 @@ def _categories(path, phrases):
 def _pictures(out, images, many):
     """{image: output file}. `out` is the file for one image, or a folder that reproduces the folders of the images."""
     if not many and not os.path.isdir(out):
+        _encoded(Image.new("RGB", (64, 64)), out)  # a format that cannot be written is an error before the first pass
         return {images[0]: out}
     if os.path.isfile(out) or (out.suffix and not os.path.exists(out)):
         raise ArgumentError(f"{out}: several images need a folder to write to. Give --out the name of a folder")
-    paths = {image: Path("stdin" if image == files.STDIN else image).absolute() for image in images}
+    # not Path.absolute, which keeps "..": the outputs would leave the folder
+    paths = {image: Path(os.path.abspath("stdin" if image == files.STDIN else image)) for image in images}
     top = os.path.commonpath([path.parent for path in paths.values()])
     outputs = {image: out / path.relative_to(top).with_suffix(".png") for image, path in paths.items()}
-    taken, originals = {}, {os.path.realpath(image) for image in images}
+    taken, originals = {}, {_real(image) for image in images}
     for image, output in outputs.items():
-        if os.path.realpath(output) in originals:
+        if _real(output) in originals:
             raise ArgumentError(f"{image} would be drawn to {output}, which is one of the images. Give --out another "
                                 "folder")
-        if (other := taken.setdefault(output, image)) != image:
+        if (other := taken.setdefault(output, image)) != image and _real(other) != _real(image):
             raise ArgumentError(f"{other} and {image} would both be drawn to {output}. Draw them in two runs")
     return outputs
 
@@ -287,8 +333,11 @@ def _encoded(picture, path):
     file.name = path.name
     try:
         picture.save(file)
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"{path}: cannot write there ({brief(error)}). Choose another path") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # encoders raise many types for a size or a mode that their format does not have
+        reason = f"Pillow does not write {error}" if isinstance(error, KeyError) else brief(error)
+        raise ArgumentError(f"{path}: cannot write there ({reason}). Choose another ending, such as .png") from None
     return file.getvalue()
 
 
@@ -334,6 +383,7 @@ def _trace(arguments):
 def _explain(arguments):
     from .inspection.explain import page
 
+    _check_paths([("the image", arguments.image)], [("--out", arguments.out)])
     guide = None if arguments.guide is None else arguments.guide.rstrip("/") + "/"
     html = page(load(arguments.model), arguments.image, arguments.text, guide)
     _write(arguments.out, html.encode("utf-8", "backslashreplace"))

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+
 from .checkpoints.json_file import read_json
 from .detector import Model
 from .errors import ArgumentError, CheckpointError, Error, ImageError, brief
@@ -175,12 +177,40 @@ def record(image: str, result: Detections | Error) -> dict:
     return {"image": image, "error": str(result)} if isinstance(result, Error) else {"image": image, **result.to_dict()}
 
 
+def detections(line: dict, path: str | Path) -> Detections:
+    """Return the detections of a JSON object, as the inverse of `record`.
+
+    Args:
+        line: an object without "error".
+        path: its file, used in error messages.
+
+    Returns:
+        Detections that are equal to the recorded ones, without an image.
+
+    Raises:
+        ArgumentError: if the object has another format.
+    """
+    try:
+        rows, size = line["detections"], (line["width"], line["height"])
+        found = Detections(boxes=np.array([row["box"] for row in rows], np.float32).reshape(len(rows), 4),
+                           scores=np.array([row["score"] for row in rows], np.float32).reshape(len(rows)),
+                           labels=[row["label"] for row in rows],
+                           label_ids=np.array([row["label_id"] for row in rows], np.int64).reshape(len(rows)),
+                           phrases=[row["phrase"] for row in rows], image_size=size)
+        if not all(type(edge) is int for edge in size) or not all(isinstance(label, str) for label in found.labels):
+            raise ValueError
+    except (LookupError, TypeError, ValueError, OverflowError):
+        raise ArgumentError(f'{path}: with --coco, each line must have "width", "height" and "detections"; the line of '
+                            f"{line['image']} has another format. Choose another name for --jsonl") from None
+    return found
+
+
 class JsonLines:
     """An append-only, resumable JSON Lines file, with one line per image.
 
     Each line is on the disk as soon as the image is done. An interrupted run loses at most the line that was being
-    written. The file is locked until `close`, or until the process ends, so that two runs never write to it. File
-    systems without locks are used without.
+    written. The file is locked until `close`, or until the process ends, so that two runs never write to it. On a file
+    system without locks, the file is not locked.
 
     Args:
         path: the file.
@@ -237,6 +267,18 @@ class JsonLines:
             raise ArgumentError(f'{self.path}: each line must be a JSON object with "image"; line {number} is not. '
                                 "Choose another name for --jsonl") from None
         return names
+
+    def records(self) -> Iterator[dict]:
+        """Yield the JSON object of each line, one by one.
+
+        Raises:
+            ArgumentError: if the file cannot be read.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                yield from map(json.loads, file)
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def write(self, line: dict) -> None:
         """Append one line, and wait until it is on the disk.
@@ -332,7 +374,8 @@ def _replace(path, data):
         open(path, "r+b").close()  # a file that is protected from writing stays as it is
     part = os.path.join(os.path.dirname(path), f".{secrets.token_hex(8)}.part")
     try:
-        with open(part, "xb") as file:
+        mode = 0o600 if exists else 0o666  # other users must not read a private file
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -221,6 +221,16 @@ def test_a_pipe_or_a_device_is_no_json_lines_file(tmp_path):
                 files.JsonLines(path, resume)
 
 
+def test_a_line_gives_the_recorded_detections():
+    found = tiny.model().detect(tiny.photo(), TEXT, threshold=0)
+    for want in (found, found[:1], found[:0]):
+        line = json.loads(json.dumps(files.record("a.png", want)))
+        got = files.detections(line, "found.jsonl")
+        assert files.record("a.png", got) == line
+        assert (got.boxes.dtype, got.boxes.shape, got.label_ids.dtype) == ("float32", want.boxes.shape, "int64")
+        np.testing.assert_array_equal(got.boxes, want.boxes)
+
+
 def test_the_ids_of_a_coco_file_are_consistent():
     model = tiny.model()
     results = [(f"{i}.png", model.detect(tiny.photo(seed=i), TEXT, threshold=0)) for i in range(2)]

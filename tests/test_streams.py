@@ -266,3 +266,166 @@ def test_a_replaced_file_keeps_its_mode_and_links(tmp_path):
     with open(tmp_path / "out", "wb") as stream:
         files.replace_file(f"/dev/fd/{stream.fileno()}", b"through the open file")
     assert (tmp_path / "out").read_bytes() == b"through the open file"
+
+
+def detect(home, monkeypatch, capsys, *arguments):
+    """Run `detect` with the model in this process. Returns the exit status and standard error."""
+    status, _, err = in_process(home, monkeypatch, capsys, "detect", *arguments, "--model", "model")
+    return status, err
+
+
+def copies(home, folder, *paths):
+    """A new folder with copies of an image."""
+    for path in paths:
+        (home / folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tiny.photo(60, 80)).save(home / folder / path)
+    return home / folder
+
+
+def test_drawings_stay_in_the_folder_of_out(home, monkeypatch, capsys):
+    top = copies(home, "dots", "sub/x.jpg", "other/y.jpg")
+    (top / "drawn").mkdir()
+    for work, sources in ((top, ["sub/x.jpg", "sub/../other/y.jpg"]), (top / "sub", ["x.jpg", "../other/y.jpg"])):
+        status, _, err = in_process(work, monkeypatch, capsys, "detect", *sources, "cat", "--model",
+                                    str(home / "model"), "--out", str(top / "drawn"))
+        assert status == 0, err
+    found = sorted(str(p.relative_to(top)) for p in top.rglob("*.png"))
+    assert found == ["drawn/other/y.png", "drawn/sub/x.png"]
+
+
+def test_an_image_can_be_given_twice_under_two_names(home, monkeypatch, capsys):
+    copies(home, "twice", "x.jpg")
+    status, err = detect(home, monkeypatch, capsys, "twice/x.jpg", "./twice/x.jpg", "cat", "--out", "twice_drawn")
+    assert status == 0, err
+    assert [p.name for p in (home / "twice_drawn").iterdir()] == ["x.png"]
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 3, 4])
+def test_a_resumed_run_writes_the_coco_file_of_an_uninterrupted_run(home, monkeypatch, capsys, done):
+    folder = copies(home, f"coco{done}", "a.png", "c.png", "d.png")
+    (folder / "b.png").write_bytes(b"broken")
+    options = [folder.name, "cat. dog.", "--threshold", "0.3", "--jsonl", f"{folder}.jsonl", "--coco", f"{folder}.json"]
+    assert detect(home, monkeypatch, capsys, *options)[0] == 1
+    want = json.loads((home / f"{folder}.json").read_text())
+    assert len(want["images"]) == 3 and want["annotations"]
+    lines = (home / f"{folder}.jsonl").read_text().splitlines(keepends=True)
+    (home / f"{folder}.jsonl").write_text('{"image": "elsewhere.png"}\n' + "".join(lines[:done]) + '{"image": "')
+    status, err = detect(home, monkeypatch, capsys, *options, "--resume")
+    assert status == (done < 2), err
+    assert json.loads((home / f"{folder}.json").read_text()) == want
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ({}, 'each line must have "width", "height" and "detections"; the line of photo.png has another format'),
+    ({"width": 1, "height": 1, "detections": [{"box": [1, 2]}]}, "has another format"),
+    ({"width": 1, "height": 1, "detections": 7}, "has another format"),
+    ({"width": "x", "height": 1, "detections": []}, "has another format"),
+    ({"width": 1, "height": 1, "detections": [
+        {"box": [1, 2, 3, 4], "score": 0.5, "label": ["a"], "label_id": 0, "phrase": ""}]}, "has another format"),
+    ({"width": 1, "height": 1, "detections": [
+        {"box": [1, 2, 3, 4], "score": 0.5, "label": "dog", "label_id": 0, "phrase": "dog"}]},
+     "each label needs an id from the prompt or --categories; 'dog' of photo.png has none")])
+def test_lines_that_do_not_fit_a_coco_file_are_refused_before_it_is_replaced(home, monkeypatch, capsys, line, message):
+    (home / "unfit.jsonl").write_text(json.dumps({"image": "photo.png", **line}) + "\n")
+    (home / "unfit.json").write_text("old")
+    status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--jsonl", "unfit.jsonl", "--resume", "--coco",
+                         "unfit.json")
+    assert (status, message in err, err.count("\n")) == (1, True, 1), err
+    assert (home / "unfit.json").read_text() == "old"
+
+
+def test_a_line_is_written_after_the_picture(home, monkeypatch, capsys):
+    """A run that is killed between the two draws the picture again when it is resumed."""
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    arguments = ["photo.png", "cat", "--out", "killed.png", "--jsonl", "killed.jsonl", "--resume"]
+    for owner, name in ((files, "replace_file"), (files.JsonLines, "write")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, killed)
+            assert detect(home, monkeypatch, capsys, *arguments)[0] == 130
+        assert (home / "killed.jsonl").read_text() == ""
+    (home / "killed.png").unlink()
+    status, err = detect(home, monkeypatch, capsys, *arguments)
+    assert status == 0, err
+    assert (home / "killed.png").exists() and (home / "killed.jsonl").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [
+    "--jsonl same.x --coco same.x", "--jsonl same.x --coco ./void/../same.x", "--out same.png --coco same.png",
+    "--out same.png --jsonl same.png", "--out me.png", "--coco me.png", "--jsonl me.png --resume", "--coco link.png",
+    "--categories ids.json --coco ids.json", "--categories ids.json --jsonl ids.json --resume",
+    "you.png --out folder --coco folder/me.png", "you.png --out new --jsonl new"])
+def test_an_output_never_replaces_an_input_or_another_output(home, monkeypatch, capsys, options):
+    work = copies(home, "same", "me.png", "you.png", "folder/old.png")
+    (work / "ids.json").write_text('{"cat": 17}')
+    if not (work / "link.png").is_symlink():
+        (work / "link.png").symlink_to("me.png")
+    before = {p: p.read_bytes() for p in work.rglob("*") if p.is_file()}
+    monkeypatch.setattr(cli, "load", None)  # the error comes before the model is loaded
+    status, _, err = in_process(work, monkeypatch, capsys, "detect", "me.png", *options.split(), "--phrase", "cat")
+    assert status == 1
+    assert "expected different files for " in err and " for both. Choose another name" in err
+    assert err.count("\n") == 1
+    assert {p: p.read_bytes() for p in work.rglob("*") if p.is_file()} == before
+
+
+def test_a_page_never_replaces_its_image(home, monkeypatch, capsys):
+    status, _, err = in_process(home, monkeypatch, capsys, "explain", "photo.png", "cat", "--model", "model", "--out",
+                                "./photo.png")
+    assert status == 1
+    assert "expected different files for the image and --out; got photo.png for both" in err
+    Image.open(home / "photo.png").load()
+
+
+def test_a_null_byte_in_a_name_is_an_unreadable_image(home, monkeypatch, capsys):
+    status, err = detect(home, monkeypatch, capsys, "a\0.png", "photo.png", "cat", "--out", "null_drawn")
+    assert status == 1
+    assert "embedded null byte" in err and "wrote null_drawn/photo.png" in err
+
+
+def test_lines_are_read_again_only_for_a_coco_file(home, monkeypatch, capsys):
+    monkeypatch.setattr(files.JsonLines, "records", None)
+    for _ in range(2):
+        status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--jsonl", "once.jsonl", "--resume")
+        assert status == 0, err
+
+
+def test_a_device_takes_several_outputs(home, monkeypatch, capsys):
+    status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--coco", "/dev/null")
+    assert status == 0, err
+    cli._check_paths([], [("--out", "/dev/null"), ("--coco", "/dev/null")])
+
+
+@pytest.mark.parametrize("name", ["x.psd", "x.xyz", "x", "x.wmf", "x.xbm", "x.fits"])
+def test_a_format_that_cannot_be_written_is_refused_before_the_model_is_loaded(home, monkeypatch, capsys, name):
+    monkeypatch.setattr(cli, "load", None)
+    status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--out", name)
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"{name}: cannot write there (" in err and "Choose another ending, such as .png" in err
+
+
+@pytest.mark.parametrize("ending", ["gif", "tga", "pcx", "sgi", "avif", "webp", "jpg"])
+def test_a_picture_that_is_too_large_for_its_format_gives_a_message(tmp_path, ending):
+    if f".{ending}" not in Image.registered_extensions():
+        pytest.skip("this Pillow lacks the format")
+    with pytest.raises(cli.ArgumentError, match="cannot write there"):
+        cli._encoded(Image.new("RGB", (70_000, 1)), tmp_path / f"x.{ending}")
+
+
+@pytest.mark.parametrize("option", ["--threshold 7", "--text-threshold -1", "--size 0 0"])
+def test_a_wrong_option_leaves_no_file(home, monkeypatch, capsys, option):
+    for _ in range(2):
+        status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--jsonl", "wrong.jsonl", *option.split())
+        assert status == 1
+        assert "exists already" not in err
+    assert not (home / "wrong.jsonl").exists()
+
+
+def test_the_new_content_of_a_private_file_is_private_at_all_times(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text("old")
+    (tmp_path / "a.json").chmod(0o600)
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda number: modes.append(os.fstat(number).st_mode & 0o777))
+    files.replace_file(tmp_path / "a.json", b"new")
+    assert (modes, (tmp_path / "a.json").stat().st_mode & 0o777) == ([0o600], 0o600)
