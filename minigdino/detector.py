@@ -12,6 +12,7 @@ import json
 import os
 import stat
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,16 @@ from .cache import Cache, content_key
 from .checkpoints import hub
 from .checkpoints.config import Config
 from .checkpoints.parameters import random_tensors
-from .checkpoints.weights import INDEX, build, first_non_finite, mapped_files, on_device, read_checkpoint
-from .errors import ArgumentError, CheckpointError, ImageError, PromptError, brief
+from .checkpoints.weights import (
+    INDEX,
+    SAVED_CONFIG,
+    build,
+    first_non_finite,
+    mapped_files,
+    on_device,
+    read_checkpoint,
+)
+from .errors import ArgumentError, CheckpointError, ImageError, PromptError, brief, from_signal_handler
 from .image import ImageSettings
 from .network.model import Output, forward
 from .network.phrases import PUBLISHED_DELIMITERS
@@ -141,6 +150,8 @@ class Model:
         try:
             tensors = random_tensors(config, seed)
         except Exception as error:  # NumPy's for a seed that it does not accept
+            if from_signal_handler(error):
+                raise
             raise ArgumentError(f"seed must be an int that is not negative; got {brief(seed)} "
                                 f"({brief(error)})") from None
         return cls(tensors, config, tokenizer=tokenizer, settings=settings, source="random", device=device)
@@ -182,14 +193,19 @@ class Model:
             new = Path(folder)
             for name, values in (("config.json", config), ("preprocessor_config.json", self.settings.to_dict())):
                 (new / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            save_file(tensors, new / "model.safetensors", {"format": "pt"})
-            mode = stat.S_IMODE((new / "config.json").stat().st_mode)
-            (new / "model.safetensors").chmod(mode)  # safetensors makes it private; the umask shall decide
+            save_file(tensors, new / "model.safetensors", {"format": "pt", SAVED_CONFIG: json.dumps(config)})
+            # safetensors lets only the owner read the file; use the mode that the umask gives
+            (new / "model.safetensors").chmod(stat.S_IMODE((new / "config.json").stat().st_mode))
             if self.tokenizer:
                 self.tokenizer.save(new)
-            for file in sorted(new.iterdir()):
-                os.replace(file, directory / file.name)  # a mapping of the old file stays valid
-        (directory / INDEX).unlink(missing_ok=True)  # the index of old shards, which `load` would prefer
+            # weights first: until config.json follows, `load` finds that the two differ
+            os.replace(new / "model.safetensors", directory / "model.safetensors")  # a mapping of the old stays valid
+            (directory / INDEX).unlink(missing_ok=True)  # the index of old shards, which `load` would prefer
+            names = sorted(file.name for file in new.iterdir())
+            for name in names:
+                os.replace(new / name, directory / name)
+        for name in {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "processor_config.json"}.difference(names):
+            (directory / name).unlink(missing_ok=True)  # of the old checkpoint
 
     def preprocess(self, image: ImageLike, *, size: Sequence[int] | None = None) -> np.ndarray:
         """Open, resize and normalise an image, with the settings of the checkpoint.
@@ -312,6 +328,7 @@ class Model:
             is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
             if not is_number or not 0 <= value <= 1:
                 raise ArgumentError(f"{name} must be a number from 0 to 1; got {brief(value)}")
+        size = _checked_size(size)
         if not isinstance(image, (list, tuple)):
             prompt, = self._tokenize_all(text, 1)
             return self._detect(image, prompt, float(threshold), float(text_threshold), size)
@@ -321,7 +338,7 @@ class Model:
 
     def _detect(self, image, prompt, threshold, text_threshold, size):
         picture = images.open_image(image)
-        pixels = images.preprocess(picture, self.settings, _checked_size(size))
+        pixels = images.preprocess(picture, self.settings, size)
         logits, boxes = self._predict(*self._checked_inputs(pixels, prompt.ids))
         self._check_finite(logits, boxes)
         return post_process(logits, boxes, prompt, self.tokenizer.decode, picture.size,
@@ -440,14 +457,31 @@ def _load(place, source, device, mmap):
         raise CheckpointError(f"{source}: no such file or directory. A model must be a directory with config.json, "
                               "model.safetensors and tokenizer.json, a .safetensors file in such a directory, a model "
                               'id (owner/name), or "shapes"')
-    directory = path if path.is_dir() else path.parent
-    config = Config.from_file(directory / "config.json")
-    model = Model(read_checkpoint(path, mmap), config, tokenizer=Tokenizer.from_directory(directory),
+    directory = path if os.path.isdir(path) else path.parent
+    tensors, config = _matching(path, directory / "config.json", mmap)
+    model = Model(tensors, config, tokenizer=Tokenizer.from_directory(directory),
                   settings=ImageSettings.from_directory(directory), source=source, device=device)
     if place not in EMBEDDED_MODELS:  # absolute, because another process may have another working directory
         place = directory.resolve() / path.relative_to(directory)
     model._loaded_from = place, source, model.device, mmap
     return model
+
+
+def _matching(path, config_file, mmap):
+    """The tensors and the config of a checkpoint. Refuses weights that `Model.save` wrote for another config."""
+    for attempt in range(3):
+        if attempt:
+            time.sleep(0.1)  # another process may be saving, and has replaced only some of the files
+        config = Config.from_file(config_file)
+        tensors, saved = read_checkpoint(path, mmap)
+        try:
+            if saved is None or Config.from_dict(json.loads(saved)) == config:
+                return tensors, config
+        except (ValueError, TypeError, RecursionError):  # ConfigError is a ValueError
+            pass
+    raise CheckpointError(f"{path}: the weights must have been saved with the values in {config_file}; the two belong "
+                          "to different checkpoints, or config.json was edited. Save the model again with Model.save. "
+                          "For other values, save Model(tensors, config, ...)")
 
 
 def default_source() -> str:
@@ -490,7 +524,7 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
     key = _checked_source(model), find_device(device).name
     try:
         return _loaded(key).detect(image, text, **options)
-    except CheckpointError:  # the checkpoint may be mended before the next call
+    except CheckpointError:  # the checkpoint may be repaired before the next call
         _models.pop(key, None)
         raise
 
@@ -499,7 +533,7 @@ def _loaded(key):
     """The model of a source and a device, loaded by the first thread that needs it."""
     if (model := _models.get(key)) is not None:
         return model
-    with _loading.setdefault(key, threading.Lock()):  # threads that need another model do not wait
+    with _loading.setdefault(key, threading.RLock()):  # threads that need another model do not wait
         try:
             if (model := _models.get(key)) is None:
                 model = _models[key] = load(key[0], device=key[1])
@@ -530,6 +564,8 @@ def _array(values, name):
     except ValueError:
         raise ArgumentError(f"{name} must be a rectangular array; got rows of different lengths") from None
     except Exception as error:  # the conversion runs methods of the caller's type, such as CuPy's, which refuses
+        if from_signal_handler(error):
+            raise
         raise ArgumentError(f"{name} must be an array on the host; got {type(values).__name__} "
                             f"({brief(error)})") from None
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from .checkpoints.json_file import open_regular, read_json
-from .errors import ArgumentError, CheckpointError, ImageError, brief
+from .errors import ArgumentError, CheckpointError, ImageError, brief, from_signal_handler
 
 # Formats that minigdino reads. Pillow identifies a file by its content, and starts a program for some other formats:
 # Ghostscript for EPS, and whatever an application has registered for WMF or GRIB. An IPTC file can contain any format.
@@ -21,8 +21,8 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000"
            "PCX", "SGI", "DDS")
 SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
 MAX_EDGE = 100_000  # pixels; limit for edges in settings and in the `size` argument
-# Limits for the pixels of a resized image. A forward pass needs about 250 bytes of memory per pixel. A settings file
-# from elsewhere can ask for 16 times the published size, or about 4 GB. An explicit `size` is the caller's own choice.
+# Limits for the pixels of a resized image. A forward pass needs about 250 bytes of memory per pixel. Without
+# an explicit `size`, the limit is 16 times the published size, or about 4 GB: a settings file can come from anyone.
 MAX_PIXELS = 2**26
 MAX_PIXELS_OF_SETTINGS = 2**24
 MAX_PARTS = 100  # limit for the scans, and for the EXIF blocks, of a JPEG. Cameras write 1, progressive files 10 scans
@@ -70,7 +70,7 @@ class ImageSettings:
         Raises:
             CheckpointError: if the file is not JSON, or a setting is invalid.
         """
-        path = next((p for name in SETTINGS_FILES if (p := Path(directory) / name).exists()), None)
+        path = next((p for name in SETTINGS_FILES if os.path.exists(p := Path(directory) / name)), None)
         if path is None:
             return cls()
         values = read_json(path)
@@ -204,14 +204,15 @@ def open_image(image) -> Image.Image:
 
             - a path: the image is rotated by its EXIF orientation;
             - an `io.BytesIO` with the contents of an image file, rotated in the same way;
-            - a PIL image of any mode, converted by `to_rgb`; its EXIF orientation is ignored;
+            - a PIL image of any mode, converted by `to_rgb`; its EXIF orientation is ignored, but Pillow itself rotates
+              a TIFF when it reads the pixels;
             - a uint8 array [H, W, 3] in RGB order.
 
     Returns:
         The image, in mode RGB.
 
     Raises:
-        ImageError: if the file is missing, is no regular file, is of an unsupported format or cannot be decoded, or
+        ImageError: if the file is missing, is not a regular file, is of an unsupported format or cannot be decoded, or
             the input is of another kind.
     """
     if isinstance(image, (str, os.PathLike)):
@@ -232,7 +233,7 @@ def _open_path(path):
     try:
         file = open_regular(path)
     except OSError as error:
-        if error.errno is None:  # of `open_regular`
+        if error.errno is None:  # raised by `open_regular` for a pipe or a device
             raise ImageError(f"{error}. Read it first, and give its contents as an io.BytesIO") from None
         raise
     with file:
@@ -241,13 +242,16 @@ def _open_path(path):
 
 def _open_file(file):
     _check_jpeg(file, 0)
+    _check_plain(file)
+    file.seek(0)
     try:
         opened = Image.open(file, formats=_formats())
     except UnidentifiedImageError:
         raise ImageError("not a readable image; expected the content of one of the formats "
                          f"{', '.join(_formats())}. Convert it to PNG with another program") from None
     with opened:
-        return to_rgb(_rotated(opened))
+        rgb = to_rgb(opened)  # reads the pixels; for a TIFF, Pillow then also rotates, and removes the orientation
+        return _rotated(rgb, opened)
 
 
 def _open_given(image):
@@ -256,17 +260,24 @@ def _open_given(image):
         if image.format not in FORMATS:
             raise ImageError(f"expected an image of the formats {', '.join(_formats())}; got {image.format}, whose "
                              "pixels are not decoded yet. If you trust the file, call image.load() first")
+        if image.fp is None:
+            raise ImageError("a PIL image must be open; the file of this one was closed before its pixels were read. "
+                             "Open it again")
         if image.format in ("JPEG", "MPO"):
             _check_jpeg(image.fp, image.tile[0][2])  # an MPO file contains several images
+        if image.format == "PPM":
+            _check_plain(image.fp)
     return to_rgb(image)
 
 
-START_OF_SCAN, END_OF_IMAGE, APPLICATION_1 = b"\xda", b"\xd9", b"\xe1"
+START_OF_SCAN, END_OF_IMAGE = b"\xda", b"\xd9"
+EXIF_BLOCK = re.compile(rb"\xff\xe1..Exif\0", re.DOTALL)  # the first 9 bytes
+COMMENT = re.compile(rb"#")
 MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of a segment; 0xFF00 and 0xFFD0 to 0xFFD7 occur in compressed data
 
 
 def _check_jpeg(file, start):
-    """Refuse a JPEG that takes minutes to decode although it is small. Files of other formats are not checked.
+    """Refuse a JPEG that takes minutes to decode although it is small. Other formats are not checked.
 
     The decoder processes all pixels once per scan, and a scan can have as few as 10 bytes. Pillow copies all EXIF data
     once per EXIF block.
@@ -274,17 +285,39 @@ def _check_jpeg(file, start):
     file.seek(start)
     if file.read(3) != b"\xff\xd8\xff":
         return
+    # Pillow also finds EXIF blocks after an end of image, and inside some segments. So all blocks in the file count.
+    if _count(file, start, EXIF_BLOCK, 9) > MAX_PARTS:
+        raise _too_many("JPEG", "EXIF blocks")
     file.seek(start)
-    counts = {"scans": 0, "EXIF blocks": 0}
+    scans = 0
     for segment in _segments(file):
+        scans += segment[:1] == START_OF_SCAN
+        if scans > MAX_PARTS:
+            raise _too_many("JPEG", "scans")
         if segment[:1] == END_OF_IMAGE:
             return
-        counts["scans"] += segment[:1] == START_OF_SCAN
-        counts["EXIF blocks"] += segment[:1] == APPLICATION_1 and segment[3:] == b"Exif\0"
-        for part, count in counts.items():
-            if count > MAX_PARTS:
-                raise ImageError(f"expected a JPEG with at most {MAX_PARTS} {part}; got more, which take very long to "
-                                 "decode. Convert it to PNG with another program")
+
+
+def _check_plain(file):
+    """Refuse a plain PPM, PGM or PBM with many comments: for each, Pillow copies the rest of its block of the file."""
+    file.seek(0)
+    if file.read(2) in (b"P1", b"P2", b"P3") and _count(file, 0, COMMENT, 1) > MAX_PARTS:
+        raise _too_many("plain PPM", "comments")
+
+
+def _too_many(kind, parts):
+    return ImageError(f"expected a {kind} with at most {MAX_PARTS} {parts}; got more, which take very long to decode. "
+                      "Convert it to PNG with another program")
+
+
+def _count(file, start, pattern, length):
+    """Count the matches of a pattern of `length` bytes from `start` on. Stop above MAX_PARTS."""
+    file.seek(start)
+    n, data = 0, b""
+    while n <= MAX_PARTS and (more := file.read(BLOCK)):
+        data = data[max(len(data) - length + 1, 0) :] + more  # a match can start in the block before
+        n += sum(1 for _ in pattern.finditer(data))
+    return n
 
 
 def _segments(file):
@@ -313,8 +346,11 @@ def _read(read, image, where):
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # a warning made an error by -W
         raise ImageError(f"{where}{brief(error)} If you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS") from None
     except MemoryError:
-        raise
+        raise ImageError(f"{where}decoding needs more memory than there is. The file may be damaged; otherwise use a "
+                         "machine with more memory") from None
     except Exception as error:  # Pillow's decoders raise exceptions of any type on corrupted files
+        if from_signal_handler(error):
+            raise
         raise ImageError(f"{where}not a readable image ({brief(error)}); expected a complete PNG, JPEG or other file "
                          "that Pillow can decode") from None
 
@@ -324,11 +360,13 @@ ROTATIONS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 
              8: Image.Transpose.ROTATE_90}  # EXIF orientation -> operation that undoes it
 
 
-def _rotated(image):
-    """The image, rotated by its EXIF orientation. A corrupted EXIF block is ignored."""
+def _rotated(image, opened):
+    """The image, rotated by the EXIF orientation of the opened file. A corrupted EXIF block is ignored."""
     try:
-        rotation = ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # any type, as in _read
+        rotation = ROTATIONS.get(opened.getexif().get(ExifTags.Base.Orientation))
+    except Exception as error:  # any type, as in _read
+        if from_signal_handler(error):
+            raise
         rotation = None
     return image if rotation is None else image.transpose(rotation)
 
@@ -347,9 +385,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ImageError: if the image is empty, has float pixels, or has integer pixels outside 0 to 65535.
     """
-    mode = image.mode
     if 0 in image.size:
         raise ImageError(f"an image must have pixels; got a size of {image.size[0]} x {image.size[1]}")
+    image.load()  # can change the mode, so it comes first
+    mode = image.mode
     if mode == "F":
         raise ImageError("an image must have integer pixels; got float pixels (mode F), whose range is not defined. "
                          "Convert it to 8 bits first")

@@ -78,7 +78,7 @@ class Tokenizer:
         if os.path.exists(file) and not isinstance(settings := read_json(file), dict):
             raise CheckpointError(f"{file}: must be a JSON object; got {brief(settings)}. Download the file again")
         for name, read in (("tokenizer.json", _from_json), ("vocab.txt", _from_vocab)):
-            if os.path.exists(path := os.path.join(directory, name)):
+            if os.path.exists(path := os.path.join(directory, name)):  # not a dangling link, which hub caches may have
                 return cls(read(path, settings), bool(settings.get("clean_up_tokenization_spaces", False)))
         return None
 
@@ -249,9 +249,11 @@ def bert_tokenizer(vocabulary: dict[str, int], added: Sequence | None = None, *,
 def _from_vocab(path, settings):
     """Build BERT's tokenizer from a `vocab.txt`. It gives the same tokens as the checkpoint's `tokenizer.json`."""
     try:
-        lines = read_text(path).removesuffix("\n").split("\n")
+        text = read_text(path).removesuffix("\n")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable vocabulary ({brief(error)}); download it again") from None
+    _check_count(path, text.count("\n") + 1)  # before splitting, which would take seconds
+    lines = text.split("\n")
     for name in OPTIONS:
         _check(os.path.join(os.path.dirname(path), "tokenizer_config.json"), settings, name, (*BOOL, None))
     options = {option: settings[name] for name, option in OPTIONS.items() if settings.get(name) is not None}
@@ -267,8 +269,10 @@ def _from_json(path, _):
     from tokenizers import AddedToken
 
     file = read_json(path)
+    for field, supported in FIELDS.items():  # first, so that a message about another kind of tokenizer names its kind
+        _check(path, file, field, supported)
     vocabulary = _checked(path, _at(file, "model.vocab"), _at(file, "model.unk_token"))
-    for field, supported in (FIELDS | _template(file, vocabulary)).items():
+    for field, supported in _template(file, vocabulary).items():
         _check(path, file, field, supported)
     entries = _at(file, "added_tokens") or []
     if not isinstance(entries, list) or len(entries) > MAX_ADDED or not all(map(_is_added_token, entries)):
@@ -305,6 +309,7 @@ FIELDS = {  # fields of a tokenizer.json, and their supported values
 NORMALIZER = ("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 MAX_ADDED, MAX_ADDED_LENGTH = 1000, 100  # added tokens, and characters of each; published files have 5 tokens
+MAX_TOKENS = 2**18  # of a vocabulary; the largest of BERT has 119,547
 _ADVICE = "Use the tokenizer of a published Grounding DINO checkpoint"
 
 
@@ -339,8 +344,15 @@ def _check(path, file, field, supported):
         raise CheckpointError(f"{path}: {field} must be {expected}; got {brief(value)}. {_ADVICE}")
 
 
+def _check_count(path, n):
+    if n > MAX_TOKENS:
+        raise CheckpointError(f"{path}: the vocabulary must have at most {MAX_TOKENS} tokens; got {n}. {_ADVICE}")
+
+
 def _checked(path, vocabulary, unk_token="[UNK]"):
     """Return a vocabulary if the tokenizers library can use it."""
+    if isinstance(vocabulary, dict):
+        _check_count(path, len(vocabulary))
     ids = vocabulary.values() if isinstance(vocabulary, dict) else [None]
     if (not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids)
             or not _is_text("".join(vocabulary))):

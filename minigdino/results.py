@@ -88,10 +88,10 @@ class Detections:
     def __getitem__(self, key: slice | Sequence | np.ndarray) -> Detections: ...
 
     def __getitem__(self, key):
-        if isinstance(key, (int, np.integer)):
+        if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
             box, score, label_id = tuple(self.boxes[key].tolist()), float(self.scores[key]), int(self.label_ids[key])
             return Detection(box, score, self.labels[key], label_id, self.phrases[key])
-        kept = np.arange(len(self))[key]
+        kept = np.arange(len(self))[key]  # a bool adds a dimension
         if kept.ndim != 1:
             raise ArgumentError("detections must be indexed with an int, a slice, a boolean mask [N] or an array of "
                                 f"ints [M]; got {brief(key)}")

@@ -511,3 +511,16 @@ def test_importing_the_hub_module_does_not_import_the_client():
     code = "import minigdino.checkpoints.hub, minigdino.evaluation.verify, sys; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_wrong_variable_of_the_client_is_named():
+    code = (
+        "import minigdino\nfrom minigdino.checkpoints import hub\n"
+        "for call in (hub.cache, hub.cached, lambda: hub.find('a/b'), lambda: hub.download('a/b')):\n"
+        "    try:\n        call()\n    except minigdino.CheckpointError as error:\n        print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"HF_HUB_ETAG_TIMEOUT": "abc"},
+                          capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4, done.stderr
+    assert all("environment variables HF_HUB_*" in line and "'abc'" in line for line in lines)

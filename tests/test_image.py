@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -383,9 +384,9 @@ def app1(content, n=1):
 
 @pytest.mark.parametrize("block", [1, 2, 9, 10, 100, 2**20])
 def test_the_parts_of_a_jpeg_are_counted_exactly(monkeypatch, block):
-    """Only those of the image itself: a file can contain a preview before its data, and a video after it."""
+    """Only the scans of the image itself: a file can contain a preview before its data, and a video after it."""
     monkeypatch.setattr(module, "BLOCK", block)
-    others = b"\xff\xda\0\2" * 300 + app1(b"Exif\0\0", 300)
+    others = b"\xff\xda\0\2" * 300
     before = app1(others) + app1(b"http://ns.adobe.com/xmp/extension/\0", 300) + app1(b"Exif\0\0", 100)
     for scans in (1, 5, 100):
         assert open_image(io.BytesIO(jpeg(scans, between=before) + others)).size == (16, 16)
@@ -393,6 +394,8 @@ def test_the_parts_of_a_jpeg_are_counted_exactly(monkeypatch, block):
         open_image(io.BytesIO(jpeg(101)))
     with pytest.raises(minigdino.ImageError, match="100 EXIF blocks"):
         open_image(io.BytesIO(jpeg(1, between=app1(b"Exif\0\0", 101))))
+    for n in (100, 101):
+        assert module._count(io.BytesIO(b"x" * 5 + app1(b"Exif\0\0", n)), 5, module.EXIF_BLOCK, 9) == n
     data = encoded("JPEG", progressive=True, exif=Image.Exif())
     markers = [segment[0] for segment in module._segments(io.BytesIO(data))]
     assert markers.count(0xDA) == data.count(b"\xff\xda") > 5
@@ -513,11 +516,114 @@ def test_a_picture_whose_file_was_closed_is_rejected(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(encoded("JPEG"))
     with Image.open(tmp_path / "photo.jpg") as opened:
         pass
-    with pytest.raises(minigdino.ImageError, match="not a readable image"):
+    with pytest.raises(minigdino.ImageError, match=r"was closed before its pixels were read. Open it again"):
         open_image(opened)
+
+
+def test_a_closed_picture_of_any_format_is_called_closed():
+    for data in fuzz.pictures():
+        opened = Image.open(io.BytesIO(data))
+        opened.close()
+        with pytest.raises(minigdino.ImageError, match="closed"):
+            open_image(opened)
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+        if opened.mode != "F":
+            assert open_image(opened).mode == "RGB"
 
 
 @pytest.mark.parametrize("path", ["a\0b.png", "x" * 5000, "\ud800.png", ""])
 def test_impossible_paths_are_rejected(path):
     with pytest.raises(minigdino.ImageError):
         open_image(path)
+
+
+LETTER = np.zeros((32, 64, 3), np.uint8)  # no rotation or reflection maps it to itself
+LETTER[:16, :16], LETTER[:16, 16:32] = 255, (255, 0, 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("JPEG", {"quality": 100, "subsampling": 0}),
+        ("MPO", {"quality": 100, "subsampling": 0}),
+        ("WEBP", {"lossless": True}),
+        ("AVIF", {"quality": 100, "subsampling": "4:4:4"}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg", "quality": 100}),
+    ],
+)
+def test_a_file_is_rotated_once_by_its_orientation(kind, options, orientation):
+    """Pillow rotates a TIFF itself."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    original = Image.fromarray(LETTER)
+    try:
+        data = encoded(kind, original, exif=exif, **options)
+    except (OSError, KeyError) as error:
+        pytest.skip(str(error))  # not supported by this build of Pillow
+    upright = original if orientation == 1 else original.transpose(module.ROTATIONS[orientation])
+    got = open_image(io.BytesIO(data))
+    assert got.size == upright.size
+    assert np.abs(np.subtract(got, upright, dtype=float)).mean() < 10  # a wrong rotation differs by more than 40
+    if kind == "TIFF":
+        with Image.open(io.BytesIO(data)) as opened:
+            np.testing.assert_array_equal(open_image(opened), got)
+
+
+def test_deep_pictures_in_icon_files_are_scaled():
+    """Pillow learns their mode when it reads the pixels."""
+    values = np.random.default_rng(0).integers(0, 65536, (128, 128)).astype(np.uint16)
+    png = encoded("PNG", Image.fromarray(values))
+    data = b"icns" + struct.pack(">L", len(png) + 16) + b"ic07" + struct.pack(">L", len(png) + 8) + png
+    want = np.repeat(np.round(values / 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    np.testing.assert_array_equal(open_image(io.BytesIO(data)), want)
+    with Image.open(io.BytesIO(data)) as opened:
+        np.testing.assert_array_equal(open_image(opened), want)
+
+
+@pytest.mark.parametrize("before", [b"", b"\xff\xd9", b"\xff\xf0\xff\xff"], ids=["start", "end", "unknown segment"])
+def test_exif_blocks_are_found_wherever_pillow_looks_for_them(before):
+    data, blocks = jpeg(1), app1(b"Exif\0\0" + b"x" * 10, 3000)
+    with pytest.raises(minigdino.ImageError, match="at most 100 EXIF blocks"):
+        open_image(io.BytesIO(data[:2] + before + blocks + data[2:]))
+    assert open_image(io.BytesIO(data[:2] + app1(b"Exif\0\0", 50) + data[2:])).size == (16, 16)
+
+
+@pytest.mark.parametrize("header", [b"P1\n4 4\n", b"P2\n4 4\n255\n", b"P3\n4 4\n255\n"])
+def test_a_plain_ppm_with_thousands_of_comments_is_refused(header):
+    pixels = b"1 " * 48
+    for wrap in (io.BytesIO, lambda data: Image.open(io.BytesIO(data))):
+        assert open_image(wrap(header + b"# a comment\n" * 100 + pixels)).size == (4, 4)
+        for comments in (b"#\n" * 101, b"#\n" * 500_000):
+            with pytest.raises(minigdino.ImageError, match="plain PPM with at most 100 comments; got more"):
+                open_image(wrap(header + comments + pixels))
+
+
+def test_other_ppm_files_may_contain_any_byte():
+    assert open_image(io.BytesIO(b"P6\n20 20\n255\n" + b"#" * 1200)).getpixel((0, 0)) == (35, 35, 35)
+
+
+def test_an_exception_of_a_signal_handler_is_no_error_of_the_image(monkeypatch):
+    def handler(number, frame):
+        raise RuntimeError("timeout of the job")
+
+    before = signal.signal(signal.SIGTERM, handler)
+    monkeypatch.setattr(Image, "open", lambda *args, **options: signal.raise_signal(signal.SIGTERM))
+    try:
+        with pytest.raises(RuntimeError, match="timeout of the job"):
+            open_image(io.BytesIO(b"x"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_too_little_memory_for_an_image_is_named(monkeypatch):
+    def fail(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(minigdino.ImageError, match="more memory than there is"):
+        open_image(io.BytesIO(b"x"))

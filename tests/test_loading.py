@@ -404,3 +404,131 @@ def test_an_empty_source_is_not_the_default():
     for call in (lambda: minigdino.detect(tiny.photo(), TEXT, model=""), lambda: minigdino.load("")):
         with pytest.raises(minigdino.ArgumentError, match="got an empty text"):
             call()
+
+
+# ---- links
+
+
+@posix
+@pytest.mark.parametrize("name", [INDEX, "model.safetensors"])
+def test_a_link_to_a_long_name_is_an_error_of_the_package(saved, name):
+    (saved / name).unlink(missing_ok=True)
+    (saved / name).symlink_to("x" * 300)
+    if name == INDEX:  # cannot exist, so it counts as absent
+        minigdino.load(saved)
+    else:
+        with pytest.raises(CheckpointError):
+            minigdino.load(saved)
+
+
+@pytest.mark.parametrize("name", [INDEX, "model.safetensors"])
+def test_a_link_into_an_unreadable_folder_is_an_error_of_the_package(saved, name, monkeypatch):
+    """Root may read every folder, so `os.stat` refuses here."""
+    real = os.stat
+
+    def stat(path, *args, **more):
+        if str(path).endswith(name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(os, "stat", stat)
+    caught = in_time(lambda: minigdino.load(saved))
+    assert caught is None or isinstance(caught, CheckpointError)
+
+
+def test_a_header_has_a_limited_size(tmp_path):
+    entries = ", ".join(f'"{i:050}": {{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}' for i in range(200_000))
+    (tmp_path / "a.safetensors").write_bytes(header("{" + entries + "}", data=b""))
+    with pytest.raises(CheckpointError, match="expected a header of at most 16777216 bytes; got 2"):
+        read_safetensors(tmp_path / "a.safetensors")
+
+
+# ---- config and weights of one checkpoint
+
+
+def other():
+    """A model whose weights have the shapes of `random`, but whose geometry differs."""
+    model = random()
+    config = dataclasses.replace(model.config, positional_embedding_temperature=33)
+    return Model(model.tensors, config, tokenizer=tiny.tokenizer(), settings=tiny.SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_files_of_different_checkpoints_are_refused(saved, tmp_path, name):
+    other().save(tmp_path / "other")
+    os.replace(tmp_path / "other" / name, saved / name)
+    with pytest.raises(CheckpointError, match="belong to different checkpoints, or config.json was edited. Save"):
+        minigdino.load(saved)
+    random().save(saved)
+    minigdino.load(saved)
+
+
+def test_config_json_may_be_formatted_and_extended_by_hand(saved):
+    values = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(dict(reversed(values.items())) | {"id2label": {"0": "cat"}}))
+    assert minigdino.load(saved).config == tiny.config()
+
+
+def test_a_load_during_a_save_waits_for_its_end(saved, monkeypatch):
+    """The reader gets the old config and the new weights at first."""
+    new, real = other(), os.replace
+    loaded = []
+
+    def replace(source, target):
+        real(source, target)
+        if str(target).endswith("model.safetensors"):
+            thread = threading.Thread(target=lambda: loaded.append(minigdino.load(saved)))
+            thread.start()
+            loaded.append(thread)
+            thread.join(0.05)
+
+    monkeypatch.setattr(os, "replace", replace)
+    new.save(saved)
+    loaded[0].join(20)
+    assert loaded[1].config == new.config
+
+
+def test_an_interrupted_save_is_noticed_even_over_published_files(saved, monkeypatch):
+    """Published weights do not say which config they belong to, so the new weights come first."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(saved / "model.safetensors")
+    save_file(tensors, saved / "shard.safetensors")
+    (saved / "model.safetensors").unlink()
+    (saved / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "shard.safetensors")}))
+    real, new, seen = os.replace, other(), []
+
+    def replace(source, target):
+        real(source, target)
+        try:
+            seen.append(minigdino.load(saved).config)
+        except CheckpointError:
+            seen.append(None)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(detector.time, "sleep", lambda _: None)
+    new.save(saved)
+    # the old shards are read until their index is gone, with the old config
+    assert seen[0] == tiny.config() and seen[-1] == new.config
+    assert seen[1:] == [new.config] * len(seen[1:])
+
+
+@pytest.mark.parametrize("entry", ["", "[", "[]", "{}", "[" * 50_000, "null", "7", "{\"d_model\": [1]}"])
+def test_a_damaged_entry_in_the_weights_is_refused(saved, monkeypatch, entry):
+    from safetensors.numpy import load_file, save_file
+
+    monkeypatch.setattr(detector.time, "sleep", lambda _: None)
+    save_file(load_file(saved / "model.safetensors"), saved / "model.safetensors", {"minigdino_config": entry})
+    with pytest.raises(CheckpointError, match="different checkpoints"):
+        minigdino.load(saved)
+
+
+def test_a_saved_model_keeps_no_tokenizer_of_the_folder(saved):
+    (saved / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n.\n")
+    (saved / "processor_config.json").write_text("{}")
+    random().save(saved)
+    assert not (saved / "vocab.txt").exists() and not (saved / "processor_config.json").exists()
+    assert minigdino.load(saved).tokenizer
+    Model.random(tiny.config()).save(saved)
+    assert {path.name for path in saved.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert minigdino.load(saved).tokenizer is None

@@ -182,6 +182,12 @@ def test_a_message_about_categories_is_short():
     assert len(str(error.value)) < 500
 
 
+@pytest.mark.parametrize("key", [True, False])
+def test_a_bool_is_no_index(key):
+    with pytest.raises(minigdino.ArgumentError, match=f"must be indexed with an int, .*; got {key}"):
+        found()[key]
+
+
 @pytest.mark.parametrize("key", [None, np.True_, [[0, 1]], np.array(1), np.zeros((3, 3), bool)])
 def test_an_index_that_gives_no_list_of_detections_is_refused(key):
     with pytest.raises((minigdino.ArgumentError, IndexError)):

@@ -100,8 +100,36 @@ def test_a_file_with_anything_else_is_refused_at_once(case, tmp_path):
 
 @pytest.mark.parametrize("file", [[], None, 7, "x", {}, {"model": []}, {"model": {"vocab": []}}])
 def test_a_file_of_another_form_is_refused(file, tmp_path):
-    with pytest.raises(minigdino.CheckpointError, match="the vocabulary must give each token its own id; got"):
+    with pytest.raises(minigdino.CheckpointError, match="model.continuing_subword_prefix must be '##'; got None"):
         read(tmp_path, file)
+
+
+@pytest.mark.parametrize("vocabulary", [None, [], [["a", -1.0]], 7])
+def test_a_vocabulary_of_another_form_is_refused(vocabulary, tmp_path):
+    with pytest.raises(minigdino.CheckpointError, match="the vocabulary must give each token its own id; got"):
+        read(tmp_path, changed("model.vocab", vocabulary))
+
+
+@pytest.mark.parametrize("model", [
+    {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": None},
+    {"type": "Unigram", "vocab": [["<unk>", 0.0], ["a", -1.0]], "unk_id": 0},
+])
+def test_another_kind_of_tokenizer_is_named(model, tmp_path):
+    kind = model["type"]
+    with pytest.raises(minigdino.CheckpointError, match=f"model.type must be 'WordPiece' or None; got '{kind}'"):
+        read(tmp_path, changed("model", model))
+
+
+def test_a_vocabulary_has_a_limited_size(tmp_path):
+    words = ["[UNK]", "[CLS]", "[SEP]", ".", *map(str, range(2**18))]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    with pytest.raises(minigdino.CheckpointError, match="vocab.txt: the vocabulary must have at most 262144 tokens"):
+        Tokenizer.from_directory(tmp_path)
+    (tmp_path / "vocab.txt").write_bytes(b"\n" * 2**24)  # repeated lines
+    with pytest.raises(minigdino.CheckpointError, match="at most 262144 tokens; got 16777216"):
+        Tokenizer.from_directory(tmp_path)
+    with pytest.raises(minigdino.CheckpointError, match="json: the vocabulary must have at most 262144 tokens"):
+        read(tmp_path, changed("model.vocab", {word: i for i, word in enumerate(words)}))
 
 
 def test_every_field_may_have_every_supported_value(tmp_path):

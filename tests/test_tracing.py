@@ -1,8 +1,10 @@
 """`trace` records the steps of a forward pass, by pattern or as summaries."""
 
+import cProfile
 import sys
 
 import numpy as np
+import pytest
 import tiny
 from strategies import attention_weights
 
@@ -158,3 +160,44 @@ def test_a_twin_is_one_step_and_its_reference_shows_the_steps_inside():
     with minigdino.trace("*/relative_position_bias.0/rows", "*/attend_in_windows.0/return") as recorded:
         swin.window_attention(x, **w, n_heads=2, k=4, shift=2)
     assert [path.rpartition("/")[2] for path in recorded] == ["rows", "return"]
+
+
+@pytest.mark.parametrize("patterns", [(5,), (["a"],), (b"x",), ("*", 5), (None, b"x"), (0,)])
+def test_a_pattern_must_be_a_str(patterns):
+    with pytest.raises(minigdino.ArgumentError, match="a pattern must be a str"), minigdino.trace(*patterns):
+        pass
+    assert sys.getprofile() is None or callable(sys.getprofile())
+
+
+@pytest.mark.parametrize("first", ["", None])
+def test_an_empty_first_pattern_hides_no_other(first):
+    with minigdino.trace(first, "*/to_text") as recorded:
+        tiny.model().forward(tiny.pixels(), tiny.IDS)
+    assert recorded and all(path.endswith("/to_text") for path in recorded)
+
+
+def test_a_trace_inside_another_hides_nothing_from_it():
+    with minigdino.trace() as alone:
+        tiny.model().forward(tiny.pixels(), tiny.IDS)
+    with minigdino.trace() as outer, minigdino.trace() as inner:
+        tiny.model().forward(tiny.pixels(), tiny.IDS)
+    assert list(alone) == list(inner) == list(outer)
+
+
+def test_a_c_profiler_goes_on_after_a_trace():
+    profiler = cProfile.Profile()
+    before = sys.getprofile()
+    sys.setprofile(None)
+    try:
+        profiler.enable()
+        with minigdino.trace("*/to_text"):
+            pass
+        random_name_of_a_function()
+        profiler.disable()
+    finally:
+        sys.setprofile(before)
+    assert "random_name_of_a_function" in {getattr(entry.code, "co_name", "") for entry in profiler.getstats()}
+
+
+def random_name_of_a_function():
+    pass

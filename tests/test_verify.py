@@ -3,9 +3,12 @@
 import copy
 import dataclasses
 import hashlib
+import io
 import json
 import subprocess
 import sys
+import time
+import types
 
 import numpy as np
 import pytest
@@ -220,7 +223,7 @@ def picture(served, tmp_path, monkeypatch):
     monkeypatch.setenv("MINIGDINO_VERIFY_IMAGE", f"{served.url}/val2017/photo.jpg")
     monkeypatch.setenv("MINIGDINO_CACHE", str(tmp_path / "downloads"))
     monkeypatch.setenv("NO_PROXY", "*")
-    return tmp_path / "downloads" / "photo.jpg"
+    return tmp_path / "downloads" / module._stored_name(f"{served.url}/val2017/photo.jpg")
 
 
 def test_the_image_is_downloaded_once(served, picture):
@@ -229,6 +232,29 @@ def test_the_image_is_downloaded_once(served, picture):
     assert served.requests.count(("GET", "/val2017/photo.jpg")) == before + 1
     np.testing.assert_array_equal(Image.open(picture), tiny.photo())
     assert list(picture.parent.iterdir()) == [picture]
+
+
+def test_images_of_the_users_choice_with_equal_names_are_stored_apart(served, picture, monkeypatch):
+    Image.fromarray(tiny.photo(seed=1)).save(data := io.BytesIO(), "PNG")
+    served.pages["/other/photo.jpg"] = data.getvalue()
+    first = coco_image()
+    monkeypatch.setenv("MINIGDINO_VERIFY_IMAGE", f"{served.url}/other/photo.jpg")
+    assert coco_image().read_bytes() == data.getvalue() != first.read_bytes()
+
+
+def test_a_download_has_a_limit_of_time_and_of_bytes(served, picture, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SECONDS", 0.5)
+    chunks = iter(lambda: time.sleep(0.01) or b"x", None)  # a server that never stops sending
+    slow = types.SimpleNamespace(read1=lambda n: next(chunks))
+    with pytest.raises(TimeoutError, match=r"took more than 0.5 seconds"):
+        module._body(slow)
+    fast = io.BytesIO(b"x" * 100)
+    monkeypatch.setattr(module, "MAX_BYTES", 30)
+    assert (module._body(fast), fast.tell()) == (b"x" * 30, 30)
+    monkeypatch.setattr(module, "MAX_SECONDS", -1)
+    with pytest.raises(ImageError, match="cannot be downloaded to .*took more than -1 seconds"):
+        coco_image()
+    assert not list(picture.parent.iterdir())
 
 
 def test_the_image_can_be_a_local_file(picture, tmp_path, monkeypatch):
@@ -240,8 +266,8 @@ def test_the_image_can_be_a_local_file(picture, tmp_path, monkeypatch):
 def test_the_default_folder_is_in_the_users_cache(served, picture, tmp_path, monkeypatch):
     monkeypatch.delenv("MINIGDINO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert coco_image() == tmp_path / "cache" / "minigdino" / "photo.jpg"
-    assert coco_image(tmp_path / "given") == tmp_path / "given" / "photo.jpg"
+    assert coco_image() == tmp_path / "cache" / "minigdino" / picture.name
+    assert coco_image(tmp_path / "given") == tmp_path / "given" / picture.name
 
 
 @pytest.mark.parametrize(
@@ -268,7 +294,7 @@ def published(served, picture, monkeypatch):
     monkeypatch.delenv("MINIGDINO_VERIFY_IMAGE")
     monkeypatch.setattr(module, "IMAGE", f"{served.url}/val2017/photo.jpg")
     monkeypatch.setattr(module, "SHA256", hashlib.sha256(served.pages["/val2017/photo.jpg"]).hexdigest())
-    return picture
+    return picture.with_name("photo.jpg")
 
 
 def test_the_published_image_comes_over_https_and_has_a_checksum():

@@ -15,11 +15,11 @@ import os
 import re
 from pathlib import Path
 
-from ..errors import CheckpointError, brief
+from ..errors import CheckpointError, brief, from_signal_handler
 from ..version import __version__
 from .config import FAMILIES
 from .json_file import read_json, read_text
-from .weights import INDEX
+from .weights import INDEX, check_complete
 
 DEFAULT = "IDEA-Research/grounding-dino-tiny"
 
@@ -58,6 +58,8 @@ def find(model_id: str, revision: str | None = None) -> Path:
     try:
         snapshot = _snapshot(model_id, revision)
         missing = _missing(snapshot)
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(_message(error, model_id, revision)) from error
     if not missing:
@@ -92,6 +94,8 @@ def download(model_id: str, revision: str | None = None) -> Path:
     except CheckpointError:
         raise
     except Exception as error:  # errors of the client and of its two network libraries
+        if from_signal_handler(error):
+            raise
         raise CheckpointError(_message(error, model_id, revision)) from error
 
 
@@ -105,10 +109,22 @@ def cached() -> list[str]:
 
 
 def cache() -> Path:
-    """Return the local hub cache: $HF_HUB_CACHE, else $HF_HOME/hub, else the client's default."""
-    from huggingface_hub import constants
+    """Return the local hub cache: $HF_HUB_CACHE, else $HF_HOME/hub, else the client's default.
 
-    return Path(constants.HF_HUB_CACHE)
+    Raises:
+        CheckpointError: if the client cannot read its environment variables.
+    """
+    return Path(_constants().HF_HUB_CACHE)
+
+
+def _constants():
+    """The settings of the client, which it reads from environment variables when it is imported."""
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:
+        raise CheckpointError("the environment variables HF_HUB_* must have values that huggingface_hub can read; one "
+                              f"has not ({brief(error)}). Correct it, for example HF_HUB_ETAG_TIMEOUT=10") from None
+    return constants
 
 
 def _check(model_id, revision):
@@ -152,15 +168,13 @@ def _shards(index):
 
 def _is_complete(path):
     """Return whether a weight file has the length that its header states."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    if not os.path.isfile(path):  # safetensors would wait at a pipe
-        return False
     try:
-        with safe_open(path, "np"):
-            return True
-    except (SafetensorError, OSError):
+        check_complete(path)
+    except (SafetensorError, OSError, ValueError):
         return False
+    return True
 
 
 def _is_usable(snapshot):
@@ -177,7 +191,8 @@ def _fetch(model_id, revision):
 
     So a snapshot with weights has all other files, and a revision never points to an incomplete snapshot.
     """
-    from huggingface_hub import HfApi, constants, hf_hub_download
+    constants = _constants()
+    from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
     caller = {"library_name": "minigdino", "library_version": __version__}
@@ -209,8 +224,7 @@ def _fetch(model_id, revision):
 
 
 def _message(error, model_id, revision):
-    from huggingface_hub import constants
-
+    constants = _constants()
     what = f"{model_id} at revision {brief(revision)}" if revision else model_id
     return (f"{what}: {_reason(error)}.\nLocal cache: {constants.HF_HUB_CACHE}{_gaps(model_id, revision)}; hub: "
             f"{constants.ENDPOINT}\n---> hint: give a directory that holds config.json, model.safetensors and "

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import CheckpointError, brief
 
@@ -23,7 +23,7 @@ def open_regular(path: str | Path) -> BinaryIO:
         The open file.
 
     Raises:
-        OSError: if the file cannot be opened or is no regular file.
+        OSError: if the file cannot be opened or is not a regular file.
         ValueError: if the path is invalid.
     """
     file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115  the caller closes it
@@ -49,7 +49,7 @@ def read_text(path: str | Path, limit: int = MAX_BYTES) -> str:
         The text, with the line ends of the file.
 
     Raises:
-        OSError: if the file cannot be read, is no regular file, or is larger than `limit`.
+        OSError: if the file cannot be read, is not a regular file, or is larger than `limit`.
         ValueError: if it is not UTF-8, or the path is invalid.
     """
     with open_regular(path) as file:
@@ -59,7 +59,7 @@ def read_text(path: str | Path, limit: int = MAX_BYTES) -> str:
         return file.read(size).decode("utf-8")
 
 
-def read_json(path: str | Path, limit: int = MAX_BYTES) -> dict:
+def read_json(path: str | Path, limit: int = MAX_BYTES) -> Any:
     """Parse a JSON file.
 
     Args:

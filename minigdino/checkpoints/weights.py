@@ -20,11 +20,12 @@ import numpy as np
 
 from ..errors import CheckpointError, brief
 from .config import Config
-from .json_file import open_regular, read_json
+from .json_file import MAX_BYTES, open_regular, read_json
 from .names import UNUSED, head_names, published, renamed
 from .parameters import box_head, parameters
 
 INDEX = "model.safetensors.index.json"
+SAVED_CONFIG = "minigdino_config"  # metadata entry in which `Model.save` repeats the geometry
 
 
 class MappedFile(mmap.mmap):
@@ -78,6 +79,27 @@ def mapped_files(weights) -> set[MappedFile]:
     return {owner} if isinstance(owner, MappedFile) else set()
 
 
+def check_complete(path: str | Path) -> None:
+    """Check that a safetensors file has the length that its header states.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: if the file cannot be read, is not a regular file, or has a header of more than `MAX_BYTES`.
+        SafetensorError: if it is incomplete or not in safetensors format.
+        ValueError: if the path is invalid.
+    """
+    from safetensors import safe_open
+
+    with open_regular(path) as file:  # safe_open would wait for the writer of a pipe
+        size = int.from_bytes(file.read(8), "little")
+    if size > MAX_BYTES:  # safetensors accepts 100 MB, whose parsed form would fill several GB
+        raise OSError(f"expected a header of at most {MAX_BYTES} bytes; got {size}")
+    with safe_open(path, "np"):
+        pass
+
+
 def read_safetensors(path: str | Path, mmap: bool = True) -> dict[str, np.ndarray]:
     """Read every tensor of a safetensors file.
 
@@ -92,12 +114,15 @@ def read_safetensors(path: str | Path, mmap: bool = True) -> dict[str, np.ndarra
     Raises:
         CheckpointError: if the file is missing, incomplete, or not in safetensors format.
     """
-    from safetensors import SafetensorError, safe_open
+    return _read(path, mmap)[0]
+
+
+def _read(path, mmap):
+    """The tensors and the metadata of a safetensors file."""
+    from safetensors import SafetensorError
 
     try:
-        open_regular(path).close()  # safe_open would wait for the writer of a pipe
-        with safe_open(path, "np"):  # checks the header against the file's length, so all offsets below are valid
-            pass
+        check_complete(path)  # so all offsets below are valid
         raw = MappedFile.open(path) if mmap else np.fromfile(path, np.uint8)
         start = 8 + int.from_bytes(bytes(raw[:8]), "little")
         header = json.loads(bytes(raw[8:start]), object_pairs_hook=_unique)
@@ -105,8 +130,9 @@ def read_safetensors(path: str | Path, mmap: bool = True) -> dict[str, np.ndarra
         raise CheckpointError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a complete safetensors file ({brief(error)}); download it again") from None
-    header.pop("__metadata__", None)
-    return {name: _tensor(raw, start, f"{path}: tensor {_name(name)}", entry) for name, entry in header.items()}
+    metadata = header.pop("__metadata__", None) or {}
+    return {name: _tensor(raw, start, f"{path}: tensor {_name(name)}", entry)
+            for name, entry in header.items()}, metadata
 
 
 def _unique(pairs):
@@ -139,7 +165,7 @@ def _tensor(raw, start, what, entry):
     return array if array.flags.aligned else array.copy()
 
 
-def read_checkpoint(path: str | Path, mmap: bool = True) -> dict[str, np.ndarray]:
+def read_checkpoint(path: str | Path, mmap: bool = True) -> tuple[dict[str, np.ndarray], str | None]:
     """Read all tensors of a checkpoint, under their published names.
 
     Args:
@@ -147,23 +173,24 @@ def read_checkpoint(path: str | Path, mmap: bool = True) -> dict[str, np.ndarray
         mmap: as in `read_safetensors`.
 
     Returns:
-        {published name: array}, as in `read_safetensors`.
+        {published name: array}, as in `read_safetensors`, and the metadata entry `SAVED_CONFIG`. The entry is None in
+        a file that `Model.save` did not write.
 
     Raises:
         CheckpointError: if a file is missing or corrupted.
     """
-    path = Path(path)
-    if path.is_dir():
-        if (path / INDEX).exists():
+    path, metadata = Path(path), {}
+    if os.path.isdir(path):  # methods of Path raise OSError in an unreadable directory, or for a link to a long name
+        if os.path.exists(path / INDEX):
             tensors = _read_shards(path, mmap)
-        elif (path / "model.safetensors").exists():
-            tensors = read_safetensors(path / "model.safetensors", mmap)
+        elif os.path.lexists(path / "model.safetensors"):
+            tensors, metadata = _read(path / "model.safetensors", mmap)
         else:
             raise CheckpointError(f"{path}: expected model.safetensors or {INDEX}; found neither. Convert a .bin or "
                                   ".pth file to safetensors first")
     else:
-        tensors = read_safetensors(path, mmap)
-    return {published(name): array for name, array in tensors.items()}
+        tensors, metadata = _read(path, mmap)
+    return {published(name): array for name, array in tensors.items()}, metadata.get(SAVED_CONFIG)
 
 
 def _read_shards(directory, mmap):

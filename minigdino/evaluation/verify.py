@@ -16,6 +16,7 @@ import http.client
 import itertools
 import os
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ IMAGE = "https://s3.amazonaws.com/images.cocodataset.org/val2017/000000039769.jp
 SHA256 = "dea9e7ef97386345f7cff32f9055da4982da5471c48d575146c796ab4563b04e"  # of the file at IMAGE, 173,131 bytes
 MAX_UNEXPECTED = 5  # rows of the table for detections without a published counterpart
 MAX_BYTES = 20_000_000  # limit for a download; the image is smaller than 1 % of it
+MAX_SECONDS = 300  # limit for the body of a download, whose single reads may take 20 seconds each
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def coco_image(folder: str | Path | None = None) -> Path:
     except RuntimeError:  # from Path.home
         raise ImageError("the image needs a folder, and this user has no home folder. Set MINIGDINO_CACHE to a "
                          "folder") from None
-    path = folder / source.rstrip("/").rpartition("/")[2]
+    path = folder / _stored_name(source)
     wanted = SHA256 if source == IMAGE else None
     try:
         if path.exists() and wanted in (None, _checksum(path)):
@@ -181,7 +183,7 @@ def coco_image(folder: str | Path | None = None) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             fetched = Path(temporary) / path.name
             with urllib.request.urlopen(source, timeout=20) as answer:
-                fetched.write_bytes(answer.read(MAX_BYTES))
+                fetched.write_bytes(_body(answer))
             if wanted not in (None, got := _checksum(fetched)):
                 raise ImageError(f"expected a file with the SHA-256 checksum {wanted}; got {got}")
             open_image(fetched)  # raises ImageError if a proxy returned a web page instead
@@ -194,6 +196,22 @@ def coco_image(folder: str | Path | None = None) -> Path:
         raise ImageError(f"the image at {source} cannot be downloaded to {folder}: {reason}.\n---> hint: download it "
                          "by other means and set MINIGDINO_VERIFY_IMAGE to its path") from error
     return path
+
+
+def _stored_name(source):
+    """File name for the image at a URL. URLs of the user's choice get a hash, because their last parts can be equal."""
+    name = source.rstrip("/").rpartition("/")[2]
+    return name if source == IMAGE else f"{hashlib.sha256(os.fsencode(source)).hexdigest()[:16]}-{name}"
+
+
+def _body(answer):
+    """Read the body of an HTTP response, at most MAX_BYTES, within MAX_SECONDS."""
+    end, data = time.monotonic() + MAX_SECONDS, bytearray()
+    while len(data) < MAX_BYTES and (more := answer.read1(MAX_BYTES - len(data))):  # read1 returns what has arrived
+        data += more
+        if time.monotonic() > end:
+            raise TimeoutError(f"the download took more than {MAX_SECONDS} seconds")
+    return data
 
 
 def _checksum(path):

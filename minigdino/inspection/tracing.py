@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import CodeType
 
+from ..errors import ArgumentError, brief
 from ..runtime import kernels
 
 PACKAGE = __name__.partition(".")[0] + "."
@@ -106,13 +107,19 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
 
     Yields:
         A dict from path to array (with patterns) or Summary (without), filled in the order in which calls return.
+
+    Raises:
+        ArgumentError: if a pattern is not a str.
     """
     recorded: dict = {}
-    patterns = (pattern, *more) if pattern else ()
+    patterns = [one for one in (pattern, *more) if one is not None]
+    if odd := [one for one in patterns if not isinstance(one, str)]:
+        raise ArgumentError('a pattern must be a str, such as "*/attend.*/weights", or None for every step; got '
+                            f"{brief(odd[0])}")
     named = [_for_any_call(one) for one in patterns if _names_a_step(one)]
     path: list[str] = []
     counts: list[dict[str, int]] = [{}]
-    started: list[float] = []
+    started: list[tuple] = []  # (frame, time) of each call
     overhead = 0.0  # seconds spent in this profiler, subtracted from the time of every step
 
     def next_call(function):
@@ -147,9 +154,9 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
             return
         if (module, function) == SWITCH:
             if event == "call":
-                started.append(now - overhead)
-            elif started:
-                milliseconds, op = 1e3 * (now - overhead - started.pop()), frame.f_locals
+                started.append((frame, now - overhead))
+            elif started and started[-1][0] is frame:  # else an exception of a signal handler hid its call
+                milliseconds, op = 1e3 * (now - overhead - started.pop()[1]), frame.f_locals
                 if op.get("twin"):
                     path.append(next_call(op["reference"].__name__))
                     record_call((), result, milliseconds=milliseconds, twin=op["path"],
@@ -159,16 +166,16 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
             if event == "call":
                 path.append(next_call(function))
                 counts.append({})
-                started.append(now - overhead)
-            elif path:
-                milliseconds = 1e3 * (now - overhead - started.pop())
+                started.append((frame, now - overhead))
+            elif started and started[-1][0] is frame:
+                milliseconds = 1e3 * (now - overhead - started.pop()[1])
                 record_call(frame.f_locals.items(), result, milliseconds=milliseconds,
                             function=f"{_stem(module)}.{function}")
                 path.pop()
                 counts.pop()
         overhead += time.perf_counter() - now
 
-    with _profiling(profile), kernels.opened(needs_reference):
+    with kernels.opened(needs_reference), _profiling(profile):
         yield recorded
 
 
@@ -203,13 +210,22 @@ def _steps(code, names, where):
 
 @contextmanager
 def _profiling(profile):
-    """Context manager in which `profile` runs at every call and return of this thread."""
+    """Context manager in which `profile` runs at every call and return of this thread, and the previous one, too."""
     before = sys.getprofile()
-    sys.setprofile(profile)
+
+    def both(frame, event, result):
+        profile(frame, event, result)
+        before(frame, event, result)
+
     try:
+        sys.setprofile(both if callable(before) else profile)
         yield
     finally:
-        sys.setprofile(before)
+        if before is None or callable(before):
+            sys.setprofile(before)
+        else:  # a cProfile.Profile, which Python before 3.12 cannot set again
+            sys.setprofile(None)
+            before.enable()
 
 
 def _parts(result):

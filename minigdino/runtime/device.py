@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
-from ..errors import ArgumentError, brief
+from ..errors import ArgumentError, brief, from_signal_handler
 from .memory import reused
 
 INSTALL = 'pip install "minigdino[cuda12]" or "minigdino[cuda13]", to match the CUDA version that nvidia-smi shows'
@@ -84,6 +84,8 @@ def find_device(device: str) -> Cpu | Gpu:
     try:
         n = count_gpus()
     except Exception as error:  # a missing driver, or one of another version, can raise anything
+        if from_signal_handler(error):
+            raise
         raise ArgumentError(f"device {device!r} needs a GPU, but CuPy finds none that it can use "
                             f"({_first_line(error)}).\n---> hint: nvidia-smi must list a GPU, and CuPy must match its "
                             f'driver: {INSTALL}; or use device="cpu"') from None
@@ -107,6 +109,8 @@ def describe_gpus() -> str:
         cupy = _cupy()
         names = [cupy.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(count_gpus())]
     except Exception as error:  # as in find_device
+        if from_signal_handler(error):
+            raise
         return f"none: CuPy finds no GPU it can use ({_first_line(error)})"
     return f"CuPy {cupy.__version__}, " + (", ".join(f"cuda:{i} {name}" for i, name in enumerate(names)) or "no GPU")
 
