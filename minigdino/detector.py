@@ -160,7 +160,10 @@ class Model:
         """Write the model as a directory that `load` and transformers can read.
 
         An existing checkpoint in the directory is replaced. Every file is written under another name and then renamed.
-        So no reader sees part of a file, and processes that have mapped the old weights keep them.
+        So no reader sees part of a file, and processes that have mapped the old weights keep them. Other files in the
+        directory stay, such as a tokenizer if the model has none.
+
+        The metadata of the weights holds config.json too. `load` refuses the two if they belong to different models.
 
         Args:
             directory: folder to write to; created if it does not exist.
@@ -201,11 +204,8 @@ class Model:
             # weights first: until config.json follows, `load` finds that the two differ
             os.replace(new / "model.safetensors", directory / "model.safetensors")  # a mapping of the old stays valid
             (directory / INDEX).unlink(missing_ok=True)  # the index of old shards, which `load` would prefer
-            names = sorted(file.name for file in new.iterdir())
-            for name in names:
-                os.replace(new / name, directory / name)
-        for name in {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "processor_config.json"}.difference(names):
-            (directory / name).unlink(missing_ok=True)  # of the old checkpoint
+            for file in sorted(new.iterdir()):
+                os.replace(file, directory / file.name)
 
     def preprocess(self, image: ImageLike, *, size: Sequence[int] | None = None) -> np.ndarray:
         """Open, resize and normalise an image, with the settings of the checkpoint.
