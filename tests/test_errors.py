@@ -4,6 +4,7 @@ A message states what was expected, what was given, and the next step. The commo
 test_weights.py, test_config.py, test_image.py, test_prompt.py and test_detector.py.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -353,21 +354,24 @@ def test_every_exif_orientation_gives_the_result_of_pillow(value, size, tmp_path
         np.testing.assert_array_equal(np.asarray(turned), np.asarray(ImageOps.exif_transpose(opened)))
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def short_files():
-    """No file can grow beyond 1000 bytes, as if the disk were full."""
+    """No file can become longer than 1,000 bytes. Not a fixture: the output of pytest may go to a file, too."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_named_in_the_error(short_files, tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be written there .*File too large"):
-        tiny.model().save(tmp_path)
-    with pytest.raises(OSError, match="File too large"):
-        tiny.tokenizer().save(tmp_path)
+def test_a_full_disk_is_named_in_the_error(tmp_path):
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    with short_files(), pytest.raises(CheckpointError, match="cannot be written there .*File too large"):
+        model.save(tmp_path)
+    with short_files(), pytest.raises(OSError, match="File too large"):
+        tokenizer.save(tmp_path)
 
 
 def test_a_file_in_place_of_the_folder_is_named_in_the_error(tmp_path):
