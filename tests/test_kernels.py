@@ -57,14 +57,18 @@ def test_every_twin_equals_its_reference_at_any_size(name, level, data):
 @settings(max_examples=examples(60))
 @given(data=st.data())
 def test_every_twin_in_float32_is_as_accurate_as_its_reference(name, level, data):
-    """The error against float64 is at most a few times that of the NumPy reference in float32."""
+    """The error against float64 is at most a few times that of the NumPy reference in float32.
+
+    Terms of a product can cancel. Its rounding errors are then relative to the sum of the absolute terms.
+    """
     args = mapped(floats(np.float32), data.draw(LOOSE_PROBLEMS[name]()))
     reference = kernels.OPS[name].reference
     exact_args = mapped(floats(np.float64), args)
     every = parts(twin(name, level)(*args)), parts(reference(*args)), parts(reference(*exact_args))
     for fast, slow, exact in zip(*every, strict=True):
         assert fast.dtype == np.float32
-        scale = max(1.0, abs(exact).max(initial=0))
+        absolute = reference(*mapped(np.abs, exact_args)) if name in ("linear", "matmul") else exact
+        scale = max(1.0, abs(absolute).max(initial=0))
         assert abs(fast - exact).max(initial=0) <= 4 * abs(slow - exact).max(initial=0) + 1e-6 * scale
 
 
