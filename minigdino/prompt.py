@@ -236,7 +236,8 @@ def bert_tokenizer(vocabulary: dict[str, int], added: Sequence | None = None, *,
                                        max_input_chars_per_word=max_input_chars_per_word))
     if added is None:
         added = [AddedToken(token, normalized=False, special=True) for token in SPECIAL if token in vocabulary]
-    backend.add_tokens(added)
+    for token in added:  # one by one: each gets the next free id, and early versions of the library ignore `special`
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
     backend.normalizer = normalizers.BertNormalizer(**normalizer)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=cleanup)
