@@ -127,13 +127,8 @@ print(sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in workers), 
 """).split() == ["0", "True"]
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_process_pools_give_the_same_results(method, tmp_path):
-    script = tmp_path / "pool.py"
-    script.write_text(f"""
-import multiprocessing, sys
-from concurrent.futures import ProcessPoolExecutor
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+# For a script, because worker processes import it: `one` is their task, and the rest runs in the main process only.
+WORKER = f"""sys.path.insert(0, {os.path.dirname(__file__)!r})
 import tiny
 
 def one(i):
@@ -141,7 +136,16 @@ def one(i):
 
 if __name__ == "__main__":
     expected = one(0)
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context({method!r})) as pool:
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_process_pools_give_the_same_results(method, tmp_path):
+    script = tmp_path / "pool.py"
+    script.write_text(f"""
+import multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+{WORKER}    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context({method!r})) as pool:
         print(set(pool.map(one, range(6))) == {{expected}})
 """)
     done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, timeout=120,
@@ -155,15 +159,7 @@ def test_workers_of_joblib_give_the_same_results(tmp_path):
     script.write_text(f"""
 import sys
 import joblib
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-import tiny
-
-def one(i):
-    return tiny.model().forward(tiny.pixels(90, 120), tiny.IDS).boxes.tobytes()
-
-if __name__ == "__main__":
-    expected = one(0)
-    print(*(set(joblib.Parallel(2, prefer=kind)(joblib.delayed(one)(i) for i in range(6))) == {{expected}}
+{WORKER}    print(*(set(joblib.Parallel(2, prefer=kind)(joblib.delayed(one)(i) for i in range(6))) == {{expected}}
             for kind in ("processes", "threads")))
 """)
     env = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
