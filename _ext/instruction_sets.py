@@ -13,6 +13,8 @@ import os
 import threading
 from collections.abc import Callable
 
+from .interrupts import from_signal_handler
+
 _importing = threading.RLock()
 problems: dict[str, str] = {}  # {module: why it cannot be used}; `levels` and `load_for` add what they find
 
@@ -44,7 +46,7 @@ def load_for(level: str, path: str) -> Callable | None:
         with _importing:
             return getattr(importlib.import_module(module), name)
     except Exception as error:
-        if type(error) not in FAILURES:  # of a signal handler, or of a process without memory: it may work next time
+        if type(error) not in FAILURES or from_signal_handler(error):  # it says nothing about the module
             raise
         absent = (error.name or "") if isinstance(error, ModuleNotFoundError) else None
         was_not_built = absent and (":" in absent or f"{module}.".startswith(f"{absent}."))  # ":" is of `require`

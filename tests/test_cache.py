@@ -1,5 +1,6 @@
 """The caches of `detect` save time and do not change results."""
 
+import contextvars
 import threading
 
 import numpy as np
@@ -111,13 +112,28 @@ def test_a_trace_neither_uses_nor_fills_the_caches(counted):
 
 
 def test_another_thread_uses_the_caches_during_a_trace(counted):
+    """Also in a copy of the context, as `asyncio.to_thread` runs a function."""
     model, photo = fresh(), tiny.photo(40, 60)
     model.detect(photo, "a cat.")
     with minigdino.trace("*/variance"):
-        thread = threading.Thread(target=model.detect, args=(photo, "a cat."))
-        thread.start()
-        thread.join()
+        for run in (lambda function, *args: function(*args), contextvars.copy_context().run):
+            thread = threading.Thread(target=run, args=(model.detect, photo, "a cat."))
+            thread.start()
+            thread.join()
     assert counted == {"bert": 1, "swin": 1}
+
+
+def test_the_caches_are_used_again_only_when_the_last_trace_has_ended(counted):
+    model, photo = fresh(), tiny.photo(40, 60)
+    model.detect(photo, "a cat.")
+    first, last = minigdino.trace(), minigdino.trace()
+    for step in (first.__enter__, last.__enter__, lambda: first.__exit__(None, None, None)):
+        step()
+        model.detect(photo, "a cat.")
+    assert counted == {"bert": 4, "swin": 4}
+    last.__exit__(None, None, None)
+    model.detect(photo, "a cat.")
+    assert counted == {"bert": 4, "swin": 4}
 
 
 def test_the_least_recently_used_entry_is_evicted():

@@ -1,15 +1,25 @@
 """`trace` records the steps of a forward pass, by pattern or as summaries."""
 
+import asyncio
 import cProfile
+import functools
+import signal
 import sys
+import threading
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 from strategies import attention_weights
 
 import minigdino
+from minigdino.inspection.tracing import Summary, at_functions, seconds_of
 from minigdino.network import fusion, ops, swin
+from minigdino.runtime import kernels
 
 
 def test_a_pattern_records_the_steps_that_it_matches():
@@ -201,3 +211,231 @@ def test_a_c_profiler_goes_on_after_a_trace():
 
 def random_name_of_a_function():
     pass
+
+
+ROWS = np.random.default_rng(0).standard_normal((3, 4), np.float32)
+
+
+def small_pass():
+    """Three ops instead of a network, each a path of its own."""
+    ops.softmax(ROWS)
+    ops.layer_norm(ROWS, ROWS[0], ROWS[1])
+    fc1, fc2 = {"weight": ROWS, "bias": ROWS[0, :3]}, {"weight": ROWS.T, "bias": ROWS[0]}
+    ops.feed_forward(ROWS, fc1, fc2, "gelu")
+
+
+def other_profiler(frame, event, result):
+    pass
+
+
+def timeless(recorded):
+    """The items of a recording, without times, in a form that can be compared."""
+    return [(path, replace(step, milliseconds=None) if isinstance(step, Summary) else (step.shape, step.tobytes()))
+            for path, step in recorded.items()]
+
+
+@functools.cache
+def alone(mode, patterns, passes):
+    """What a trace records of some passes if no other is open."""
+    with minigdino.use(mode), minigdino.trace(*patterns) as recorded:
+        for _ in range(passes):
+            small_pass()
+    return timeless(recorded)
+
+
+# With twins, a trace that opens a reference changes what others record of that op: no two of these name the same op.
+PATTERNS = {
+    "fast": [("layer_norm.*/variance",), ("softmax.*/return", "softmax.*/e"), ("feed_forward.0/return",)],
+    "reference": [(), ("layer_norm.*/variance",), ("*/return",), ("feed_forward.1/*", "softmax.*")],
+}
+STEPS = st.one_of(st.just("pass"), st.tuples(st.just("open"), st.integers(0, 3)),
+                  st.tuples(st.just("close"), st.integers(0, 3)))
+
+
+@pytest.mark.parametrize("before", [None, other_profiler])
+@pytest.mark.parametrize("mode", PATTERNS)
+@given(steps=st.lists(STEPS, max_size=12))
+def test_traces_that_overlap_in_any_order_record_what_each_records_alone(mode, before, steps):
+    patterns, traces = PATTERNS[mode], []  # traces: [block, recorded, patterns, passes]
+
+    def close(i):
+        block, recorded, chosen, passes = traces.pop(i % len(traces))
+        block.__exit__(None, None, None)
+        assert timeless(recorded) == alone(mode, chosen, passes)
+
+    for chosen in patterns:  # cached before the profiler is set
+        for passes in range(len(steps) + 1):
+            alone(mode, chosen, passes)
+    outside = sys.getprofile()
+    sys.setprofile(before)
+    try:
+        with minigdino.use(mode):
+            for step in [*steps, *[("close", 0)] * len(steps)]:
+                if step == "pass":
+                    small_pass()
+                    traces = [[*trace[:3], trace[3] + 1] for trace in traces]
+                elif step[0] == "open":
+                    chosen = patterns[step[1] % len(patterns)]
+                    block = minigdino.trace(*chosen)
+                    traces.append([block, block.__enter__(), chosen, 0])
+                elif traces:
+                    close(step[1])
+                assert kernels.traced() == bool(traces)
+                assert traces or sys.getprofile() is before
+    finally:
+        sys.setprofile(outside)
+
+
+def test_traces_of_two_asyncio_tasks_record_every_pass_of_their_thread():
+    async def task(turns):
+        await turns[0].wait()
+        with minigdino.trace("*/return") as recorded:
+            turns[1].set()
+            await turns[2].wait()
+            small_pass()
+        turns[3].set()
+        return recorded
+
+    async def both():
+        first, second, third, last = (asyncio.Event() for _ in range(4))
+        first.set()
+        return await asyncio.gather(task((first, second, third, last)), task((second, third, last, asyncio.Event())))
+
+    before = sys.getprofile()
+    one, two = asyncio.run(both())
+    assert (timeless(one), timeless(two)) == (alone("fast", ("*/return",), 1), alone("fast", ("*/return",), 2))
+    assert (sys.getprofile(), kernels.traced()) == (before, False)
+
+
+def test_a_generator_may_end_its_trace_inside_another():
+    def steps():
+        with minigdino.trace() as recorded:
+            small_pass()
+            yield recorded
+
+    before, generator = sys.getprofile(), steps()
+    first = next(generator)
+    with minigdino.trace() as second:
+        generator.close()
+        small_pass()
+    assert timeless(first) == timeless(second) == alone("fast", (), 1)
+    assert (sys.getprofile(), kernels.traced()) == (before, False)
+
+
+def test_a_trace_opens_references_inside_another():
+    pattern = ("layer_norm.*/variance",)
+    with minigdino.trace(*pattern) as outer, minigdino.trace("softmax.*/return") as inner:
+        small_pass()
+    assert timeless(outer) == alone("fast", pattern, 1) != []
+    assert timeless(inner) == alone("fast", ("softmax.*/return",), 1) != []
+
+
+def test_two_blocks_may_open_the_same_references():
+    everything = bool
+    with kernels.opened(everything):
+        with kernels.opened(everything):
+            pass
+        assert kernels.traced()
+    assert not kernels.traced()
+
+
+def test_a_trace_that_another_thread_ends_leaves_no_profiler():
+    """The garbage collector ends an abandoned generator in any thread."""
+    def trace():
+        with minigdino.trace():
+            yield
+
+    left, generator, outside = [], trace(), sys.getprofile()
+    sys.setprofile(other_profiler)
+    try:
+        next(generator)
+        thread = threading.Thread(target=lambda: (generator.close(), left.append(sys.getprofile())))
+        thread.start()
+        thread.join()
+        random_name_of_a_function()
+        assert (sys.getprofile(), left, kernels.traced()) == (other_profiler, [None], False)
+    finally:
+        sys.setprofile(outside)
+
+
+def test_a_profiler_that_is_set_in_a_trace_stays_and_may_restore_the_previous_one():
+    outside = sys.getprofile()
+    try:
+        with minigdino.trace():
+            of_trace = sys.getprofile()
+            sys.setprofile(other_profiler)
+            with minigdino.trace(*PATTERNS["fast"][0]) as recorded:
+                small_pass()
+            assert sys.getprofile() is other_profiler
+        assert sys.getprofile() is other_profiler
+        assert timeless(recorded) == alone("fast", PATTERNS["fast"][0], 1)
+        sys.setprofile(of_trace)
+        random_name_of_a_function()
+        assert sys.getprofile() is outside
+    finally:
+        sys.setprofile(outside)
+
+
+def test_a_profiler_before_a_trace_goes_on_in_it():
+    def watch(frame, event, result):
+        seen.append((event, frame.f_code.co_name))
+
+    seen, outside = [], sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        with minigdino.trace(), minigdino.trace():
+            random_name_of_a_function()
+    finally:
+        sys.setprofile(outside)
+    assert [event for event, name in seen if name == "random_name_of_a_function"] == ["call", "return"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+@pytest.mark.parametrize("before", [None, other_profiler])
+def test_an_exception_of_a_signal_handler_leaves_no_trace_open(before):
+    class Stop(Exception):
+        pass
+
+    def handler(*_):
+        nonlocal raising
+        if raising:
+            raising = False
+            raise Stop
+
+    small_pass()  # loads the twins
+    raising, left, rng, outside = False, [], np.random.default_rng(0), sys.getprofile()
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        for _ in range(300):
+            sys.setprofile(before)
+            with suppress(Stop):
+                raising = True
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-5, 1e-3))
+                while raising:
+                    with minigdino.trace("*/to_text"), minigdino.trace(), minigdino.trace("*/return"):
+                        small_pass()
+            random_name_of_a_function()
+            if kernels.traced() or sys.getprofile() not in (before, None):  # Python removes an interrupted profiler
+                left.append(sys.getprofile())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        sys.setprofile(outside)
+    assert not left
+    with minigdino.trace() as recorded:
+        small_pass()
+    assert timeless(recorded) == alone("fast", (), 1)
+
+
+def test_functions_are_timed_inside_a_trace_and_around_it():
+    calls = []
+    timed = at_functions(["softmax"], lambda name: calls.append(f"enter {name}"), lambda name: calls.append("leave"))
+    with minigdino.use("reference"):
+        timed.__enter__()
+        with minigdino.trace() as recorded, seconds_of(["softmax", "layer_norm"]) as seconds:
+            small_pass()
+            timed.__exit__(None, None, None)
+            small_pass()
+    assert timeless(recorded) == alone("reference", (), 2)
+    assert calls == ["enter softmax", "leave"]
+    assert min(seconds.values()) > 0

@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,6 +70,9 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
 
     In the block, `detect` neither uses nor fills its caches, so that every step runs.
 
+    Traces of a thread may overlap and may end in any order. Each records every pass from its start to its end,
+    including passes of other asyncio tasks of the thread.
+
     Without a pattern, every step is recorded as a Summary:
 
         with minigdino.trace() as steps:
@@ -120,7 +125,6 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
     path: list[str] = []
     counts: list[dict[str, int]] = [{}]
     started: list[tuple] = []  # (frame, time) of each call
-    overhead = 0.0  # seconds spent in this profiler, subtracted from the time of every step
 
     def next_call(function):
         i = counts[-1][function] = counts[-1].get(function, -1) + 1
@@ -146,17 +150,13 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
         for name, part in _parts(result):
             record("/".join([*path, f"return.{name}"]), part, **more)
 
-    def profile(frame, event, result):
-        nonlocal overhead
-        now = time.perf_counter()
+    def profile(frame, event, result, now):
         module, function = frame.f_globals.get("__name__"), frame.f_code.co_name
-        if event not in ("call", "return"):
-            return
         if (module, function) == SWITCH:
             if event == "call":
-                started.append((frame, now - overhead))
+                started.append((frame, now))
             elif started and started[-1][0] is frame:  # else an exception of a signal handler hid its call
-                milliseconds, op = 1e3 * (now - overhead - started.pop()[1]), frame.f_locals
+                milliseconds, op = 1e3 * (now - started.pop()[1]), frame.f_locals
                 if op.get("twin"):
                     path.append(next_call(op["reference"].__name__))
                     record_call((), result, milliseconds=milliseconds, twin=op["path"],
@@ -166,14 +166,13 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
             if event == "call":
                 path.append(next_call(function))
                 counts.append({})
-                started.append((frame, now - overhead))
+                started.append((frame, now))
             elif started and started[-1][0] is frame:
-                milliseconds = 1e3 * (now - overhead - started.pop()[1])
+                milliseconds = 1e3 * (now - started.pop()[1])
                 record_call(frame.f_locals.items(), result, milliseconds=milliseconds,
                             function=f"{_stem(module)}.{function}")
                 path.pop()
                 counts.pop()
-        overhead += time.perf_counter() - now
 
     with kernels.opened(needs_reference), _profiling(profile):
         yield recorded
@@ -208,24 +207,61 @@ def _steps(code, names, where):
         yield from _steps(inner, globals_, f"{where}/{inner.co_name}.#")
 
 
-@contextmanager
-def _profiling(profile):
-    """Context manager in which `profile` runs at every call and return of this thread, and the previous one, too."""
-    before = sys.getprofile()
+class _Profiler:
+    """Runs some functions at every call and return of its thread, and then the profiler that it replaced.
 
-    def both(frame, event, result):
-        profile(frame, event, result)
-        before(frame, event, result)
+    All traces of a thread share one. With a profiler for each, only the last one could be removed.
+    """
 
-    try:
-        sys.setprofile(both if callable(before) else profile)
-        yield
-    finally:
-        if before is None or callable(before):
-            sys.setprofile(before)
+    def __init__(self, before):
+        self.before = before  # a function, None or a cProfile.Profile
+        self.thread = threading.get_ident()
+        # Weak, because `finally` may not run: Python 3.11 ends a generator without it if a signal handler raises an
+        # exception in a profiler while the generator yields.
+        self.functions: set[weakref.ref] = set()
+        self.overhead = 0.0  # seconds spent in the functions, subtracted from the times that they are given
+
+    def __call__(self, frame, event, result):
+        if event in ("call", "return"):
+            now = time.perf_counter()
+            for reference in list(self.functions):  # a copy: garbage collection may end a trace here
+                if function := reference():
+                    function(frame, event, result, now - self.overhead)
+            self.overhead += time.perf_counter() - now
+        if callable(self.before):
+            self.before(frame, event, result)
+        if not self.functions:  # the last one was not removed in this thread, or while another profiler was set
+            self.update()
+
+    def update(self):
+        """Set this profiler if it has functions, else the previous one. A profiler set by others since then stays."""
+        current = sys.getprofile()  # None if an exception of a signal handler interrupted this one
+        if not (current is self or current is None) or threading.get_ident() != self.thread:
+            return
+        if self.functions or self.before is None or callable(self.before):
+            sys.setprofile(self if self.functions else self.before)
         else:  # a cProfile.Profile, which Python before 3.12 cannot set again
             sys.setprofile(None)
-            before.enable()
+            self.before.enable()
+
+
+@contextmanager
+def _profiling(function):
+    """Context manager in which `function` runs at every call and return of this thread.
+
+    Args:
+        function: called with the frame, "call" or "return", the result, and the time in seconds.
+    """
+    current = sys.getprofile()
+    profiler = current if isinstance(current, _Profiler) else _Profiler(current)
+    reference = weakref.ref(function, profiler.functions.discard)
+    try:
+        profiler.functions.add(reference)
+        sys.setprofile(profiler)
+        yield
+    finally:
+        profiler.functions.discard(reference)
+        profiler.update()
 
 
 def _parts(result):
@@ -275,9 +311,9 @@ def at_functions(functions: Collection[str], enter: Callable[[str], object],
         leave: called with the name when it returns.
     """
 
-    def profile(frame, event, _):
+    def profile(frame, event, *_):
         function = frame.f_code.co_name
-        if function in functions and is_layer(frame.f_globals.get("__name__")) and event in ("call", "return"):
+        if function in functions and is_layer(frame.f_globals.get("__name__")):
             (enter if event == "call" else leave)(function)
 
     with _profiling(profile):

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,7 +29,16 @@ OPS: dict[str, Callable] = {}  # name -> op; the tests iterate over it, so every
 _reference_lock = threading.RLock()
 _announced = False
 _mode: ContextVar[str | None] = ContextVar("minigdino kernels", default=None)  # None: MINIGDINO_KERNELS decides
-_opened: ContextVar[Callable[[Callable], bool] | None] = ContextVar("minigdino opened", default=None)  # see `opened`
+
+
+class _Opened(threading.local):
+    """The predicates of the `opened` blocks of this thread. Not a ContextVar: a profiler belongs to a thread, too."""
+
+    def __init__(self):
+        self.predicates: set[weakref.ref] = set()  # weak, because `finally` may not run (see tracing)
+
+
+_opened = _Opened()
 
 
 def mode() -> str:
@@ -61,20 +71,29 @@ def use(mode: str) -> Iterator[None]:
 def opened(wanted: Callable[[Callable], bool]) -> Iterator[None]:
     """Run the reference of some ops in this thread, so that their steps can be traced. Other ops run their twins.
 
+    Blocks may overlap and may end in any order.
+
     Args:
         wanted: called with the reference of an op; if it returns True, the reference runs instead of the twin.
     """
-    before = _opened.get()
+    predicates = _opened.predicates  # of this thread, also if another one ends the block, by closing a generator
+    block = functools.partial(wanted)  # an object of its own, even if two blocks have the same predicate
+    reference = weakref.ref(block, predicates.discard)
     try:
-        _opened.set(wanted)
+        predicates.add(reference)
         yield
     finally:
-        _opened.set(before)
+        predicates.discard(reference)
 
 
 def traced() -> bool:
     """Return whether this thread is in an `opened` block, which `trace` opens: every step must run."""
-    return _opened.get() is not None
+    return bool(_opened.predicates)
+
+
+def _is_opened(reference):
+    """Return whether an `opened` block of this thread wants this reference."""
+    return any(wanted(reference) for block in list(_opened.predicates) if (wanted := block()))
 
 
 def accelerated(**twins: str):
@@ -90,9 +109,9 @@ def accelerated(**twins: str):
     def decorate(reference):
         @functools.wraps(reference)
         def op(*args, **kwargs):
-            library, wanted, twin = array_library(args), _opened.get(), None
+            library, twin = array_library(args), None
             path = twins.get(library)
-            if path and mode() == "fast" and not (wanted and wanted(reference)):
+            if path and mode() == "fast" and not _is_opened(reference):
                 twin = load(path)
                 if twin is None or problems:
                     _announce(path, twin)
@@ -127,7 +146,8 @@ def levels_in_use() -> dict[str, str]:
     """Return the instruction set that each compiled module runs with: {"ops": "avx512", "avx2" or "baseline"}."""
     found = {}
     for path in _compiled():
-        if level := next((level or "baseline" for level in levels() if load_for(level, path)), None):
+        twin = load(path)
+        if level := next((level or "baseline" for level in levels() if twin and load_for(level, path) is twin), None):
             found[path.partition(":")[0].rpartition(".")[2]] = level
     return found
 
@@ -136,8 +156,9 @@ def missing() -> list[str]:
     """Return each compiled module that this CPU could use but does not have, followed by the reason."""
     support = ["minigdino._ext.cpu:levels", "minigdino._ext.memory:reused", "minigdino._ext.pool:for_rows"]
     expected = [("", path) for path in support] + [(level, path) for path in _compiled() for level in levels()]
-    absent = [module_of(level, path)[1] for level, path in expected if load_for(level, path) is None]
-    return [f"{module} {problems.get(module, 'was not built')}" for module in dict.fromkeys(absent)]
+    modules = {module_of(level, path)[1]: load_for(level, path) for level, path in expected}
+    return [f"{module} {problems.get(module, 'was not built')}" for module, found in modules.items()
+            if found is None or module in problems]  # one of `problems` stays unused, even if it can be loaded now
 
 
 def _compiled():
