@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import stat
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -26,16 +25,16 @@ from .cache import Cache, content_key
 from .checkpoints import hub
 from .checkpoints.config import Config
 from .checkpoints.parameters import random_tensors
+from .checkpoints.saving import save_checkpoint
 from .checkpoints.weights import (
-    INDEX,
-    SAVED_CONFIG,
     build,
+    checked,
     first_non_finite,
     mapped_files,
     on_device,
     read_checkpoint,
 )
-from .errors import ArgumentError, CheckpointError, ImageError, PromptError, brief, from_signal_handler
+from .errors import ArgumentError, CheckpointError, ImageError, PromptError, brief
 from .image import ImageSettings
 from .network.model import Output, forward
 from .network.phrases import PUBLISHED_DELIMITERS
@@ -65,10 +64,13 @@ class Model:
     `clear` empties them. `forward` does not use them, nor does `detect` while `minigdino.trace` records.
 
     A model can be pickled. A loaded one is loaded again from its path, so that processes share the mapped weights; any
-    other is pickled with its tensors. `copy.copy` and `copy.deepcopy` share the weights, but not the caches.
+    other is pickled with its tensors. Settings or a tokenizer that you assigned are pickled too. `copy.copy` and
+    `copy.deepcopy` share the weights, but not the caches.
+
+    The tensors of a model must not be changed. Create a new model for other tensors.
 
     Args:
-        tensors: {published name: array} on the host, all float32.
+        tensors: {published name: array} on the host, float32. 16-bit floats are converted.
         config: geometry of the model.
         tokenizer: tokenizer of the checkpoint. Without one, only `forward` works.
         settings: image settings of the checkpoint; None for those of the published checkpoints.
@@ -76,7 +78,7 @@ class Model:
         device: "cpu", "cuda" (the first GPU) or "cuda:N".
 
     Attributes:
-        tensors: the tensors under their published names, on the host.
+        tensors: the tensors under their published names, on the host. Those of layers are read-only.
         weights: the tensors as a tree of layers, on the device.
         config: geometry of the model.
         tokenizer: the tokenizer, or None.
@@ -90,6 +92,7 @@ class Model:
     """
 
     _loaded_from: tuple | None = None  # arguments of `_load`; None for a model that was not loaded
+    _as_loaded: dict  # attributes that `_load` set; others may be assigned later
 
     def __init__(self, tensors: dict[str, np.ndarray], config: Config, *, tokenizer: Tokenizer | None = None,
                  settings: ImageSettings | None = None, source: str | Path = "tensors", device: str = "cpu"):
@@ -100,10 +103,11 @@ class Model:
         _check_type(tokenizer, "tokenizer", Tokenizer, optional=True)
         _check_type(settings, "settings", ImageSettings, optional=True)
         self._device = find_device(device)
-        self.weights = on_device(build(tensors, config, source), self._device.send)
+        self.tensors = checked(tensors, config, source)
+        self.weights = on_device(build(self.tensors, config), self._device.send)
         self._files = mapped_files(self.weights)
         self._finite = False  # True once the tensors that `_check_finite` reads are known to be finite
-        self.tensors, self.config, self.source, self.device = tensors, config, source, self._device.name
+        self.config, self.source, self.device = config, source, self._device.name
         self.tokenizer, self.settings = tokenizer, settings or ImageSettings()
         self._image_cache, self._text_cache = Cache(IMAGE_CACHE), Cache(TEXT_CACHE)
 
@@ -121,7 +125,9 @@ class Model:
 
     def __reduce__(self):
         if self._loaded_from:
-            return _load, self._loaded_from
+            now = {name: getattr(self, name) for name in self._as_loaded}
+            assigned = {name: value for name, value in now.items() if value is not self._as_loaded[name]}
+            return _load, self._loaded_from, assigned or None
         return partial(type(self), tokenizer=self.tokenizer, settings=self.settings, source=self.source,
                        device=self.device), (self.tensors, self.config)
 
@@ -150,8 +156,6 @@ class Model:
         try:
             tensors = random_tensors(config, seed)
         except Exception as error:  # NumPy's for a seed that it does not accept
-            if from_signal_handler(error):
-                raise
             raise ArgumentError(f"seed must be an int that is not negative; got {brief(seed)} "
                                 f"({brief(error)})") from None
         return cls(tensors, config, tokenizer=tokenizer, settings=settings, source="random", device=device)
@@ -163,6 +167,9 @@ class Model:
         So no reader sees part of a file, and processes that have mapped the old weights keep them. Other files in the
         directory stay, such as a tokenizer if the model has none.
 
+        Saves into one directory wait for each other, for up to a minute. A save removes the temporary folders of killed
+        ones. Both need file locks, which Windows and some network file systems lack.
+
         The metadata of the weights holds config.json too. `load` refuses the two if they belong to different models.
 
         Args:
@@ -171,41 +178,10 @@ class Model:
         Raises:
             CheckpointError: if the directory cannot be written, or a mapped weight file has changed.
         """
-        from safetensors import SafetensorError
-
         _check_type(directory, "directory", (str, os.PathLike))
         _check_type(os.fspath(directory), "directory", str)
         self._check_files()
-        try:
-            self._save(Path(directory))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{directory}: the model cannot be written there ({brief(error)}). Choose a folder "
-                                  "with write permission and enough disk space") from None
-
-    def _save(self, directory):
-        from tempfile import TemporaryDirectory
-
-        from safetensors.numpy import save_file
-
-        directory.mkdir(parents=True, exist_ok=True)
-        shared = not any(name.startswith(("bbox_embed.1.", "model.decoder.bbox_embed.1.")) for name in self.tensors)
-        config = {**self.config.to_dict(), "decoder_bbox_embed_share": shared, "decoder_cls_embed_share": shared,
-                  "two_stage_bbox_embed_share": False}
-        tensors = {name: np.asarray(array, order="C") for name, array in self.tensors.items()}
-        with TemporaryDirectory(prefix=".saving-", dir=directory) as folder:
-            new = Path(folder)
-            for name, values in (("config.json", config), ("preprocessor_config.json", self.settings.to_dict())):
-                (new / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            save_file(tensors, new / "model.safetensors", {"format": "pt", SAVED_CONFIG: json.dumps(config)})
-            # safetensors lets only the owner read the file; use the mode that the umask gives
-            (new / "model.safetensors").chmod(stat.S_IMODE((new / "config.json").stat().st_mode))
-            if self.tokenizer:
-                self.tokenizer.save(new)
-            # weights first: until config.json follows, `load` finds that the two differ
-            os.replace(new / "model.safetensors", directory / "model.safetensors")  # a mapping of the old stays valid
-            (directory / INDEX).unlink(missing_ok=True)  # the index of old shards, which `load` would prefer
-            for file in sorted(new.iterdir()):
-                os.replace(file, directory / file.name)
+        save_checkpoint(directory, self.tensors, self.config, self.settings.to_dict(), self.tokenizer)
 
     def preprocess(self, image: ImageLike, *, size: Sequence[int] | None = None) -> np.ndarray:
         """Open, resize and normalise an image, with the settings of the checkpoint.
@@ -458,12 +434,17 @@ def _load(place, source, device, mmap):
                               "model.safetensors and tokenizer.json, a .safetensors file in such a directory, a model "
                               'id (owner/name), or "shapes"')
     directory = path if os.path.isdir(path) else path.parent
-    tensors, config = _matching(path, directory / "config.json", mmap)
-    model = Model(tensors, config, tokenizer=Tokenizer.from_directory(directory),
-                  settings=ImageSettings.from_directory(directory), source=source, device=device)
+    try:
+        tensors, config = _matching(path, directory / "config.json", mmap)
+        model = Model(tensors, config, tokenizer=Tokenizer.from_directory(directory),
+                      settings=ImageSettings.from_directory(directory), source=source, device=device)
+    except MemoryError:
+        raise CheckpointError(f"{source}: loading needs more memory than there is. Use a checkpoint in float32 with "
+                              "mmap=True, which is not read into memory, or a machine with more memory") from None
     if place not in EMBEDDED_MODELS:  # absolute, because another process may have another working directory
         place = directory.resolve() / path.relative_to(directory)
     model._loaded_from = place, source, model.device, mmap
+    model._as_loaded = {name: getattr(model, name) for name in ("tensors", "config", "tokenizer", "settings")}
     return model
 
 
@@ -564,8 +545,6 @@ def _array(values, name):
     except ValueError:
         raise ArgumentError(f"{name} must be a rectangular array; got rows of different lengths") from None
     except Exception as error:  # the conversion runs methods of the caller's type, such as CuPy's, which refuses
-        if from_signal_handler(error):
-            raise
         raise ArgumentError(f"{name} must be an array on the host; got {type(values).__name__} "
                             f"({brief(error)})") from None
 

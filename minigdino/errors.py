@@ -1,12 +1,29 @@
 """The exceptions that minigdino raises. A message states what was expected, what was given, and the next step."""
 
 import reprlib
-import signal
-import traceback
+import sys
+
+from ._ext.interrupts import from_signal_handler
 
 
 class Error(Exception):
-    """Base class of all exceptions of minigdino."""
+    """Base class of all exceptions of minigdino.
+
+    A signal handler of the program can raise an exception, such as a timeout, in the middle of a call. It says nothing
+    about the file or the library that it interrupted. So where minigdino catches it to raise an Error instead, the
+    constructor of the Error raises it again.
+    """
+
+    def __init__(self, *args):
+        caught = sys.exc_info()[1]
+        if caught and _caught_here(caught) and from_signal_handler(caught):
+            raise caught
+        super().__init__(*args)
+
+
+def _caught_here(error):
+    """Return whether a function of this package caught an exception. Else, it is handled by a caller of minigdino."""
+    return error.__traceback__.tb_frame.f_globals.get("__name__", "").startswith(f"{__package__}.")
 
 
 class CheckpointError(Error, OSError):
@@ -49,16 +66,3 @@ def brief(value) -> str:
             return f"a very large {type(value).__name__}"
     text = "".join(c if c.isprintable() else " " for c in str(value) or type(value).__name__)
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"
-
-
-def from_signal_handler(error: BaseException) -> bool:
-    """Return whether a signal handler of the program raised an exception, such as a timeout.
-
-    Such an exception says nothing about the file or the library that it interrupted, so it must not be converted.
-
-    Args:
-        error: a caught exception.
-    """
-    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    codes = {getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers} - {None}
-    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))

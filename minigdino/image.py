@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -348,9 +349,9 @@ def _read(read, image, where):
     except MemoryError:
         raise ImageError(f"{where}decoding needs more memory than there is. The file may be damaged; otherwise use a "
                          "machine with more memory") from None
-    except Exception as error:  # Pillow's decoders raise exceptions of any type on corrupted files
-        if from_signal_handler(error):
-            raise
+    except Exception as error:  # Pillow's decoders raise exceptions of many types on corrupted files
+        if type(error).__module__.partition(".")[0] not in ("PIL", *sys.stdlib_module_names):
+            raise  # another thread raised it in this one, such as the timeout of a job queue
         raise ImageError(f"{where}not a readable image ({brief(error)}); expected a complete PNG, JPEG or other file "
                          "that Pillow can decode") from None
 

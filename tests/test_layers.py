@@ -17,7 +17,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"inspection.explain"},
     {"__init__", "files", "evaluation.verify", "inspection.tree", "runtime.bench"},
     {"detector", "runtime.info"},
-    {"cache", "results", "network.model", "checkpoints.hub"},
+    {"cache", "results", "network.model", "checkpoints.hub", "checkpoints.saving"},
     # stages never import one another
     {"drawing", "checkpoints.weights",
      "network.swin", "network.bert", "network.phrases", "network.enhancer", "network.queries", "network.decoder"},
@@ -36,7 +36,7 @@ EXPLAIN = [  # the same, within the package that makes the page
     {"captions"},
     {"encode", "figure", "observe"},
 ]
-REACH_COMPILED = {"runtime.info", "runtime.kernels", "runtime.memory", "runtime.threads"}
+REACH_COMPILED = {"errors", "runtime.info", "runtime.kernels", "runtime.memory", "runtime.threads"}
 
 
 def dotted(path):

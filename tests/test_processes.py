@@ -224,8 +224,8 @@ expected = model.detect(photo, "a cat.", threshold=0.1).scores.tobytes()
 results = []
 def handler(*_): results.append(model.detect(photo, "a cat.", threshold=0.1).scores.tobytes() == expected)
 signal.signal(signal.SIGALRM, handler)
-end = time.monotonic() + 3
-while time.monotonic() < end:
+end = time.monotonic() + 60
+while len(results) <= 20 and time.monotonic() < end:
     signal.setitimer(signal.ITIMER_REAL, 0.002)
     for i in range(5): model.detect(photo, "a dog.", threshold=0.1)
 signal.setitimer(signal.ITIMER_REAL, 0)

@@ -15,7 +15,7 @@ import os
 import re
 from pathlib import Path
 
-from ..errors import CheckpointError, brief, from_signal_handler
+from ..errors import CheckpointError, brief
 from ..version import __version__
 from .config import FAMILIES
 from .json_file import read_json, read_text
@@ -94,8 +94,6 @@ def download(model_id: str, revision: str | None = None) -> Path:
     except CheckpointError:
         raise
     except Exception as error:  # errors of the client and of its two network libraries
-        if from_signal_handler(error):
-            raise
         raise CheckpointError(_message(error, model_id, revision)) from error
 
 

@@ -1,7 +1,7 @@
 """Read safetensors checkpoints into a tree of arrays. Each branch holds the parameters of one layer function.
 
 Published files hold float32 tensors. They are memory-mapped, so all processes on a machine share one copy. Tensors of
-16-bit floats are converted to float32 when loaded.
+16-bit floats are converted to float32 when loaded, after all names, shapes and dtypes have been checked.
 
 A mapping shows later changes of its file. `MappedFile.check` finds them, so that no result comes from a mixture of two
 checkpoints. A file that is replaced by renaming does not change: the mapping keeps the old one.
@@ -108,8 +108,8 @@ def read_safetensors(path: str | Path, mmap: bool = True) -> dict[str, np.ndarra
         mmap: whether to map the file. Without it, the file is read into memory.
 
     Returns:
-        {tensor name: array}. F32 tensors are read-only; with `mmap`, they are views of a `MappedFile`. F16 and BF16 are
-        converted to float32. Integers keep their dtype.
+        {tensor name: array}, read-only. With `mmap`, the arrays are views of a `MappedFile`, else of one copy of the
+        file in memory. BF16 has the dtype `BFLOAT16`.
 
     Raises:
         CheckpointError: if the file is missing, incomplete, or not in safetensors format.
@@ -143,7 +143,9 @@ def _unique(pairs):
     return values
 
 
-READABLE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
+BFLOAT16 = np.dtype([("upper_half", "<u2")])  # NumPy has no such dtype. A bfloat16 is the upper half of a float32
+SIXTEEN_BIT = (np.float16, BFLOAT16)
+READABLE = {"F32": "<f4", "F16": "<f2", "BF16": BFLOAT16, "F64": "<f8", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
 
 
 def _tensor(raw, start, what, entry):
@@ -154,15 +156,11 @@ def _tensor(raw, start, what, entry):
             raise CheckpointError(f"{what} must have one of the dtypes {', '.join(READABLE)}; got {dtype}. Save "
                                   "the checkpoint again with 32-bit floats")
         array = np.frombuffer(raw, READABLE[dtype], math.prod(shape), start + first).reshape(shape)
-        array.flags.writeable = False
     except (TypeError, ValueError) as error:  # the entry is a list, or exceeds NumPy's limits on dimensions and sizes
         raise CheckpointError(f"{what} has an impossible entry in the header, {brief(entry)} ({brief(error)}); "
                               "download the file again") from None
-    if dtype == "BF16":  # the upper half of a float32
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    if dtype == "F16":
-        return array.astype(np.float32)
-    return array if array.flags.aligned else array.copy()
+    array.flags.writeable = False
+    return array
 
 
 def read_checkpoint(path: str | Path, mmap: bool = True) -> tuple[dict[str, np.ndarray], str | None]:
@@ -216,45 +214,70 @@ def _name(name):
     return brief(name)[1:-1]
 
 
-def build(tensors: dict[str, np.ndarray], config: Config, source: str | Path) -> dict:
-    """Check all tensors against the config, and arrange them as a tree.
+def checked(tensors: dict[str, np.ndarray], config: Config, source: str | Path) -> dict[str, np.ndarray]:
+    """Check all tensors against the config. Then convert those that layers use.
 
     Args:
-        tensors: {published name: array}.
+        tensors: {published name: array}, as from `read_checkpoint`.
         config: geometry of the checkpoint.
         source: origin of the tensors, for messages.
 
     Returns:
-        Nested dicts and lists; each branch holds the parameters of one layer function, as keyword arguments.
+        {published name: array}: read-only float32 arrays. Tensors that no layer uses stay as they are; those of 16-bit
+        floats are left out.
 
     Raises:
         CheckpointError: for the first tensor that is missing, unknown, of the wrong shape, or not of floats.
     """
-    tensors = {name: array for name, array in tensors.items() if not UNUSED.fullmatch(name)}
+    used = {name: array for name, array in tensors.items() if not UNUSED.fullmatch(name)}
     try:
-        heads = head_names(config, tensors)
+        heads = head_names(config, used)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}.{_MIXED}") from None
     wanted = parameters(config)
     wanted |= {f"{p}.{part}": shape for p in heads["bbox_embed"] for part, shape in box_head(config.d_model).items()}
     wanted |= {f"{prefix}.bias": () for prefix in heads.get("class_embed", ())}
     for name, shape in wanted.items():
-        if name not in tensors:
+        if name not in used:
             raise CheckpointError(f"{source}: tensor {name} {list(shape)} is missing.{_MIXED}")
-        if tensors[name].shape != shape:
+        if used[name].shape != shape:
             raise CheckpointError(f"{source}: tensor {name} must have shape {list(shape)} with this config.json; "
-                                  f"got {list(tensors[name].shape)}.{_MIXED}")
-        if tensors[name].dtype != np.float32:
-            raise CheckpointError(f"{source}: tensor {name} must be F32, F16 or BF16; got {tensors[name].dtype}."
+                                  f"got {list(used[name].shape)}.{_MIXED}")
+        if used[name].dtype not in (np.float32, *SIXTEEN_BIT):
+            raise CheckpointError(f"{source}: tensor {name} must be F32, F16 or BF16; got {used[name].dtype}."
                                   "\n---> hint: save the checkpoint again with 32-bit floats")
-    if unknown := sorted(tensors.keys() - wanted.keys()):
+    if unknown := sorted(used.keys() - wanted.keys()):
         raise CheckpointError(f"{source}: tensor {_name(unknown[0])} belongs to no layer of this model"
                               f"{f', nor do {len(unknown) - 1} others' if len(unknown) > 1 else ''}.{_MIXED}")
+    return {name: _converted(array) if name in used else array for name, array in tensors.items()
+            if name in used or array.dtype not in SIXTEEN_BIT}
 
-    # the layout of an array can change the last bits of a product, so all have the same one. Arrays of files have it
-    tensors = {name: np.require(array, requirements=("C", "A")) for name, array in tensors.items()}
+
+def _converted(array):
+    """A read-only float32 array, without a copy if the array has that dtype and is contiguous and aligned."""
+    if array.dtype == BFLOAT16:
+        bits = array["upper_half"].astype(np.uint32)
+        bits <<= 16  # in place
+        array = bits.view(np.float32)
+    # the layout of an array can change the last bits of a product, so all have the same one. Arrays of files have it.
+    # A subclass of ndarray, such as one with a mask, becomes a plain array
+    array = np.require(array, np.float32, ("C", "A", "E")).view()
+    array.flags.writeable = False
+    return array
+
+
+def build(tensors: dict[str, np.ndarray], config: Config) -> dict:
+    """Arrange tensors as a tree.
+
+    Args:
+        tensors: {published name: array}, as from `checked`.
+        config: geometry of the checkpoint.
+
+    Returns:
+        Nested dicts and lists; each branch holds the parameters of one layer function, as keyword arguments.
+    """
     flat = {renamed(name): tensors[name] for name in parameters(config)}
-    for kind, prefixes in heads.items():
+    for kind, prefixes in head_names(config, tensors).items():
         for i, prefix in enumerate(prefixes):
             parts = box_head(config.d_model) if kind == "bbox_embed" else ("bias",)
             flat |= {f"{kind}.{i}.{part}": tensors[f"{prefix}.{part}"] for part in parts}

@@ -84,8 +84,6 @@ def find_device(device: str) -> Cpu | Gpu:
     try:
         n = count_gpus()
     except Exception as error:  # a missing driver, or one of another version, can raise anything
-        if from_signal_handler(error):
-            raise
         raise ArgumentError(f"device {device!r} needs a GPU, but CuPy finds none that it can use "
                             f"({_first_line(error)}).\n---> hint: nvidia-smi must list a GPU, and CuPy must match its "
                             f'driver: {INSTALL}; or use device="cpu"') from None

@@ -1,0 +1,199 @@
+"""Exceptions of signal handlers, such as timeouts, reach the caller unchanged, whatever they interrupt."""
+
+import ctypes
+import functools
+import io
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import safetensors
+import tiny
+from minigdino._ext import instruction_sets
+from PIL import Image
+
+import minigdino
+from minigdino import CheckpointError, ImageError, files
+from minigdino.image import open_image
+from minigdino.runtime import kernels
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs SIGALRM")
+
+TYPES = (TimeoutError, OSError, ValueError, RuntimeError, KeyError)  # each is also raised by libraries
+
+
+def plain(error):
+    def handler(signum, frame):
+        raise error
+
+    return handler
+
+
+def of_any_arguments(error):
+    def handler(*_):
+        raise error
+
+    return handler
+
+
+def partial(error):
+    def handler(number, signum, frame):
+        raise error
+
+    return functools.partial(handler, 1)
+
+
+def decorated(error):
+    handler = plain(error)
+
+    @functools.wraps(handler)
+    def wrapper(*args):
+        return handler(*args)
+
+    return wrapper
+
+
+def called_once(error):
+    def handler(signum, frame):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        raise error
+
+    return handler
+
+
+def with_call(error):
+    class Handler:
+        def __call__(self, signum, frame):
+            self.fail()
+
+        def fail(self):
+            raise error
+
+    return Handler()
+
+
+def bound(error):
+    return with_call(error).__call__
+
+
+HANDLERS = [plain, of_any_arguments, partial, decorated, called_once, with_call, bound]
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """A function that lets calls of `owner.name` run a signal handler instead."""
+
+    def place(owner, name, handler):
+        signal.signal(signal.SIGALRM, handler)
+        monkeypatch.setattr(owner, name, lambda *_, **__: signal.raise_signal(signal.SIGALRM))
+
+    before = signal.getsignal(signal.SIGALRM)
+    yield place
+    monkeypatch.undo()
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A saved model."""
+    path = tmp_path_factory.mktemp("model")
+    tiny.model().save(path)
+    return path
+
+
+def write_line(directory):
+    with files.JsonLines(directory / "found.jsonl", resume=True) as lines:
+        lines.write({"image": "a"})
+
+
+CALLS = {  # name: (what the signal interrupts, a call of minigdino)
+    "decode": (Image, "open", lambda _: open_image(io.BytesIO(b"x"))),
+    "load": (safetensors, "safe_open", minigdino.load),
+    "config": (json, "loads", minigdino.load),
+    "save": (os, "replace", lambda directory: minigdino.load(directory).save(directory)),
+    "lines": (os, "fsync", write_line),
+    "write": (os, "fsync", lambda directory: files.replace_file(directory / "found.json", b"{}")),
+    "array": (np, "asarray", lambda directory: minigdino.load(directory).forward(np.zeros((3, 64, 64)), [1]))}
+
+
+@pytest.mark.parametrize(("make", "call", "kind"), [
+    *((make, "decode", TimeoutError) for make in HANDLERS),
+    *((plain, call, kind) for call in CALLS for kind in TYPES)])
+def test_the_exception_of_a_handler_is_not_converted(interrupt, directory, make, call, kind):
+    owner, name, run = CALLS[call]
+    error = kind("the job took too long")
+    interrupt(owner, name, make(error))
+    with pytest.raises(kind) as raised:
+        run(directory)
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("make", HANDLERS)
+def test_an_error_while_the_program_handles_a_timeout_is_minigdinos_own(directory, make):
+    before = signal.signal(signal.SIGALRM, make(TimeoutError("late")))
+    try:
+        signal.raise_signal(signal.SIGALRM)
+    except TimeoutError:
+        with pytest.raises(ImageError, match="no such file"):
+            open_image("missing.png")
+        with pytest.raises(CheckpointError):
+            minigdino.load(directory / "missing")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_the_exception_of_another_thread_is_no_fault_of_the_image(monkeypatch):
+    class JobTimeout(Exception):
+        pass
+
+    def slow(*_, **__):
+        thread = ctypes.c_ulong(threading.get_ident())
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(JobTimeout))
+        for _ in range(1000):
+            pass
+
+    monkeypatch.setattr(Image, "open", slow)
+    with pytest.raises(JobTimeout):
+        open_image(io.BytesIO(b"x"))
+
+
+@pytest.mark.parametrize("kind", [*TYPES, AttributeError, ImportError])
+def test_an_interrupted_import_is_no_fault_of_the_module(interrupt, monkeypatch, kind):
+    path = "minigdino._ext.products:matmul"
+    instruction_sets.load.cache_clear()
+    with monkeypatch.context() as patched:
+        before = signal.signal(signal.SIGALRM, plain(kind("the job took too long")))
+        patched.setattr(instruction_sets.importlib, "import_module", lambda _: signal.raise_signal(signal.SIGALRM))
+        with pytest.raises(kind, match="too long"):
+            instruction_sets.load(path)
+        signal.signal(signal.SIGALRM, before)
+    assert not instruction_sets.problems
+    assert instruction_sets.load(path) is instruction_sets.load_for(kernels.levels()[0], path)
+
+
+def test_a_module_that_failed_once_is_reported_and_stays_unused(monkeypatch):
+    """A kernel is chosen once per process, so the report must not show another one that could be loaded by now."""
+    best, path = kernels.levels()[0], "minigdino._ext.products:matmul"
+    original, failed = instruction_sets.importlib.import_module, []
+
+    def import_module(name, *package):
+        if name.endswith(".products") and not failed:
+            failed.append(name)
+            raise OSError("too many open files")
+        return original(name, *package)
+
+    monkeypatch.setattr(instruction_sets, "problems", {})
+    monkeypatch.setattr(kernels, "problems", instruction_sets.problems)
+    monkeypatch.setattr(instruction_sets.importlib, "import_module", import_module)
+    instruction_sets.load.cache_clear()
+    try:
+        used = instruction_sets.load(path)
+        info = minigdino.info()
+        assert used is not instruction_sets.load_for(best, path)
+        assert info["missing"] == [f"{failed[0]} cannot be loaded (OSError: too many open files)"]
+        assert "products: " in info["vectors"] or len(kernels.levels()) == 1
+    finally:
+        instruction_sets.load.cache_clear()
