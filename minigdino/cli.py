@@ -134,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
                "  minigdino detect photos/ --phrase 'st. bernard' --jsonl found.jsonl --resume")
     detect.add_argument("source", nargs="+", metavar="SOURCE",
                         help="an image, a folder, a glob pattern in quotes, or - for an image on standard input. "
+                             "A path given twice is processed once. "
                              "Without --phrase, the last argument is TEXT, the prompt: phrases that end in dots, such "
                              'as "a cat. a dog."')
     detect.add_argument("--phrase", action="append", metavar="P",
@@ -151,15 +152,18 @@ def parser() -> argparse.ArgumentParser:
                         help="number of threads (default: the CPUs that this process may use, or OMP_NUM_THREADS if "
                              "that is less)")
     detect.add_argument("--out", metavar="PATH", type=_path,
-                        help="draw the detections: a file for one image, a folder for several")
+                        help="draw the detections: a file for one image, a folder for several. An existing file with "
+                             "this name is replaced. In a folder, only pictures that minigdino drew are replaced; any "
+                             "other file is an error")
     detect.add_argument("--json", action="store_true",
                         help="print JSON instead of a table: an object for one image, a list for several")
     detect.add_argument("--jsonl", metavar="FILE", type=_path,
                         help="append one line of JSON per image, as soon as it is done")
-    detect.add_argument("--resume", action="store_true", help="with --jsonl: skip images that the file already has")
+    detect.add_argument("--resume", action="store_true",
+                        help="with --jsonl: skip images that the file already has, also those with an error")
     detect.add_argument("--coco", metavar="FILE", type=_path, help="write all detections as a COCO data set")
     detect.add_argument("--categories", metavar="FILE", type=_path,
-                        help="with --coco: JSON file with the id of each label")
+                        help="with --coco: JSON file with the id of each label, a different int for each")
     detect.set_defaults(command=_detect, error=detect.error)
 
     download = commands.add_parser("download", help="download a published checkpoint into the local hub cache",
@@ -257,10 +261,12 @@ def _detect(arguments):
                                    progress=sys.stderr if many and sys.stderr.isatty() else None)
     if arguments.json:
         records = [files.record(*pair) for pair in found]
-        _print(json.dumps(records if many or not records else records[0], indent=2))  # none left after --resume: []
+        one = len(records) == 1 and not many  # none are left after --resume: []
+        _print(json.dumps(records[0] if one else records, indent=2, allow_nan=False))
     if arguments.coco:
         detected = [pair for pair in found if not isinstance(pair[1], Error)]
-        _write(arguments.coco, (json.dumps(files.coco(earlier + detected, categories)) + "\n").encode())
+        data = files.coco(earlier + detected, categories)
+        _write(arguments.coco, (json.dumps(data, allow_nan=False) + "\n").encode())
     return 1 if failed else 0
 
 
@@ -285,13 +291,13 @@ def _real(path):
 
 def _earlier(lines, images, categories):
     """[(image, detections)] of the images that the file already has. Lines with an error are left out."""
-    pairs = [(line["image"], files.detections(line, lines.path)) for line in lines.records()
-             if line["image"] in images and "error" not in line]
-    for image, found in pairs:
+    results = {line["image"]: files.detections(line, lines.path) for line in lines.records()
+               if line["image"] in images and "error" not in line}
+    for image, found in results.items():
         if missing := [label for label in found.labels if label not in categories]:
             raise ArgumentError(f"{lines.path}: with --coco, each label needs an id from the prompt or --categories; "
                                 f"{brief(missing[0])} of {image} has none. Give the prompt of the earlier run")
-    return pairs
+    return list(results.items())
 
 
 def _categories(path, phrases):
@@ -322,17 +328,20 @@ def _pictures(out, images, many):
         if _real(output) in originals:
             raise ArgumentError(f"{image} would be drawn to {output}, which is one of the images. Give --out another "
                                 "folder")
+        if os.path.exists(output) and not files.is_drawn(output):
+            raise ArgumentError(f"{image} would be drawn to {output}, which exists and was not drawn by minigdino. "
+                                "Give --out another folder, or move that file")
         if (other := taken.setdefault(output, image)) != image and _real(other) != _real(image):
             raise ArgumentError(f"{other} and {image} would both be drawn to {output}. Draw them in two runs")
     return outputs
 
 
 def _encoded(picture, path):
-    """A picture as the bytes of a file. Pillow chooses the format by the name."""
+    """A picture as the bytes of a file, marked as drawn. Pillow chooses the format by the name."""
     file = io.BytesIO()
     file.name = path.name
     try:
-        picture.save(file)
+        picture.save(file, pnginfo=files.drawn_mark())  # other formats ignore it
     except MemoryError:
         raise
     except Exception as error:  # encoders raise many types for a size or a mode that their format does not have

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from .checkpoints.json_file import read_json
+from .checkpoints.json_file import open_regular, read_json
 from .detector import Model
 from .errors import ArgumentError, CheckpointError, Error, ImageError, brief
 from .image import endings
@@ -34,10 +36,13 @@ STDIN = "-"
 MAX_STDIN = 2**30  # bytes; more than the pixels of the largest image that Pillow accepts
 MAX_CATEGORIES = 2**29  # bytes; the largest COCO annotation file fits
 MAX_LINE = 2**26  # bytes; a longer line is not from this program, so it is not read into memory
+MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
 def find_images(sources: Sequence[str]) -> list[str]:
-    """List the images of some sources.
+    """List the images of some sources. A path that occurs several times is listed once.
+
+    Paths are compared as text: "a.jpg" and "./a.jpg" are two images, as they are two names in the output.
 
     Args:
         sources: each one of
@@ -48,7 +53,7 @@ def find_images(sources: Sequence[str]) -> list[str]:
             - "-", for an image on standard input.
 
     Returns:
-        Paths, and "-" for standard input, in the order of the sources.
+        Different paths, and "-" for standard input, in the order of the sources.
 
     Raises:
         ImageError: if a folder contains no images, or a pattern matches no file.
@@ -65,7 +70,7 @@ def find_images(sources: Sequence[str]) -> list[str]:
             found += matches
         else:
             found.append(source)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _images(folder):
@@ -188,21 +193,32 @@ def detections(line: dict, path: str | Path) -> Detections:
         Detections that are equal to the recorded ones, without an image.
 
     Raises:
-        ArgumentError: if the object has another format.
+        ArgumentError: if the object has another format, or a value out of range.
     """
     try:
         rows, size = line["detections"], (line["width"], line["height"])
-        found = Detections(boxes=np.array([row["box"] for row in rows], np.float32).reshape(len(rows), 4),
-                           scores=np.array([row["score"] for row in rows], np.float32).reshape(len(rows)),
-                           labels=[row["label"] for row in rows],
-                           label_ids=np.array([row["label_id"] for row in rows], np.int64).reshape(len(rows)),
-                           phrases=[row["phrase"] for row in rows], image_size=size)
-        if not all(type(edge) is int for edge in size) or not all(isinstance(label, str) for label in found.labels):
+        if not (isinstance(rows, list) and all(map(_is_detection, rows))
+                and all(type(edge) is int and edge > 0 for edge in size)):
             raise ValueError
+        return Detections(boxes=np.array([row["box"] for row in rows], np.float32).reshape(len(rows), 4),
+                          scores=np.array([row["score"] for row in rows], np.float32).reshape(len(rows)),
+                          labels=[row["label"] for row in rows],
+                          label_ids=np.array([row["label_id"] for row in rows], np.int64).reshape(len(rows)),
+                          phrases=[row["phrase"] for row in rows], image_size=size)
     except (LookupError, TypeError, ValueError, OverflowError):
         raise ArgumentError(f'{path}: with --coco, each line must have "width", "height" and "detections"; the line of '
                             f"{line['image']} has another format. Choose another name for --jsonl") from None
-    return found
+
+
+def _is_detection(row):
+    """Whether the values of an object are those of a `Detection`. Raises LookupError or TypeError for another kind."""
+    return (len(row["box"]) == 4 and all(_is_number(v, -MAX_FLOAT, MAX_FLOAT) for v in row["box"])
+            and _is_number(row["score"], 0, 1) and type(row["label_id"]) is int and row["label_id"] >= 0
+            and isinstance(row["label"], str) and isinstance(row["phrase"], str))
+
+
+def _is_number(value, low, high):
+    return type(value) in (int, float) and low <= value <= high  # False for NaN
 
 
 class JsonLines:
@@ -287,9 +303,10 @@ class JsonLines:
             line: the JSON object, as from `record`.
 
         Raises:
+            ValueError: if a number is not finite, which JSON cannot represent.
             ArgumentError: if the file cannot be written, for example because the disk is full.
         """
-        rest = memoryview((json.dumps(line) + "\n").encode())
+        rest = memoryview((json.dumps(line, allow_nan=False) + "\n").encode())
         try:
             while rest:  # a disk that becomes full takes a part of the line, and refuses the rest
                 rest = rest[self._file.write(rest):]
@@ -387,6 +404,29 @@ def _replace(path, data):
             os.unlink(part)
 
 
+def drawn_mark() -> PngInfo:
+    """Return the PNG text "Software: minigdino". It marks a picture that a later run may replace."""
+    mark = PngInfo()
+    mark.add_text("Software", "minigdino")
+    return mark
+
+
+def is_drawn(path: str | Path) -> bool:
+    """Return whether a file is a PNG with the text of `drawn_mark`.
+
+    Args:
+        path: a file of any kind.
+
+    Returns:
+        False for every other file, and for one that cannot be read.
+    """
+    try:
+        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as picture:
+            return picture.info.get("Software") == "minigdino"
+    except Exception:  # Pillow raises many types for damaged files
+        return False
+
+
 def _reason(error):
     return getattr(error, "strerror", None) or brief(error)
 
@@ -421,7 +461,8 @@ def read_categories(path: str | Path) -> dict[str, int]:
         {label: id}
 
     Raises:
-        ArgumentError: if the file cannot be read, or has another format.
+        ArgumentError: if the file cannot be read or has another format, if an id is no int, or if a label or an id
+            occurs twice.
     """
     try:
         values = read_json(path, MAX_CATEGORIES)
@@ -431,7 +472,20 @@ def read_categories(path: str | Path) -> dict[str, int]:
         values = values["categories"]
     try:
         pairs = values.items() if isinstance(values, dict) else ((entry["name"], entry["id"]) for entry in values)
-        return {str(name): int(number) for name, number in pairs}
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):  # OverflowError: an infinite id
+        pairs = [(str(name), number) for name, number in pairs]
+    except (TypeError, KeyError, ValueError):
         raise ArgumentError(f'{path}: expected {{"label": id}} or [{{"id": 1, "name": "label"}}]; got '
                             f"{brief(values)}") from None
+    categories: dict[str, int] = {}
+    labels: dict[int, str] = {}
+    for label, number in pairs:
+        if type(number) is not int:
+            raise ArgumentError(f"{path}: expected an int as the id of {brief(label)}; got {brief(number)}. Correct "
+                                "the id")
+        if label in categories:
+            raise ArgumentError(f"{path}: expected each label once; got {brief(label)} twice. Remove one of the two")
+        if number in labels:
+            raise ArgumentError(f"{path}: expected a different id for each label; got {brief(number)} for "
+                                f"{brief(labels[number])} and {brief(label)}. Change one of the two")
+        categories[label], labels[number] = number, label
+    return categories

@@ -119,7 +119,15 @@ class Detections:
 
         Returns:
             The JSON text.
+
+        Raises:
+            ArgumentError: if a box or a score is not finite, which JSON cannot represent. With the option
+                `allow_nan=True`, it is written as NaN or Infinity.
         """
+        if not options.setdefault("allow_nan", False) and not (np.isfinite(self.boxes).all()
+                                                               and np.isfinite(self.scores).all()):
+            raise ArgumentError("expected finite boxes and scores, the only ones that JSON can represent; got NaN or "
+                                "infinity. Remove these detections, or pass allow_nan=True")
         return json.dumps(self.to_dict(), **options)
 
     def to_coco(self, image_id: int = 0, categories: Mapping[str, int] | None = None) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Settings of Hypothesis, and which tests are collected.
+"""Settings of Hypothesis, which tests are collected, and fixtures of several modules.
 
 Examples have no deadline, because machines differ in speed. In CI, every run uses the same examples. The parity tests
 are collected only if PyTorch is installed.
@@ -36,6 +36,18 @@ def _why_no_gpu():
     except ArgumentError as error:
         return str(error).partition("\n")[0]
     return None
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a model and an image."""
+    import tiny
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("home")
+    tiny.model().save(folder / "model")
+    Image.fromarray(tiny.photo()).save(folder / "photo.png")
+    return folder
 
 
 @pytest.fixture(scope="module", params=["fast", "reference"])

@@ -15,15 +15,6 @@ from PIL import Image
 import minigdino
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder with a model and an image."""
-    folder = tmp_path_factory.mktemp("home")
-    tiny.model().save(folder / "model")
-    Image.fromarray(tiny.photo()).save(folder / "photo.png")
-    return folder
-
-
 def run(home, *arguments, **env):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MINIGDINO")}
     return subprocess.run(

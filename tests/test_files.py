@@ -50,6 +50,12 @@ def test_sources_may_be_files_folders_globs_and_standard_input(folder):
         files.find_images([str(folder / "empty")])
 
 
+def test_a_path_is_listed_once(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    sources = [".", "b.png", "*.png", "**", "-", "void.jpg", "-", "void.jpg", "./b.png"]
+    assert files.find_images(sources) == ["a.png", "b.png", "c.png", "notes.txt", "-", "void.jpg", "./b.png"]
+
+
 def test_patterns_match_what_glob_matches(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "[x]/b.png", "p/a.png", "p/q/a.png", "p/q/.hidden/a.png", "p/.h.png", "p/q/r/c.jpg",
@@ -231,6 +237,45 @@ def test_a_line_gives_the_recorded_detections():
         np.testing.assert_array_equal(got.boxes, want.boxes)
 
 
+def test_only_a_marked_png_counts_as_drawn(tmp_path):
+    for name in ("x.png", "x.jpg", "x.gif"):
+        Image.fromarray(tiny.photo(60, 80)).save(tmp_path / name)
+        assert not files.is_drawn(tmp_path / name)
+        Image.fromarray(tiny.photo(60, 80)).save(tmp_path / name, pnginfo=files.drawn_mark())
+        assert files.is_drawn(tmp_path / name) == (name == "x.png")
+    assert not any(map(files.is_drawn, (tmp_path, tmp_path / "void", "\0", "/dev/zero")))
+
+
+DETECTION = {"box": [1, 2, 3.5, 4], "score": 0.5, "label": "a cat", "label_id": 0, "phrase": "cat"}
+
+
+@pytest.mark.parametrize("wrong", [
+    *({"box": [v, 2, 3, 4]} for v in (float("nan"), float("-inf"), 1e300, 10**400, True, "1", None, [1])),
+    {"box": [1, 2, 3]}, {"box": [1, 2, 3, 4, 5]}, {"box": "1234"}, {"box": None},
+    *({"score": v} for v in (float("nan"), float("inf"), -0.1, 1.1, True, "0.5", None)),
+    *({"label_id": v} for v in (-1, True, 0.0, 1.9, "0", 2**63, float("nan"), None)),
+    *({name: v} for name in ("label", "phrase") for v in (7, None, ["a"], {"x": 1}))])
+def test_a_line_with_a_wrong_value_is_refused(wrong):
+    line = json.loads(json.dumps({"image": "a.png", "width": 8, "height": 8, "detections": [{**DETECTION, **wrong}]}))
+    with pytest.raises(minigdino.ArgumentError, match="the line of a.png has another format"):
+        files.detections(line, "found.jsonl")
+
+
+@pytest.mark.parametrize("wrong", [{"width": 0}, {"height": -1}, {"width": True}, {"width": 8.0}, {"detections": {}},
+                                   {"detections": ""}, {"detections": None}, {"detections": [None]}])
+def test_a_line_of_another_format_is_refused(wrong):
+    line = {"image": "a.png", "width": 8, "height": 8, "detections": [DETECTION]}
+    assert files.detections(line, "found.jsonl").to_dict()["detections"] == [DETECTION]
+    with pytest.raises(minigdino.ArgumentError, match="the line of a.png has another format"):
+        files.detections({**line, **wrong}, "found.jsonl")
+
+
+def test_a_line_that_is_not_valid_json_is_never_written(tmp_path):
+    with files.JsonLines(tmp_path / "a.jsonl") as lines, pytest.raises(ValueError, match="not JSON compliant"):
+        lines.write({"image": "a", "score": float("nan")})
+    assert (tmp_path / "a.jsonl").read_bytes() == b""
+
+
 def test_the_ids_of_a_coco_file_are_consistent():
     model = tiny.model()
     results = [(f"{i}.png", model.detect(tiny.photo(seed=i), TEXT, threshold=0)) for i in range(2)]
@@ -263,4 +308,23 @@ def test_the_three_formats_of_categories_are_read(tmp_path, content):
 def test_other_formats_of_categories_are_rejected(tmp_path, content):
     (tmp_path / "ids.json").write_text(json.dumps(content))
     with pytest.raises(minigdino.ArgumentError, match=r"ids\.json: expected"):
+        files.read_categories(tmp_path / "ids.json")
+
+
+@pytest.mark.parametrize("number", [1.9, 1.0, True, "3", None, [1]])
+def test_the_id_of_a_category_is_an_int(tmp_path, number):
+    for content in ({"dog": 2, "a cat": number}, [{"id": number, "name": "a cat"}]):
+        (tmp_path / "ids.json").write_text(json.dumps(content))
+        with pytest.raises(minigdino.ArgumentError, match=r"ids\.json: expected an int as the id of 'a cat'; got "):
+            files.read_categories(tmp_path / "ids.json")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ({"a cat": 3, "dog": 3}, "expected a different id for each label; got 3 for 'a cat' and 'dog'"),
+    ({"categories": [{"id": 3, "name": "a cat"}, {"id": 3, "name": "dog"}]}, "expected a different id for each label"),
+    ([{"id": 3, "name": "a cat"}, {"id": 4, "name": "a cat"}], "expected each label once; got 'a cat' twice"),
+    ([{"id": 3, "name": "a cat"}, {"id": 3, "name": "a cat"}], "expected each label once; got 'a cat' twice")])
+def test_categories_have_different_labels_and_ids(tmp_path, content, message):
+    (tmp_path / "ids.json").write_text(json.dumps(content))
+    with pytest.raises(minigdino.ArgumentError, match=message):
         files.read_categories(tmp_path / "ids.json")

@@ -5,7 +5,10 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import fuzz
 import numpy as np
@@ -161,6 +164,33 @@ def test_repeated_names_in_a_header_are_refused(tmp_path):
     path.write_bytes(header("{" + ENTRY + ", " + ENTRY.replace('"F32", "shape": [2]', '"BF16", "shape": [4]') + "}"))
     with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         read_safetensors(path)
+
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+import minigdino, safetensors, tokenizers
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29,) * 2)
+for mmap in (True, False):
+    try:
+        minigdino.load(sys.argv[1], mmap=mmap)
+    except minigdino.CheckpointError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_a_lack_of_memory_is_an_error_of_the_package(saved, dtype):
+    shape = [2**30 // (2 if dtype == "BF16" else 4)]
+    text = json.dumps({"junk": {"dtype": dtype, "shape": shape, "data_offsets": [0, 2**30]}})
+    path = saved / "model.safetensors"
+    path.write_bytes(header(text, data=b""))
+    os.truncate(path, path.stat().st_size + 2**30)
+    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, saved]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("loading needs more memory than there is. Use a checkpoint in float32") == 2, done.stderr
 
 
 # ---- models kept by `detect`

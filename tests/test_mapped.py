@@ -1,10 +1,12 @@
 """Mapped weights: a file that changes under a model is noticed, one that is replaced does no harm."""
 
 import contextlib
+import dataclasses
 import gc
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from safetensors.numpy import save_file
 
 import minigdino
 from minigdino import CheckpointError, Model
-from minigdino.checkpoints import weights
+from minigdino.checkpoints import saving, weights
 
 linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
 posix = pytest.mark.skipif(os.name != "posix", reason="other systems do not let a mapped file change")
@@ -279,3 +281,133 @@ def test_two_threads_may_save_to_one_folder(tmp_path):
     assert errors == []
     assert np.array_equal(answer(minigdino.load(tmp_path / "model")), answer(model))
     assert not any(path.is_dir() for path in (tmp_path / "model").iterdir())
+
+
+def other():
+    """A model whose config differs from that of `random`: files of both do not belong together."""
+    config = dataclasses.replace(tiny.config(), positional_embedding_temperature=33)
+    return Model.random(config, 7, tokenizer=tiny.tokenizer(), settings=tiny.SETTINGS)
+
+
+def after_the_weights(monkeypatch, action):
+    """Call `action` in the next save, after the new weights and before the new config.json."""
+    real, actions = os.replace, [action]
+
+    def replace(source, target):
+        real(source, target)
+        if str(target).endswith("model.safetensors") and actions:
+            actions.pop()()
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+@posix
+def test_two_models_saved_to_one_folder_are_not_mixed(saved, monkeypatch):
+    second = threading.Thread(target=other().save, args=(saved,))
+
+    def start():
+        second.start()
+        second.join(0.5)
+
+    after_the_weights(monkeypatch, start)
+    random(3).save(saved)
+    second.join(20)
+    assert minigdino.load(saved).config == other().config
+    assert np.array_equal(answer(minigdino.load(saved)), answer(other()))
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[2])
+import tiny
+from minigdino import Model
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Model.random(tiny.config(), 7, tokenizer=tiny.tokenizer()).save(sys.argv[1])
+"""
+
+
+def killed(saved):
+    """What a save leaves in a folder if its process is killed."""
+    command = [sys.executable, "-c", KILLED, saved, Path(__file__).parent]
+    assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
+    left, = (path for path in saved.iterdir() if path.is_dir())
+    return left
+
+
+@linux
+def test_a_save_removes_what_killed_saves_left(saved):
+    killed(saved)
+    (saved / ".saving-notes").mkdir()  # not a name of `save`
+    random(3).save(saved)
+    assert [path.name for path in saved.iterdir() if path.is_dir()] == [".saving-notes"]
+    assert np.array_equal(answer(minigdino.load(saved)), answer(random(3)))
+
+
+@posix
+@pytest.mark.parametrize("function", ["os.open", "fcntl.flock"])
+def test_without_locks_a_save_removes_no_files_of_others(saved, monkeypatch, function):
+    """They may belong to a save of another host. Windows cannot open a folder; some file systems have no locks."""
+    real = os.open
+
+    def refuse(path, *args, **more):
+        if isinstance(path, int) or path == saved:
+            raise OSError(13, "not supported")
+        return real(path, *args, **more)
+
+    (saved / ".saving-a1b2c3d4").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"minigdino.checkpoints.saving.{function}", refuse)
+        random(3).save(saved)
+    assert (saved / ".saving-a1b2c3d4").exists()
+    assert np.array_equal(answer(minigdino.load(saved)), answer(random(3)))
+
+
+@posix
+def test_a_save_inside_a_save_ends(saved, monkeypatch):
+    """A signal handler may save the model whose save it interrupted."""
+    monkeypatch.setattr(saving, "MAX_WAIT", 0.1)
+    after_the_weights(monkeypatch, lambda: random(3).save(saved))
+    random(3).save(saved)
+    assert np.array_equal(answer(minigdino.load(saved)), answer(random(3)))
+    assert not any(path.is_dir() for path in saved.iterdir())
+
+
+@posix
+def test_a_save_releases_its_lock_although_another_process_has_the_descriptor(saved, monkeypatch):
+    """As a child that was forked during the save does. A duplicate stands for its descriptor."""
+    kept, real = [], saving.fcntl.flock
+
+    def flock(descriptor, operation):
+        kept.append(os.dup(descriptor))
+        real(descriptor, operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.fcntl, "flock", flock)
+        random(3).save(saved)
+    try:
+        monkeypatch.setattr(saving, "MAX_WAIT", 0.1)
+        monkeypatch.setattr(saving.time, "sleep", None)  # so a wait fails
+        random(3).save(saved)
+    finally:
+        for descriptor in kept:
+            os.close(descriptor)
+
+
+@posix
+def test_a_timeout_ends_a_save_that_waits(saved, monkeypatch):
+    def handler(signum, frame):
+        raise TimeoutError("out of time")
+
+    before = {path: path.read_bytes() for path in saved.iterdir()}
+    owner = os.open(saved, os.O_RDONLY)
+    saving.fcntl.flock(owner, saving.fcntl.LOCK_EX)
+    old = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(TimeoutError, match="out of time"):
+            random(3).save(saved)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+        os.close(owner)
+    assert {path: path.read_bytes() for path in saved.iterdir()} == before

@@ -1,6 +1,7 @@
 """Models can be pickled and copied. A loaded model is small: another process maps the same file."""
 
 import copy
+import dataclasses
 import multiprocessing
 import pickle
 import shutil
@@ -69,6 +70,21 @@ def test_a_loaded_model_is_pickled_as_its_path(saved):
     assert all(file.path == str(saved / "model.safetensors") for file in pickle.loads(data)._files)
     in_memory = pickle.loads(pickle.dumps(minigdino.load(saved, mmap=False)))
     assert not in_memory._files
+
+
+def test_attributes_assigned_to_a_loaded_model_are_pickled(saved):
+    settings = dataclasses.replace(tiny.SETTINGS, size=(("longest_edge", 64), ("shortest_edge", 48)))
+    config = dataclasses.replace(tiny.config(), positional_embedding_temperature=33)
+    model = minigdino.load(saved)
+    model.settings = settings
+    again = pickle.loads(pickle.dumps(model))
+    assert again.settings == settings
+    assert again._files  # the weights are still mapped
+    again.tokenizer, again.config = None, config
+    third = pickle.loads(pickle.dumps(copy.copy(again)))
+    assert (third.settings, third.tokenizer, third.config) == (settings, None, config)
+    assert equal(third, again)
+    assert len(pickle.dumps(third)) < 5000
 
 
 def test_a_relative_path_is_pickled_as_an_absolute_one(saved, monkeypatch):

@@ -118,6 +118,13 @@ def test_dict_and_json_have_plain_python_values():
     np.testing.assert_allclose(value["detections"][0]["box"], [20, 10, 40, 20], rtol=1e-6)
 
 
+def test_a_json_text_is_valid_json():
+    value = dataclasses.replace(found(), scores=np.float32([0.9, np.nan, 0.4]))
+    with pytest.raises(minigdino.ArgumentError, match="expected finite boxes and scores"):
+        value.to_json(indent=2)
+    assert "NaN" in value.to_json(allow_nan=True)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (3000, 2000), (40, 900), (3, 2)])
 def test_a_plot_is_an_annotated_copy(size):
     image = Image.new("RGB", size, (90, 90, 90))

@@ -19,15 +19,6 @@ from minigdino import cli, files
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder with a model and an image."""
-    folder = tmp_path_factory.mktemp("home")
-    tiny.model().save(folder / "model")
-    Image.fromarray(tiny.photo()).save(folder / "photo.png")
-    return folder
-
-
 # without PYTHONUNBUFFERED, a failure to write can occur as late as at the end of the process
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("MINIGDINO", "PYTHONUNBUFFERED"))} | {
     "HF_HUB_OFFLINE": "1"}
@@ -300,6 +291,67 @@ def test_an_image_can_be_given_twice_under_two_names(home, monkeypatch, capsys):
     assert [p.name for p in (home / "twice_drawn").iterdir()] == ["x.png"]
 
 
+def test_outputs_have_an_image_once_if_its_path_is_given_twice(home, monkeypatch, capsys):
+    status, out, err = in_process(home, monkeypatch, capsys, "detect", "photo.png", "photo.png", "cat", "--model",
+                                  "model", "--json", "--jsonl", "single.jsonl", "--coco", "single.json")
+    assert status == 0, err
+    assert [line["image"] for line in json.loads(out)] == ["photo.png"]
+    line = (home / "single.jsonl").read_text()
+    assert line.count("\n") == 1
+    assert [image["file_name"] for image in json.loads((home / "single.json").read_text())["images"]] == ["photo.png"]
+    (home / "single.jsonl").write_text(json.dumps({**json.loads(line), "detections": []}) + "\n" + line)
+    status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--jsonl", "single.jsonl", "--resume", "--coco",
+                         "resumed.json")
+    assert status == 0, err
+    assert (home / "resumed.json").read_bytes() == (home / "single.json").read_bytes()
+
+
+@pytest.fixture
+def photos(home, tmp_path):
+    """A folder with an image a.jpg, which `--out` would draw to a.png."""
+    Image.fromarray(tiny.photo(60, 80)).save(tmp_path / "a.jpg")
+    return tmp_path
+
+
+@pytest.mark.parametrize("source", ["a.jpg", "*.jpg"])
+@pytest.mark.parametrize("kind", ["picture", "text", "empty", "folder", "pipe", "link"])
+def test_a_folder_of_drawings_keeps_every_other_file(photos, monkeypatch, capsys, kind, source):
+    path, other = photos / "a.png", photos / "other.png"
+    Image.fromarray(tiny.photo(50, 40)).save(other)
+    {"picture": lambda: path.write_bytes(other.read_bytes()), "text": lambda: path.write_text("notes"),
+     "empty": path.touch, "folder": path.mkdir, "pipe": lambda: os.mkfifo(path),
+     "link": lambda: path.symlink_to(other)}[kind]()
+    before = {p: p.is_file() and p.read_bytes() for p in photos.iterdir()}
+    monkeypatch.setattr(cli, "load", None)  # the error comes before the model is loaded
+    status, _, err = in_process(photos, monkeypatch, capsys, "detect", source, "cat", "--out", ".", "--jsonl",
+                                "new.jsonl")
+    assert (status, err.count("\n")) == (1, 1), err
+    assert "a.jpg would be drawn to a.png, which exists and was not drawn by minigdino. Give --out another" in err
+    assert {p: p.is_file() and p.read_bytes() for p in photos.iterdir()} == before
+
+
+@pytest.mark.parametrize("profile", [b"", b"profile" * 1000])
+def test_a_folder_of_drawings_is_drawn_again(home, photos, monkeypatch, capsys, profile):
+    Image.fromarray(tiny.photo(60, 80)).save(photos / "a.jpg", icc_profile=profile)
+    drawn = []
+    for out in (".", "a.png", "."):  # a picture of one image, under the same name, counts too
+        status, _, err = in_process(photos, monkeypatch, capsys, "detect", "a.jpg", "cat", "--model",
+                                    str(home / "model"), "--out", out)
+        assert status == 0, err
+        drawn.append((photos / "a.png").read_bytes())
+    assert drawn[0] == drawn[1] == drawn[2]
+    with Image.open(photos / "a.png") as picture:
+        picture.load()
+        assert (picture.info["Software"], picture.info.get("icc_profile", b"")) == ("minigdino", profile)
+
+
+def test_a_named_picture_is_replaced(home, photos, monkeypatch, capsys):
+    (photos / "mine.png").write_text("old")
+    status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--out", str(photos / "mine.png"))
+    assert status == 0, err
+    Image.open(photos / "mine.png").load()
+
+
 @pytest.mark.parametrize("done", [0, 1, 2, 3, 4])
 def test_a_resumed_run_writes_the_coco_file_of_an_uninterrupted_run(home, monkeypatch, capsys, done):
     folder = copies(home, f"coco{done}", "a.png", "c.png", "d.png")
@@ -322,6 +374,9 @@ def test_a_resumed_run_writes_the_coco_file_of_an_uninterrupted_run(home, monkey
     ({"width": "x", "height": 1, "detections": []}, "has another format"),
     ({"width": 1, "height": 1, "detections": [
         {"box": [1, 2, 3, 4], "score": 0.5, "label": ["a"], "label_id": 0, "phrase": ""}]}, "has another format"),
+    ({"width": 1, "height": 1, "detections": [
+        {"box": [float("nan"), float("inf"), 3, 4], "score": 0.5, "label": "cat", "label_id": 0, "phrase": ""}]},
+     "has another format"),
     ({"width": 1, "height": 1, "detections": [
         {"box": [1, 2, 3, 4], "score": 0.5, "label": "dog", "label_id": 0, "phrase": "dog"}]},
      "each label needs an id from the prompt or --categories; 'dog' of photo.png has none")])

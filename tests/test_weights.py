@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 
 import minigdino
 from minigdino import CheckpointError, Model
+from minigdino.checkpoints import weights
 from minigdino.checkpoints.names import IN_MEMORY, published
 from minigdino.checkpoints.parameters import BACKBONE, random_tensors
 from minigdino.checkpoints.weights import read_checkpoint, read_safetensors, tree
@@ -150,6 +152,102 @@ def test_sixteen_bit_files_are_converted_once(checkpoint, tmp_path, dtype):
     got = minigdino.load(tmp_path)
     np.testing.assert_array_equal(answer(got), answer(Model(rounded, config)))
     assert got.weights["level_embed"].dtype == np.float32
+
+
+MANY = 2**24  # elements of a tensor that occupies no space on the disk, but 64 MiB in float32
+POOLER = "model.text_backbone.pooler.dense.weight"
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@pytest.mark.parametrize(
+    ("name", "message"), [("junk", "junk belongs to no"), ("model.level_embed", "must have shape"), (POOLER, None)]
+)
+def test_sixteen_bit_tensors_are_converted_only_if_a_layer_uses_them(checkpoint, tmp_path, dtype, name, message):
+    tensors, config = checkpoint
+    path = write(tmp_path, {n: v for n, v in tensors.items() if n != name}, config) / "model.safetensors"
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    size = len(whole) - start
+    entries = json.loads(whole[8:start])
+    entries[name] = {"dtype": dtype, "shape": [MANY], "data_offsets": [size, size + 2 * MANY]}
+    header = json.dumps(entries).encode()
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header + whole[start:])
+        file.truncate(file.tell() + 2 * MANY)
+    tracemalloc.start()
+    try:
+        if message:
+            with pytest.raises(CheckpointError, match=message):
+                minigdino.load(tmp_path)
+        else:
+            model = minigdino.load(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**24
+    if not message:
+        assert model.tensors.keys() == tensors.keys()
+        model.save(tmp_path / "again")
+        np.testing.assert_array_equal(answer(minigdino.load(tmp_path / "again")), answer(Model(*checkpoint)))
+
+
+def test_tensors_that_no_layer_uses_are_kept_and_saved(checkpoint, tmp_path):
+    tensors, config = checkpoint
+    unused = {POOLER: np.ones((3, 3), np.float32), "model.text_backbone.embeddings.position_ids": np.arange(7)[None]}
+    minigdino.load(write(tmp_path / "a", {**tensors, **unused}, config)).save(tmp_path / "b")
+    again = minigdino.load(tmp_path / "b").tensors
+    for name, array in unused.items():
+        assert again[name].dtype == array.dtype
+        np.testing.assert_array_equal(again[name], array)
+
+
+def test_every_bfloat16_is_converted_exactly_and_needs_the_memory_of_the_result():
+    halves = np.tile(np.arange(2**16, dtype=np.uint16), 64)
+    tracemalloc.start()
+    try:
+        got = weights._converted(halves.view(weights.BFLOAT16))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got.view(np.uint32), halves.astype(np.uint32) << 16)
+    assert peak < 1.1 * got.nbytes
+
+
+def test_a_model_of_sixteen_bit_arrays_is_one_of_float32(checkpoint):
+    halves = {name: array.astype(np.float16) for name, array in checkpoint[0].items()}
+    rounded = {name: array.astype(np.float32) for name, array in halves.items()}
+    np.testing.assert_array_equal(answer(Model(halves, checkpoint[1])), answer(Model(rounded, checkpoint[1])))
+
+
+# ---- arrays of the caller
+
+
+class Subclass(np.ndarray):
+    pass
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda a: np.ma.masked_array(a, mask=False), np.ma.masked_array, lambda a: np.array(a).view(Subclass)]
+)
+def test_a_subclass_of_ndarray_becomes_a_plain_array(checkpoint, convert):
+    tensors, config = checkpoint
+    model = Model({name: convert(array) for name, array in tensors.items()}, config)
+    assert {type(array) for array in model.tensors.values()} == {np.ndarray}
+    boxes = answer(model)
+    assert type(boxes) is np.ndarray
+    np.testing.assert_array_equal(boxes, answer(Model(tensors, config)))
+
+
+def test_the_tensors_of_a_model_are_read_only(checkpoint):
+    """Cached features and the check of the first detection hold for unchanged tensors."""
+    tensors, config = checkpoint
+    model = Model(tensors, config)
+    for array in (model.tensors["model.level_embed"], model.weights["level_embed"]):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+    assert np.shares_memory(model.tensors["model.level_embed"], tensors["model.level_embed"])
+    assert tensors["model.level_embed"].flags.writeable  # that of the caller
 
 
 def shards(tmp_path, tensors, config):
