@@ -391,6 +391,7 @@ def test_a_profiler_before_a_trace_goes_on_in_it():
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a callback of garbage collection
 @pytest.mark.parametrize("before", [None, other_profiler])
 def test_an_exception_of_a_signal_handler_leaves_no_trace_open(before):
     class Stop(Exception):
