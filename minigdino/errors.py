@@ -23,7 +23,8 @@ class Error(Exception):
 
 def _caught_here(error):
     """Return whether a function of this package caught an exception. Else, it is handled by a caller of minigdino."""
-    return error.__traceback__.tb_frame.f_globals.get("__name__", "").startswith(f"{__package__}.")
+    where = error.__traceback__  # None if the program removed it
+    return where is not None and str(where.tb_frame.f_globals.get("__name__")).startswith(f"{__package__}.")
 
 
 class CheckpointError(Error, OSError):

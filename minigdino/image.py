@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,15 +220,34 @@ def open_image(image) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         return _read(_open_path, image, f"{image}: ")
     if isinstance(image, io.BytesIO):
-        return _read(_open_file, image, "")
+        return _read(_open_file, io.BytesIO(image.getvalue()), "")  # with a position of its own; shares the bytes
     if isinstance(image, Image.Image):  # Pillow opens files lazily, so decoding may fail here
-        return _read(_open_given, image, "")
+        with _lock_of(image):
+            return _read(_open_given, image, "")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ImageError(f"an image array must be uint8 [H, W, 3] in RGB order; got {image.dtype} "
                              f"{list(image.shape)}.\n---> hint: {_array_hint(image)}")
         return Image.fromarray(np.ascontiguousarray(image))
     raise ImageError(f"an image must be a path, a PIL image or a uint8 array [H, W, 3]; got {type(image).__name__}")
+
+
+# Pillow cannot decode one image in several threads, so each image has a lock. Few images share one.
+_locks: list[threading.RLock] = []
+
+
+def _lock_of(image):
+    return _locks[id(image) // 16 % len(_locks)]
+
+
+def _renew_locks():
+    """Create the locks; in a forked child, too, where the threads that hold them do not exist."""
+    _locks[:] = [threading.RLock() for _ in range(64)]
+
+
+_renew_locks()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _open_path(path):

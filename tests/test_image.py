@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import fuzz
 import numpy as np
@@ -627,3 +628,24 @@ def test_too_little_memory_for_an_image_is_named(monkeypatch):
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(minigdino.ImageError, match="more memory than there is"):
         open_image(io.BytesIO(b"x"))
+
+
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize("lazy", [True, False])
+def test_threads_may_share_an_image_that_is_not_decoded_yet(name, lazy):
+    """Pillow itself cannot decode an image in several threads."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)).save(file, name)
+    expected = open_image(io.BytesIO(file.getvalue())).tobytes()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            shared = Image.open(io.BytesIO(file.getvalue())) if lazy else io.BytesIO(file.getvalue())
+            assert set(pool.map(lambda _, image=shared: open_image(image).tobytes(), range(4))) == {expected}
+
+
+def test_the_position_of_the_callers_file_stays():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "PNG")
+    file.seek(5)
+    open_image(file)
+    assert file.tell() == 5

@@ -16,7 +16,7 @@ from minigdino._ext import instruction_sets
 from PIL import Image
 
 import minigdino
-from minigdino import CheckpointError, ImageError, files
+from minigdino import ArgumentError, CheckpointError, ImageError, files
 from minigdino.image import open_image
 from minigdino.runtime import kernels
 
@@ -34,6 +34,14 @@ def plain(error):
 
 def of_any_arguments(error):
     def handler(*_):
+        raise error
+
+    return handler
+
+
+def without_arguments(error):
+    def handler(signum, frame):
+        del signum, frame
         raise error
 
     return handler
@@ -79,7 +87,7 @@ def bound(error):
     return with_call(error).__call__
 
 
-HANDLERS = [plain, of_any_arguments, partial, decorated, called_once, with_call, bound]
+HANDLERS = [plain, of_any_arguments, without_arguments, partial, decorated, called_once, with_call, bound]
 
 
 @pytest.fixture
@@ -143,6 +151,26 @@ def test_an_error_while_the_program_handles_a_timeout_is_minigdinos_own(director
             minigdino.load(directory / "missing")
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_an_error_while_an_exception_without_a_traceback_is_handled():
+    try:
+        raise ValueError
+    except ValueError as error:
+        error.__traceback__ = None  # avoids a cycle of references
+        with pytest.raises(ImageError, match="no such file"):
+            open_image("missing.png")
+
+
+@pytest.mark.parametrize("replaced", [5, np.zeros(5), None])
+def test_arguments_that_a_function_has_replaced_are_not_read(replaced):
+    class Lazy:
+        def __array__(self, *args, **_):
+            args = replaced  # noqa: F841
+            raise KeyError("cannot be loaded")
+
+    with pytest.raises(ArgumentError, match="must be an array on the host"):
+        tiny.model().forward(Lazy(), [101, 102])
 
 
 def test_the_exception_of_another_thread_is_no_fault_of_the_image(monkeypatch):

@@ -71,7 +71,8 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
     In the block, `detect` neither uses nor fills its caches, so that every step runs.
 
     Traces of a thread may overlap and may end in any order. Each records every pass from its start to its end,
-    including passes of other asyncio tasks of the thread.
+    including passes of other asyncio tasks of the thread. If an exception of a signal handler ends a pass, later passes
+    can be missing: Python removes a profiling function in which an exception is raised.
 
     Without a pattern, every step is recorded as a Summary:
 
