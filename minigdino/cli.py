@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import io
 import itertools
 import json
@@ -16,6 +17,7 @@ from PIL import Image
 
 from . import ArgumentError, Error, __version__, files, info, load, set_threads, trace, use
 from .checkpoints import hub
+from .detector import EMBEDDED_MODELS, default_source
 from .errors import brief
 from .image import MAX_EDGE
 from .runtime.kernels import mode
@@ -233,9 +235,11 @@ def _detect(arguments):
     many = images != sources or len(sources) > 1  # True for a folder or a pattern, even with one image
     pictures = _pictures(arguments.out, images, many) if arguments.out else {}
     _check_paths([*(("an image", image) for image in images if image != files.STDIN),
-                  ("--categories", arguments.categories)],
+                  ("--categories", arguments.categories), *_model_files(arguments.model)],
                  [*(("--out", path) for path in dict.fromkeys([arguments.out, *pictures.values()])),
                   ("--coco", arguments.coco), ("--jsonl", arguments.jsonl)])
+    for path in filter(None, (arguments.coco, None if many else pictures.get(images[0]))):
+        files.check_writable(path)  # the first of many pictures is written after one pass
     model = load(arguments.model, device=arguments.device)
     options = {"threshold": arguments.threshold, "text_threshold": arguments.text_threshold, "size": arguments.size}
     model.detect([], text, **options)  # checks the options; a wrong one must not leave an empty file of --jsonl
@@ -259,15 +263,25 @@ def _detect(arguments):
         images = [image for image in images if not lines or image not in lines.done]
         failed = files.detect_each(model, images, text, on_result=on_result, **options,
                                    progress=sys.stderr if many and sys.stderr.isatty() else None)
+    if arguments.coco:  # before the JSON: standard output may be closed
+        detected = [pair for pair in found if not isinstance(pair[1], Error)]
+        data = files.coco(earlier + detected, categories)
+        _write(arguments.coco, (json.dumps(data, allow_nan=False) + "\n").encode())
     if arguments.json:
         records = [files.record(*pair) for pair in found]
         one = len(records) == 1 and not many  # none are left after --resume: []
         _print(json.dumps(records[0] if one else records, indent=2, allow_nan=False))
-    if arguments.coco:
-        detected = [pair for pair in found if not isinstance(pair[1], Error)]
-        data = files.coco(earlier + detected, categories)
-        _write(arguments.coco, (json.dumps(data, allow_nan=False) + "\n").encode())
     return 1 if failed else 0
+
+
+def _model_files(source):
+    """Pairs ("the model", path) of the files that a local model has, or that `load` would prefer if it had them."""
+    source = default_source() if source is None else source
+    if source in EMBEDDED_MODELS or not os.path.exists(source):  # also a model id
+        return []
+    folder = source if os.path.isdir(source) else os.path.dirname(source)
+    names = ["special_tokens_map.json", *itertools.chain(*hub.PARTS), *glob.glob("*.safetensors", root_dir=folder)]
+    return [("the model", path) for path in (source, *(os.path.join(folder, name) for name in names))]
 
 
 def _check_paths(inputs, outputs):
@@ -392,7 +406,8 @@ def _trace(arguments):
 def _explain(arguments):
     from .inspection.explain import page
 
-    _check_paths([("the image", arguments.image)], [("--out", arguments.out)])
+    _check_paths([("the image", arguments.image), *_model_files(arguments.model)], [("--out", arguments.out)])
+    files.check_writable(arguments.out)
     guide = None if arguments.guide is None else arguments.guide.rstrip("/") + "/"
     html = page(load(arguments.model), arguments.image, arguments.text, guide)
     _write(arguments.out, html.encode("utf-8", "backslashreplace"))

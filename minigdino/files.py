@@ -371,11 +371,31 @@ def replace_file(path: str | Path, data: bytes) -> None:
     Raises:
         ArgumentError: if the file cannot be written, for example because the disk is full.
     """
+    _put(path, data)
+
+
+def check_writable(path: str | Path) -> None:
+    """Check that `replace_file` can write a file, and create its folder. An existing file keeps its content.
+
+    Args:
+        path: as in `replace_file`. A device or a pipe is not opened.
+
+    Raises:
+        ArgumentError: if the path is a folder, or if the file or its folder is protected from writing.
+    """
+    _put(path, None)
+
+
+def _put(path, data):
+    """Write a file; with None as the data, do all steps that come before the writing."""
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        if data is None and os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if (os.path.exists(path) and not os.path.isfile(path)) or os.path.abspath(path).startswith(STREAMS):
-            with open(path, "wb") as file:
-                file.write(data)
+            if data is not None:  # opening a pipe waits for its reader
+                with open(path, "wb") as file:
+                    file.write(data)
         else:
             _replace(os.path.realpath(path), data)
     except (OSError, ValueError) as error:
@@ -393,6 +413,8 @@ def _replace(path, data):
     try:
         mode = 0o600 if exists else 0o666  # other users must not read a private file
         with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            if data is None:
+                return
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -461,8 +483,8 @@ def read_categories(path: str | Path) -> dict[str, int]:
         {label: id}
 
     Raises:
-        ArgumentError: if the file cannot be read or has another format, if an id is no int, or if a label or an id
-            occurs twice.
+        ArgumentError: if the file cannot be read, has another format or no category, if a label is no str or an id no
+            int, or if a label or an id occurs twice.
     """
     try:
         values = read_json(path, MAX_CATEGORIES)
@@ -472,13 +494,19 @@ def read_categories(path: str | Path) -> dict[str, int]:
         values = values["categories"]
     try:
         pairs = values.items() if isinstance(values, dict) else ((entry["name"], entry["id"]) for entry in values)
-        pairs = [(str(name), number) for name, number in pairs]
+        pairs = [(name, number) for name, number in pairs]
     except (TypeError, KeyError, ValueError):
         raise ArgumentError(f'{path}: expected {{"label": id}} or [{{"id": 1, "name": "label"}}]; got '
                             f"{brief(values)}") from None
+    if not pairs:
+        raise ArgumentError(f'{path}: expected at least one category, such as {{"label": 1}}; got none. Add an id for '
+                            "each phrase of the prompt")
     categories: dict[str, int] = {}
     labels: dict[int, str] = {}
     for label, number in pairs:
+        if not isinstance(label, str):
+            raise ArgumentError(f"{path}: expected a str as the name of a category; got {brief(label)}. Correct the "
+                                "name")
         if type(number) is not int:
             raise ArgumentError(f"{path}: expected an int as the id of {brief(label)}; got {brief(number)}. Correct "
                                 "the id")

@@ -145,8 +145,9 @@ class Detections:
         """
         if categories is not None and (missing := [label for label in self.labels if label not in categories]):
             known = ", ".join(map(brief, itertools.islice(categories, 10)))
+            only = f"only for {known}{', ...' if len(categories) > 10 else ''}" if known else "because it is empty"
             raise ArgumentError(f"categories must have an id for each label; it has no id for {brief(missing[0])}, "
-                                f"only for {known}{', ...' if len(categories) > 10 else ''}. Add it")
+                                f"{only}. Add it")
         rows = []
         for d in self:
             left, top, right, bottom = d.box
@@ -194,12 +195,14 @@ class Detections:
             An RGB image.
 
         Raises:
-            ArgumentError: if no image is given and none is stored.
+            ArgumentError: if no image is given and none is stored, or if a box has a NaN.
             ImageError: if the image cannot be read, for example because its file was deleted.
         """
         image = self.image if image is None else image
         if image is None:
             raise ArgumentError("plot() needs an image, and these detections store none. Call plot(image)")
+        if np.isnan(self.boxes).any():
+            raise ArgumentError("plot() expected boxes without NaN; got a box with one. Remove such detections")
         return annotate(open_image(image), self.boxes, self.labels, self.scores, self.label_ids)
 
     def _repr_html_(self) -> str:
@@ -209,7 +212,7 @@ class Detections:
         table = f"<table><tr><th>label</th><th>score</th><th>left, top, right, bottom</th></tr>{rows}</table>"
         try:
             picture, data = self.plot(), io.BytesIO()
-        except (ArgumentError, ImageError):  # no image is stored, or its file was deleted
+        except (ArgumentError, ImageError):  # no image is stored, its file was deleted, or a box is NaN
             return table
         picture.thumbnail((800, 800))
         picture.save(data, "JPEG", quality=88)

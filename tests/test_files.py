@@ -304,11 +304,21 @@ def test_the_three_formats_of_categories_are_read(tmp_path, content):
 
 
 @pytest.mark.parametrize("content", [7, [1], [{"id": 1}], {"a": "x"}, {"categories": 3}, {"a": float("inf")},
-                                     {"a": float("nan")}, [[["a"]]], "a", None])
+                                     {"a": float("nan")}, [[["a"]]], "a", None,
+                                     *([{"id": 1, "name": name}] for name in (None, ["x"], 7, True, {"x": 1})),
+                                     {}, [], "", {"categories": []}, {"categories": {}}, {"categories": None}])
 def test_other_formats_of_categories_are_rejected(tmp_path, content):
     (tmp_path / "ids.json").write_text(json.dumps(content))
     with pytest.raises(minigdino.ArgumentError, match=r"ids\.json: expected"):
         files.read_categories(tmp_path / "ids.json")
+
+
+def test_a_message_about_a_wrong_name_or_no_category_says_what_came(tmp_path):
+    for content, message in (('[{"id": 1, "name": null}]', "expected a str as the name of a category; got None"),
+                             ("{}", "expected at least one category, such as .*; got none")):
+        (tmp_path / "ids.json").write_text(content)
+        with pytest.raises(minigdino.ArgumentError, match=message):
+            files.read_categories(tmp_path / "ids.json")
 
 
 @pytest.mark.parametrize("number", [1.9, 1.0, True, "3", None, [1]])

@@ -125,6 +125,23 @@ def test_a_json_text_is_valid_json():
     assert "NaN" in value.to_json(allow_nan=True)
 
 
+def test_a_box_that_is_nan_is_not_plotted_and_a_notebook_shows_the_table():
+    boxes = found().boxes.copy()
+    boxes[1, 2] = np.nan
+    value = dataclasses.replace(found(), boxes=boxes, image=tiny.photo())
+    with pytest.raises(minigdino.ArgumentError, match=r"plot\(\) expected boxes without NaN; .*Remove"):
+        value.plot()
+    assert value._repr_html_().startswith("<table>") and "nan" in value._repr_html_()
+    value[~np.isnan(boxes).any(axis=1)].plot()
+    boxes[1, 2] = np.inf  # clipped to the image
+    value.plot()
+
+
+def test_a_message_about_empty_categories_says_so():
+    with pytest.raises(minigdino.ArgumentError, match="no id for 'a cat', because it is empty. Add it"):
+        found().to_coco(categories={})
+
+
 @pytest.mark.parametrize("size", [(64, 64), (3000, 2000), (40, 900), (3, 2)])
 def test_a_plot_is_an_annotated_copy(size):
     image = Image.new("RGB", size, (90, 90, 90))

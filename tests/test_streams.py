@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -431,6 +432,116 @@ def test_a_page_never_replaces_its_image(home, monkeypatch, capsys):
     assert status == 1
     assert "expected different files for the image and --out; got photo.png for both" in err
     Image.open(home / "photo.png").load()
+
+
+@pytest.fixture
+def blocked(home, tmp_path, monkeypatch):
+    """Targets that cannot be written. The model is not loaded before the error."""
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "sealed").mkdir()
+    (tmp_path / "sealed" / "old.png").write_text("old")
+    real = os.open
+
+    def refuse(path, flags, *mode, **options):  # root may write to every folder
+        if flags & os.O_CREAT and os.path.dirname(path) == str(tmp_path / "sealed"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(cli, "load", None)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("target", "reason", "command"), [
+    (target, reason, command)
+    for target, reason in (("folder.png", "Is a directory"), ("file/new.png", ""), ("file/a/new.png", ""),
+                           ("sealed/new.png", "Permission denied"), ("sealed/old.png", "Permission denied"))
+    for command in ("detect photo.png cat --coco", "explain photo.png cat --out", "detect photo.png cat --out")
+    if (target, command) != ("folder.png", "detect photo.png cat --out")])  # --out can be a folder
+def test_a_target_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+        home, blocked, monkeypatch, capsys, target, reason, command):
+    status, _, err = in_process(home, monkeypatch, capsys, *command.split(), str(blocked / target))
+    assert (status, err.count("\n")) == (1, 1), err
+    assert f"{target}: cannot write there ({reason}" in err and "Choose another path" in err
+    assert sorted(p.name for p in blocked.rglob("*")) == ["file", "folder.png", "old.png", "sealed"]
+    assert (blocked / "file").read_text() == (blocked / "sealed" / "old.png").read_text() == "old"
+
+
+def test_the_folder_of_one_drawing_is_checked_before_the_model_is_loaded(home, blocked, monkeypatch, capsys):
+    copies(home, "sources", "a.jpg")
+    status, _, err = in_process(home, monkeypatch, capsys, "detect", "sources/a.jpg", "cat", "--out",
+                                str(blocked / "sealed"))
+    assert (status, err.count("\n")) == (1, 1), err
+    assert "sealed/a.png: cannot write there (Permission denied)" in err
+
+
+def test_a_check_leaves_files_and_pipes_as_they_are(tmp_path):
+    (tmp_path / "old.json").write_text("old")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("old.json", "pipe", "new.json", "a/b/new.json"):
+        files.check_writable(tmp_path / name)
+    for stream in ("/dev/stdout", "/dev/null", "/dev/full"):
+        files.check_writable(stream)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "old.json", "pipe"]
+    assert (tmp_path / "old.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", "| true"])
+def test_a_coco_file_is_written_even_if_the_reader_of_the_json_has_ended(home, redirection):
+    (home / "kept.json").unlink(missing_ok=True)
+    done = shell(home, f"{DETECT} --json --coco kept.json", redirection)
+    assert b"wrote kept.json" in done.stderr, done.stderr
+    assert len(json.loads((home / "kept.json").read_text())["images"]) == 1
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", [
+    "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
+    "vocab.txt", "special_tokens_map.json", "model.safetensors", "model.safetensors.index.json", "shard.safetensors"])
+@pytest.mark.parametrize("given", ["folder", "file", "variable"])
+def test_an_output_never_replaces_a_file_of_the_model(home, tmp_path, monkeypatch, capsys, name, given):
+    """Files that the model lacks are protected, too: `load` would prefer some of them to the existing ones."""
+    model = tmp_path / "model"
+    shutil.copytree(home / "model", model)
+    (model / "shard.safetensors").write_bytes(b"x")
+    before = contents(tmp_path)
+    monkeypatch.setattr(cli, "load", None)  # the error comes before the model is loaded
+    source = model / "model.safetensors" if given == "file" else model
+    monkeypatch.setenv("MINIGDINO_MODEL", str(source) if given == "variable" else "void")
+    options = [] if given == "variable" else ["--model", str(source)]
+    for command in (["detect", "photo.png", "cat", "--coco"], ["detect", "photo.png", "cat", "--resume", "--jsonl"],
+                    ["explain", "photo.png", "cat", "--out"]):
+        status, _, err = in_process(home, monkeypatch, capsys, *command, f"{model}/../model/{name}", *options)
+        assert (status, err.count("\n")) == (1, 1), err
+        assert "expected different files for the model and --" in err and f"{name} for both. Choose another" in err
+    assert contents(tmp_path) == before
+
+
+def test_a_picture_never_replaces_the_weights(home, tmp_path, monkeypatch, capsys):
+    shutil.copytree(home / "model", tmp_path / "model")
+    os.rename(tmp_path / "model" / "model.safetensors", tmp_path / "model" / "weights.png")
+    (tmp_path / "model" / "model.safetensors").symlink_to("weights.png")
+    before = contents(tmp_path)
+    status, _, err = in_process(home, monkeypatch, capsys, "detect", "photo.png", "cat", "--model",
+                                str(tmp_path / "model"), "--out", str(tmp_path / "model" / "weights.png"))
+    assert status == 1
+    assert "expected different files for the model and --out" in err
+    assert contents(tmp_path) == before
+
+
+def test_other_files_can_be_written_to_the_folder_of_a_model(home, tmp_path, monkeypatch, capsys):
+    shutil.copytree(home / "model", tmp_path / "shapes")
+    monkeypatch.chdir(tmp_path)
+    assert cli._model_files("shapes") == cli._model_files("owner/name") == cli._model_files("void") == []
+    status, _, err = in_process(home, monkeypatch, capsys, "detect", "photo.png", "cat", "--model",
+                                str(tmp_path / "shapes"), "--coco", str(tmp_path / "shapes" / "found.json"))
+    assert status == 0, err
+    monkeypatch.chdir(tmp_path / "shapes")
+    assert ("the model", "model.safetensors") in cli._model_files("model.safetensors")
 
 
 def test_a_null_byte_in_a_name_is_an_unreadable_image(home, monkeypatch, capsys):
