@@ -24,9 +24,11 @@ from . import image as images
 from .cache import Cache, content_key
 from .checkpoints import hub
 from .checkpoints.config import Config
+from .checkpoints.json_file import absolute, is_folder, status
 from .checkpoints.parameters import random_tensors
-from .checkpoints.saving import save_checkpoint
+from .checkpoints.saving import save_checkpoint, unfinished
 from .checkpoints.weights import (
+    INDEX,
     build,
     checked,
     first_non_finite,
@@ -34,8 +36,8 @@ from .checkpoints.weights import (
     on_device,
     read_checkpoint,
 )
-from .errors import ArgumentError, CheckpointError, ImageError, PromptError, brief
-from .image import ImageSettings
+from .errors import ArgumentError, CheckpointError, Error, ImageError, PromptError, brief, from_signal_handler
+from .image import SETTINGS_FILES, ImageSettings
 from .network.model import Output, forward
 from .network.phrases import PUBLISHED_DELIMITERS
 from .prompt import Prompt, Tokenizer
@@ -46,6 +48,10 @@ from .runtime.kernels import mode, traced
 
 EMBEDDED = Path(__file__).parent / "models"
 EMBEDDED_MODELS = ("shapes",)  # as a str, these names take precedence over a folder of the same name
+FILES = (INDEX, "model.safetensors", "config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json",
+         *SETTINGS_FILES)  # those that `load` reads, except shards
+ATTEMPTS = 10  # of `load`, 0.1 s apart, while another process replaces the files
+ATTRIBUTES = ("tensors", "config", "tokenizer", "settings", "source")  # of a loaded model; they can be assigned
 IMAGE_CACHE, TEXT_CACHE = 2, 16  # images and prompts whose features a model caches
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image | np.ndarray"
@@ -154,10 +160,11 @@ class Model:
         config = Config() if config is None else config
         _check_type(config, "config", Config)
         try:
-            tensors = random_tensors(config, seed)
+            generator = np.random.default_rng(seed)
         except Exception as error:  # NumPy's for a seed that it does not accept
             raise ArgumentError(f"seed must be an int that is not negative; got {brief(seed)} "
                                 f"({brief(error)})") from None
+        tensors = random_tensors(config, generator)
         return cls(tensors, config, tokenizer=tokenizer, settings=settings, source="random", device=device)
 
     def save(self, directory: str | Path) -> None:
@@ -170,13 +177,16 @@ class Model:
         Saves into one directory wait for each other, for up to a minute. A save removes the temporary folders of killed
         ones. Both need file locks, which Windows and some network file systems lack.
 
-        The metadata of the weights holds config.json too. `load` refuses the two if they belong to different models.
+        While its files replace the old ones, a save has a folder `.minigdino-moving-*` in the directory. `load` waits
+        for its end, and refuses the directory if the save was interrupted. The metadata of the weights holds
+        config.json too. `load` refuses the two if they belong to different models.
 
         Args:
             directory: folder to write to; created if it does not exist.
 
         Raises:
-            CheckpointError: if the directory cannot be written, or a mapped weight file has changed.
+            CheckpointError: if the directory cannot be written, another save into it does not end, or a mapped weight
+                file has changed.
         """
         _check_type(directory, "directory", (str, os.PathLike))
         _check_type(os.fspath(directory), "directory", str)
@@ -429,37 +439,70 @@ def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = 
 def _load(place, source, device, mmap):
     """Load the checkpoint at a path, or the embedded one of a name. Unpickling a model calls this, too."""
     path = EMBEDDED / place if place in EMBEDDED_MODELS else place
-    if not os.path.exists(path):  # Path.exists raises PermissionError in an unreadable directory
+    if status(path) is None:
         raise CheckpointError(f"{source}: no such file or directory. A model must be a directory with config.json, "
                               "model.safetensors and tokenizer.json, a .safetensors file in such a directory, a model "
                               'id (owner/name), or "shapes"')
-    directory = path if os.path.isdir(path) else path.parent
+    directory = path if is_folder(path) else path.parent
     try:
-        tensors, config = _matching(path, directory / "config.json", mmap)
-        model = Model(tensors, config, tokenizer=Tokenizer.from_directory(directory),
-                      settings=ImageSettings.from_directory(directory), source=source, device=device)
+        tensors, config, tokenizer, settings = _matching(path, directory, mmap)
+        model = Model(tensors, config, tokenizer=tokenizer, settings=settings, source=source, device=device)
     except MemoryError:
-        raise CheckpointError(f"{source}: loading needs more memory than there is. Use a checkpoint in float32 with "
-                              "mmap=True, which is not read into memory, or a machine with more memory") from None
+        raise CheckpointError(f"{source}: loading needs more memory than there is. Use a machine with more memory; "
+                              "float32 weights with mmap=True need the least") from None
     if place not in EMBEDDED_MODELS:  # absolute, because another process may have another working directory
-        place = directory.resolve() / path.relative_to(directory)
+        place = Path(absolute(directory)) / path.relative_to(directory)
     model._loaded_from = place, source, model.device, mmap
-    model._as_loaded = {name: getattr(model, name) for name in ("tensors", "config", "tokenizer", "settings")}
+    model._as_loaded = {name: getattr(model, name) for name in ATTRIBUTES}
     return model
 
 
-def _matching(path, config_file, mmap):
-    """The tensors and the config of a checkpoint. Refuses weights that `Model.save` wrote for another config."""
-    for attempt in range(3):
+def _matching(path, directory, mmap):
+    """Tensors, config, tokenizer and settings of one checkpoint, even if another process replaces it meanwhile.
+
+    The files belong together if no save is moving its files at a moment between two equal states of all of them.
+    """
+    for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(0.1)  # another process may be saving, and has replaced only some of the files
-        config = Config.from_file(config_file)
-        tensors, saved = read_checkpoint(path, mmap)
+            time.sleep(0.1)
+        before = _states(path, directory)
+        if left := unfinished(directory):
+            problem = (f"{directory}: expected files of one model; {left[0].name} shows that a save has not replaced "
+                       "all of them. It was interrupted, or still runs. Save the model again. If you know that the "
+                       "files belong together, delete that folder instead")
+            continue
         try:
-            if saved is None or Config.from_dict(json.loads(saved)) == config:
-                return tensors, config
-        except (ValueError, TypeError, RecursionError):  # ConfigError is a ValueError
-            pass
+            parts = _parts(path, directory, mmap)
+        except Error:
+            if _states(path, directory) == before:
+                raise
+        else:
+            if _states(path, directory) == before:
+                return parts
+        problem = f"{directory}: the files must not change while they are read; they did. Load the model again"
+    raise CheckpointError(problem)
+
+
+def _states(path, directory):
+    """Identity, size and modification time of the files of a checkpoint. A change of a shard needs a new index."""
+    names = FILES if path == directory else (path.name, *FILES)
+    files = [status(directory / name) for name in names]
+    return [file and (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns) for file in files]
+
+
+def _parts(path, directory, mmap):
+    """Read the files of a checkpoint. Refuses weights that `Model.save` wrote for another config."""
+    config_file = directory / "config.json"
+    config = Config.from_file(config_file)
+    tensors, saved = read_checkpoint(path, mmap)
+    try:
+        matches = saved is None or Config.from_dict(json.loads(saved)) == config
+    except (ValueError, TypeError, RecursionError) as error:  # ConfigError is a ValueError
+        if from_signal_handler(error):
+            raise
+        matches = False
+    if matches:
+        return tensors, config, Tokenizer.from_directory(directory), ImageSettings.from_directory(directory)
     raise CheckpointError(f"{path}: the weights must have been saved with the values in {config_file}; the two belong "
                           "to different checkpoints, or config.json was edited. Save the model again with Model.save. "
                           "For other values, save Model(tensors, config, ...)")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from .checkpoints.json_file import open_regular, read_json
+from .checkpoints.json_file import open_regular, read_json, status
 from .errors import ArgumentError, CheckpointError, ImageError, brief, from_signal_handler
 
 # Formats that minigdino reads. Pillow identifies a file by its content, and starts a program for some other formats:
@@ -72,7 +72,7 @@ class ImageSettings:
         Raises:
             CheckpointError: if the file is not JSON, or a setting is invalid.
         """
-        path = next((p for name in SETTINGS_FILES if os.path.exists(p := Path(directory) / name)), None)
+        path = next((p for name in SETTINGS_FILES if status(p := Path(directory) / name)), None)
         if path is None:
             return cls()
         values = read_json(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoints.json_file import read_json, read_text
+from .checkpoints.json_file import read_json, read_text, status
 from .errors import ArgumentError, CheckpointError, PromptError, brief
 
 DELIMITERS = ("[CLS]", "[SEP]", ".", "?")
@@ -75,10 +75,10 @@ class Tokenizer:
             CheckpointError: if a file is corrupted.
         """
         file, settings = os.path.join(directory, "tokenizer_config.json"), {}
-        if os.path.exists(file) and not isinstance(settings := read_json(file), dict):
+        if status(file) and not isinstance(settings := read_json(file), dict):
             raise CheckpointError(f"{file}: must be a JSON object; got {brief(settings)}. Download the file again")
         for name, read in (("tokenizer.json", _from_json), ("vocab.txt", _from_vocab)):
-            if os.path.exists(path := os.path.join(directory, name)):  # not a dangling link, which hub caches may have
+            if status(path := os.path.join(directory, name)):  # not a dangling link, which hub caches may have
                 return cls(read(path, settings), bool(settings.get("clean_up_tokenization_spaces", False)))
         return None
 

@@ -13,6 +13,7 @@ import minigdino
 from minigdino import ArgumentError, CheckpointError, Config, ConfigError
 from minigdino.checkpoints.json_file import MAX_BYTES, read_json, read_text
 from minigdino.errors import brief
+from minigdino.files import read_categories
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
 
@@ -79,6 +80,26 @@ def test_a_model_with_such_a_file_is_an_error_at_once(make, name, tmp_path):
     make(tmp_path / name)
     with pytest.raises(CheckpointError, match=f"{name}: not a readable JSON file"):
         minigdino.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"cat": 1, "cat": 2}', '{"cat": 1, "cat": 1}', '[{"a": {"b": 1, "cat": 2, "cat": 3}}]']
+)
+def test_an_object_that_repeats_a_key_is_refused(text, tmp_path):
+    """Another reader could choose the other value."""
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match="config.json: not a readable JSON file .an object repeats the key 'cat'"):
+        read_json(path)
+    with pytest.raises(ArgumentError, match="not a readable JSON file of categories"):
+        read_categories(path)
+
+
+def test_a_repeated_key_among_many_is_found_at_once(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("{" + ", ".join(f'"{i}": 0' for i in range(10**5)) + ', "99999": 1}')
+    with pytest.raises(CheckpointError, match="an object repeats the key '99999'"):
+        read_json(path)
 
 
 def test_a_large_file_needs_a_larger_limit(tmp_path):

@@ -121,6 +121,14 @@ def test_an_index_cannot_name_a_file_elsewhere(saved, shard):
         minigdino.load(saved)
 
 
+@pytest.mark.parametrize("shard", ["", "..", "folder.safetensors"])
+def test_a_folder_is_not_a_shard(saved, shard):
+    (saved / "folder.safetensors").mkdir()
+    (saved / INDEX).write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(CheckpointError, match=f"names '{re.escape(shard)}', which is not in"):
+        minigdino.load(saved)
+
+
 def header(text, length=None, data=bytes(8)):
     raw = text.encode()
     return struct.pack("<Q", len(raw) if length is None else length) + raw + data
@@ -190,7 +198,7 @@ def test_a_lack_of_memory_is_an_error_of_the_package(saved, dtype):
     os.truncate(path, path.stat().st_size + 2**30)
     command = [sys.executable, "-c", WITH_LITTLE_MEMORY, saved]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.stdout.count("loading needs more memory than there is. Use a checkpoint in float32") == 2, done.stderr
+    assert done.stdout.count("loading needs more memory than there is. Use a machine with more") == 2, done.stderr
 
 
 # ---- models kept by `detect`
@@ -518,8 +526,8 @@ def test_a_load_during_a_save_waits_for_its_end(saved, monkeypatch):
     assert loaded[1].config == new.config
 
 
-def test_an_interrupted_save_is_noticed_even_over_published_files(saved, monkeypatch):
-    """Published weights do not say which config they belong to, so the new weights come first."""
+def test_a_running_save_is_noticed_even_over_published_files(saved, monkeypatch):
+    """Published weights do not say which config they belong to."""
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(saved / "model.safetensors")
@@ -538,9 +546,8 @@ def test_an_interrupted_save_is_noticed_even_over_published_files(saved, monkeyp
     monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr(detector.time, "sleep", lambda _: None)
     new.save(saved)
-    # the old shards are read until their index is gone, with the old config
-    assert seen[0] == tiny.config() and seen[-1] == new.config
-    assert seen[1:] == [new.config] * len(seen[1:])
+    assert len(seen) == 5 and not any(seen)
+    assert minigdino.load(saved).config == new.config
 
 
 @pytest.mark.parametrize("entry", ["", "[", "[]", "{}", "[" * 50_000, "null", "7", "{\"d_model\": [1]}"])

@@ -337,9 +337,10 @@ def killed(saved):
 @linux
 def test_a_save_removes_what_killed_saves_left(saved):
     killed(saved)
-    (saved / ".saving-notes").mkdir()  # not a name of `save`
+    (saved / ".saving-notes123").mkdir()  # not a name of `save`
+    (saved / ".minigdino-saving-a1b2c3d4").mkdir()
     random(3).save(saved)
-    assert [path.name for path in saved.iterdir() if path.is_dir()] == [".saving-notes"]
+    assert [path.name for path in saved.iterdir() if path.is_dir()] == [".saving-notes123"]
     assert np.array_equal(answer(minigdino.load(saved)), answer(random(3)))
 
 
@@ -354,19 +355,24 @@ def test_without_locks_a_save_removes_no_files_of_others(saved, monkeypatch, fun
             raise OSError(13, "not supported")
         return real(path, *args, **more)
 
-    (saved / ".saving-a1b2c3d4").mkdir()
+    (saved / ".minigdino-saving-a1b2c3d4").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(f"minigdino.checkpoints.saving.{function}", refuse)
         random(3).save(saved)
-    assert (saved / ".saving-a1b2c3d4").exists()
+    assert (saved / ".minigdino-saving-a1b2c3d4").exists()
     assert np.array_equal(answer(minigdino.load(saved)), answer(random(3)))
 
 
 @posix
-def test_a_save_inside_a_save_ends(saved, monkeypatch):
+def test_a_save_inside_a_save_is_refused_after_a_while(saved, monkeypatch):
     """A signal handler may save the model whose save it interrupted."""
+
+    def save():
+        with pytest.raises(CheckpointError, match="other saves into this folder to end within 0.1 s; one still holds"):
+            random(7).save(saved)
+
     monkeypatch.setattr(saving, "MAX_WAIT", 0.1)
-    after_the_weights(monkeypatch, lambda: random(3).save(saved))
+    after_the_weights(monkeypatch, save)
     random(3).save(saved)
     assert np.array_equal(answer(minigdino.load(saved)), answer(random(3)))
     assert not any(path.is_dir() for path in saved.iterdir())

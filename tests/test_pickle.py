@@ -87,6 +87,14 @@ def test_attributes_assigned_to_a_loaded_model_are_pickled(saved):
     assert len(pickle.dumps(third)) < 5000
 
 
+def test_a_source_assigned_to_a_loaded_model_is_pickled(saved):
+    model = minigdino.load(saved)
+    model.source = "renamed"
+    again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(model))))
+    assert again.source == "renamed"
+    assert again._files
+
+
 def test_a_relative_path_is_pickled_as_an_absolute_one(saved, monkeypatch):
     monkeypatch.chdir(saved.parent)
     models = [minigdino.load(path) for path in ("model", Path("model/model.safetensors"), "./model/..//model")]

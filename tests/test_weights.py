@@ -10,7 +10,7 @@ import tiny
 from safetensors.numpy import save_file
 
 import minigdino
-from minigdino import CheckpointError, Model
+from minigdino import ArgumentError, CheckpointError, Model
 from minigdino.checkpoints import weights
 from minigdino.checkpoints.names import IN_MEMORY, published
 from minigdino.checkpoints.parameters import BACKBONE, random_tensors
@@ -394,3 +394,18 @@ def test_no_random_parameter_is_zero_or_constant(checkpoint):
     assert 0.3 < tensors["model.encoder.layers.0.fusion_layer.vision_param"].mean() < 0.7
     other = random_tensors(tiny.config(), seed=1)
     assert not np.array_equal(other["model.level_embed"], tensors["model.level_embed"])
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_seed(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("minigdino.checkpoints.parameters._random", fail)
+    with pytest.raises(MemoryError):
+        Model.random(tiny.config())
+
+
+@pytest.mark.parametrize("seed", [-1, "a", 1.5])
+def test_an_invalid_seed_is_refused(seed):
+    with pytest.raises(ArgumentError, match="seed must be an int that is not negative"):
+        Model.random(tiny.config(), seed)

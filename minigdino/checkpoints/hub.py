@@ -11,14 +11,13 @@ This is the only module that imports `huggingface_hub`, the hub's client:
 from __future__ import annotations
 
 import errno
-import os
 import re
 from pathlib import Path
 
-from ..errors import CheckpointError, brief
+from ..errors import CheckpointError, brief, from_signal_handler
 from ..version import __version__
 from .config import FAMILIES
-from .json_file import read_json, read_text
+from .json_file import read_json, read_text, status
 from .weights import INDEX, check_complete
 
 DEFAULT = "IDEA-Research/grounding-dino-tiny"
@@ -35,7 +34,7 @@ ID = re.compile(rf"(?!.*(--|\.\.)){NAME}/{NAME}", re.ASCII)
 def is_model_id(text) -> bool:
     """Return whether a text is a model id (owner/name), and not the path of an existing file or directory."""
     return (isinstance(text, str) and ID.fullmatch(text) is not None and not text.endswith((".git", ".safetensors"))
-            and not os.path.exists(text))
+            and status(text) is None)
 
 
 def find(model_id: str, revision: str | None = None) -> Path:
@@ -140,7 +139,9 @@ def _snapshot(model_id, revision):
     folder = cache() / f"models--{model_id.replace('/', '--')}"
     try:
         commit = read_text(folder / "refs" / revision, limit=1000).strip()
-    except (OSError, ValueError):  # no such branch or tag, or a corrupted file
+    except (OSError, ValueError) as error:  # no such branch or tag, or a corrupted file
+        if from_signal_handler(error):
+            raise
         commit = revision
     return folder / "snapshots" / (commit if re.fullmatch(r"\w+", commit, re.ASCII) else "no such revision")
 
@@ -158,7 +159,9 @@ def _shards(index):
     """File names of the shards in an index; "model.safetensors" if the index is corrupted."""
     try:
         shards = sorted(set(read_json(index)["weight_map"].values()))
-    except (CheckpointError, AttributeError, KeyError, TypeError):
+    except (CheckpointError, AttributeError, KeyError, TypeError) as error:
+        if from_signal_handler(error):
+            raise
         shards = []
     are_names = all(isinstance(shard, str) and Path(shard).name == shard for shard in shards)  # not "../other/file"
     return shards if shards and are_names else ["model.safetensors"]
@@ -170,7 +173,9 @@ def _is_complete(path):
 
     try:
         check_complete(path)
-    except (SafetensorError, OSError, ValueError):
+    except (SafetensorError, OSError, ValueError) as error:
+        if from_signal_handler(error):
+            raise
         return False
     return True
 
@@ -180,7 +185,9 @@ def _is_usable(snapshot):
     try:
         model_type = read_json(snapshot / "config.json").get("model_type")
         return model_type in FAMILIES and "model.safetensors" not in _missing(snapshot)
-    except (CheckpointError, AttributeError, OSError):
+    except (CheckpointError, AttributeError, OSError) as error:
+        if from_signal_handler(error):
+            raise
         return False
 
 
@@ -237,7 +244,9 @@ def _gaps(model_id, revision):
         snapshot = _snapshot(model_id, revision)
         missing = ", ".join(dict.fromkeys(_missing(snapshot)))
         return f" ({missing} missing or incomplete)" if missing and snapshot.exists() else ""
-    except OSError:
+    except OSError as error:
+        if from_signal_handler(error):
+            raise
         return ""
 
 

@@ -149,7 +149,7 @@ def box_head(C: int) -> dict[str, tuple[int, ...]]:
             for part, shape in (("weight", (outputs, C)), ("bias", (outputs,)))}
 
 
-def random_tensors(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
+def random_tensors(config: Config, seed: int | np.random.Generator = 0) -> dict[str, np.ndarray]:
     """Create a checkpoint of random tensors, in its family's published layout. Every parameter affects the output.
 
     - Weights of linear maps: N(0, 1.4**2 / inputs).
@@ -160,7 +160,7 @@ def random_tensors(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
 
     Args:
         config: geometry of the checkpoint.
-        seed: seed of the random numbers.
+        seed: seed of the random numbers, or their generator.
 
     Returns:
         {published name: float32 array}.

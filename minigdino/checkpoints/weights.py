@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import CheckpointError, brief
 from .config import Config
-from .json_file import MAX_BYTES, open_regular, read_json
+from .json_file import MAX_BYTES, absolute, is_file, is_folder, open_regular, read_json, status, unique
 from .names import UNUSED, head_names, published, renamed
 from .parameters import box_head, parameters
 
@@ -36,7 +36,7 @@ class MappedFile(mmap.mmap):
         """Map a file. Closes its descriptor, so a check looks at the path."""
         with open_regular(path) as file:
             mapped = cls(file.fileno(), 0, access=mmap.ACCESS_READ)
-            mapped.path, mapped.state = os.path.realpath(path), _state(os.fstat(file.fileno()))
+            mapped.path, mapped.state = absolute(path), _state(os.fstat(file.fileno()))
         return mapped
 
     def check(self) -> None:
@@ -45,19 +45,18 @@ class MappedFile(mmap.mmap):
         Raises:
             CheckpointError: if they differ from those at `open`.
         """
-        try:
-            file, state = _state(os.stat(self.path))
-        except OSError:  # moved or deleted: the mapping keeps the file
+        if (found := status(self.path)) is None:  # moved or deleted: the mapping keeps the file
             return
+        file, state = _state(found)
         if file == self.state[0] and state != self.state[1]:  # another file of that name does not matter
             raise CheckpointError(f"{self.path}: a mapped weight file must not change; it has been written to since it "
                                   "was loaded. Load the model again; replace files by renaming, or load with "
                                   "mmap=False")
 
 
-def _state(status):
+def _state(found):
     """(identity, state) of a file. Writing to the file changes only its state."""
-    return (status.st_dev, status.st_ino), (status.st_size, status.st_mtime_ns)
+    return (found.st_dev, found.st_ino), (found.st_size, found.st_mtime_ns)
 
 
 def mapped_files(weights) -> set[MappedFile]:
@@ -125,7 +124,7 @@ def _read(path, mmap):
         check_complete(path)  # so all offsets below are valid
         raw = MappedFile.open(path) if mmap else np.fromfile(path, np.uint8)
         start = 8 + int.from_bytes(bytes(raw[:8]), "little")
-        header = json.loads(bytes(raw[8:start]), object_pairs_hook=_unique)
+        header = json.loads(bytes(raw[8:start]), object_pairs_hook=unique)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
@@ -133,14 +132,6 @@ def _read(path, mmap):
     metadata = header.pop("__metadata__", None) or {}
     return {name: _tensor(raw, start, f"{path}: tensor {_name(name)}", entry)
             for name, entry in header.items()}, metadata
-
-
-def _unique(pairs):
-    """The dict of a JSON object. Two parsers may choose different ones of repeated keys, so these are refused."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("its header repeats a name")
-    return values
 
 
 BFLOAT16 = np.dtype([("upper_half", "<u2")])  # NumPy has no such dtype. A bfloat16 is the upper half of a float32
@@ -178,10 +169,10 @@ def read_checkpoint(path: str | Path, mmap: bool = True) -> tuple[dict[str, np.n
         CheckpointError: if a file is missing or corrupted.
     """
     path, metadata = Path(path), {}
-    if os.path.isdir(path):  # methods of Path raise OSError in an unreadable directory, or for a link to a long name
-        if os.path.exists(path / INDEX):
+    if is_folder(path):
+        if status(path / INDEX):
             tensors = _read_shards(path, mmap)
-        elif os.path.lexists(path / "model.safetensors"):
+        elif status(path / "model.safetensors", follow=False):
             tensors, metadata = _read(path / "model.safetensors", mmap)
         else:
             raise CheckpointError(f"{path}: expected model.safetensors or {INDEX}; found neither. Convert a .bin or "
@@ -199,7 +190,7 @@ def _read_shards(directory, mmap):
                               f"{brief(places)}. Download the file again")
     tensors = {}
     for shard in sorted(set(places.values())):
-        if Path(shard).name != shard or not os.path.exists(directory / shard):
+        if Path(shard).name != shard or not is_file(directory / shard):
             raise CheckpointError(f"{directory / INDEX} names {brief(shard)}, which is not in {directory}; "
                                   "download the missing file")
         tensors |= read_safetensors(directory / shard, mmap)
