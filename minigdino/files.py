@@ -489,7 +489,8 @@ def read_categories(path: str | Path) -> dict[str, int]:
     try:
         values = read_json(path, MAX_CATEGORIES)
     except CheckpointError:
-        raise ArgumentError(f'{path}: not a readable JSON file of categories; expected {{"label": id}}, each label once') from None
+        raise ArgumentError(f'{path}: not a readable JSON file of categories; expected {{"label": id}}, each label '
+                            "once") from None
     if isinstance(values, dict) and "categories" in values:
         values = values["categories"]
     try:
