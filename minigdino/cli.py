@@ -233,7 +233,7 @@ def _detect(arguments):
     # before the first forward pass, check all arguments that concern every image
     images = files.find_images(sources)
     many = images != sources or len(sources) > 1  # True for a folder or a pattern, even with one image
-    pictures = _pictures(arguments.out, images, many) if arguments.out else {}
+    pictures = _pictures(arguments.out, images, many, sources) if arguments.out else {}
     _check_paths([*(("an image", image) for image in images if image != files.STDIN),
                   ("--categories", arguments.categories), *_model_files(arguments.model)],
                  [*(("--out", path) for path in dict.fromkeys([arguments.out, *pictures.values()])),
@@ -326,7 +326,7 @@ def _categories(path, phrases):
     return categories
 
 
-def _pictures(out, images, many):
+def _pictures(out, images, many, sources):
     """{image: output file}. `out` is the file for one image, or a folder that reproduces the folders of the images."""
     if not many and not os.path.isdir(out):
         _encoded(Image.new("RGB", (64, 64)), out)  # a format that cannot be written is an error before the first pass
@@ -338,10 +338,14 @@ def _pictures(out, images, many):
     top = os.path.commonpath([path.parent for path in paths.values()])
     outputs = {image: out / path.relative_to(top).with_suffix(".png") for image, path in paths.items()}
     taken, originals = {}, {_real(image) for image in images}
+    folders = {_real(source) for source in sources if os.path.isdir(source)}
     for image, output in outputs.items():
         if _real(output) in originals:
             raise ArgumentError(f"{image} would be drawn to {output}, which is one of the images. Give --out another "
                                 "folder")
+        if _real(output.parent) in folders:
+            raise ArgumentError(f"{image} would be drawn to {output}, where the next run would take the drawing for an "
+                                "image. Give --out another folder")
         if os.path.exists(output) and not files.is_drawn(output):
             raise ArgumentError(f"{image} would be drawn to {output}, which exists and was not drawn by minigdino. "
                                 "Give --out another folder, or move that file")

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from .checkpoints.json_file import open_regular, read_json
 from .detector import Model
-from .errors import ArgumentError, CheckpointError, Error, ImageError, brief
+from .errors import ArgumentError, CheckpointError, Error, ImageError, brief, from_signal_handler
 from .image import endings
 from .results import Detections
 
@@ -445,7 +445,9 @@ def is_drawn(path: str | Path) -> bool:
     try:
         with open_regular(path) as file, Image.open(file, formats=["PNG"]) as picture:
             return picture.info.get("Software") == "minigdino"
-    except Exception:  # Pillow raises many types for damaged files
+    except Exception as error:  # Pillow raises many types for damaged files
+        if from_signal_handler(error):
+            raise
         return False
 
 

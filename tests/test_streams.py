@@ -331,6 +331,16 @@ def test_a_folder_of_drawings_keeps_every_other_file(photos, monkeypatch, capsys
     assert {p: p.is_file() and p.read_bytes() for p in photos.iterdir()} == before
 
 
+@pytest.mark.parametrize(("source", "out"), [(".", "."), ("../photos", "."), (".", "../photos")])
+def test_a_folder_of_images_is_not_one_for_drawings(photos, monkeypatch, capsys, source, out):
+    """The next run would take the drawings for images."""
+    monkeypatch.setattr(cli, "load", None)
+    source, out = (one.replace("photos", photos.name) for one in (source, out))
+    status, _, err = in_process(photos, monkeypatch, capsys, "detect", source, "cat", "--out", out)
+    assert status == 1
+    assert "where the next run would take the drawing for an image. Give --out another folder" in err
+
+
 @pytest.mark.parametrize("profile", [b"", b"profile" * 1000])
 def test_a_folder_of_drawings_is_drawn_again(home, photos, monkeypatch, capsys, profile):
     Image.fromarray(tiny.photo(60, 80)).save(photos / "a.jpg", icc_profile=profile)
