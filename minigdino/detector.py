@@ -174,8 +174,12 @@ class Model:
         So no reader sees part of a file, and processes that have mapped the old weights keep them. Other files in the
         directory stay, such as a tokenizer if the model has none.
 
-        Saves into one directory wait for each other, for up to a minute. A save removes the temporary folders of killed
-        ones. Both need file locks, which Windows and some network file systems lack.
+        Saves into one directory wait for each other, for up to a minute. This needs file locks, which Windows and some
+        network file systems lack. A save removes the temporary folders of killed ones. Without locks, it removes only
+        those that `load` refuses, once they are a minute old.
+
+        A save that fails leaves the old checkpoint in place. It puts back the files that it has replaced, by means of
+        hard links. If a file system or its rules forbid these links, the error says so.
 
         While its files replace the old ones, a save has a folder `.minigdino-moving-*` in the directory. `load` waits
         for its end, and refuses the directory if the save was interrupted. The metadata of the weights holds
@@ -468,8 +472,8 @@ def _matching(path, directory, mmap):
         before = _states(path, directory)
         if left := unfinished(directory):
             problem = (f"{directory}: expected files of one model; {left[0].name} shows that a save has not replaced "
-                       "all of them. It was interrupted, or still runs. Save the model again. If you know that the "
-                       "files belong together, delete that folder instead")
+                       "all of them. It was interrupted, or still runs. Save the model again. If this message stays, "
+                       "or you know that the files belong together, delete that folder")
             continue
         try:
             parts = _parts(path, directory, mmap)
@@ -484,10 +488,13 @@ def _matching(path, directory, mmap):
 
 
 def _states(path, directory):
-    """Identity, size and modification time of the files of a checkpoint. A change of a shard needs a new index."""
+    """Identity, size and times of the files of a checkpoint. A change of a shard needs a new index.
+
+    The time of the last status change shows that a failed save replaced a file and put it back.
+    """
     names = FILES if path == directory else (path.name, *FILES)
     files = [status(directory / name) for name in names]
-    return [file and (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns) for file in files]
+    return [file and (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in files]
 
 
 def _parts(path, directory, mmap):
@@ -514,7 +521,9 @@ def default_source() -> str:
 
 
 _models: dict[tuple[str | os.PathLike, str], Model] = {}
-_loading: dict[tuple[str | os.PathLike, str], threading.Lock] = {}  # one lock for each model that is being loaded
+# For each model that is being loaded: a lock, and type and arguments of the error if loading fails. The error itself
+# would keep the frames of the load.
+_loading: dict[tuple[str | os.PathLike, str], tuple[threading.RLock, list[tuple[type[Error], tuple]]]] = {}
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_loading.clear)  # the threads that hold these locks are not in the child
@@ -525,7 +534,7 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
            device: str = "cpu") -> Detections | list[Detections]:
     """Detect the objects that a prompt names, in one call. A model is loaded once per process, source and device.
 
-    After a CheckpointError, the next call loads the model again.
+    After a CheckpointError, the next call loads the model again. Threads that wait for a load share its error.
 
     Args:
         image: as in `Model.detect`.
@@ -554,15 +563,22 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
 
 
 def _loaded(key):
-    """The model of a source and a device, loaded by the first thread that needs it."""
+    """The model of a source and a device, loaded by the first thread that needs it. Others share the result."""
     if (model := _models.get(key)) is not None:
         return model
-    with _loading.setdefault(key, threading.RLock()):  # threads that need another model do not wait
+    lock, failed = entry = _loading.setdefault(key, (threading.RLock(), []))
+    with lock:  # threads that need another model do not wait
         try:
             if (model := _models.get(key)) is None:
+                for kind, args in failed:
+                    raise kind(*args)
                 model = _models[key] = load(key[0], device=key[1])
+        except Error as error:  # not the exception of a signal handler, which is of no concern to other threads
+            failed.append((type(error), error.args))
+            raise
         finally:
-            _loading.pop(key, None)
+            if _loading.get(key) is entry:
+                _loading.pop(key, None)
     return model
 
 

@@ -494,6 +494,26 @@ def test_cached_lists_complete_models_of_supported_types(cache):
     assert hub.cached() == ["owner/gd", "owner/mm"]
 
 
+@pytest.mark.parametrize("closed", ["", "models--owner--model", "models--owner--model/snapshots/c0ffee"])
+def test_what_cannot_be_accessed_is_not_cached(cache, monkeypatch, closed):
+    """Simulated, because permissions do not restrict root."""
+    write_cache(cache, "a/other", small())
+    write_cache(cache, "owner/model", small())
+
+    def refusing(real):
+        def look(path, *args, **more):
+            if isinstance(path, (str, os.PathLike)) and Path(path).is_relative_to(cache / closed):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *args, **more)
+
+        return look
+
+    for name in ("stat", "lstat", "listdir", "scandir", "open"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    assert hub.cached() == (["a/other"] if closed else [])
+    assert minigdino.info()["models"] == ["shapes", *hub.cached()]
+
+
 def test_a_model_id_is_owner_and_name_and_not_an_existing_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for text in (hub.DEFAULT, "openmmlab-community/mm_grounding_dino_base_all", "a/b", "a.b/c-d", "_a/b"):

@@ -274,6 +274,64 @@ def test_threads_that_need_one_model_load_it_once(saved, kept, monkeypatch):
     assert len(calls) == len(kept) == 1
 
 
+def failing_together(monkeypatch, error, threads=4):
+    """Errors of threads that need one model, of which the first waits for the others and fails. Returns calls, too."""
+    entered, calls, caught = threading.Semaphore(0), [], []
+
+    class Lock:
+        """An RLock that counts the threads that come to it."""
+
+        def __init__(self):
+            self.real = rlock()
+
+        def __enter__(self):
+            entered.release()
+            self.real.acquire()
+
+        def __exit__(self, *_):
+            self.real.release()
+
+    def fail(*_, **__):
+        for _ in range(0 if calls else threads):
+            assert entered.acquire(timeout=10)
+        calls.append(threading.current_thread())
+        raise error
+
+    def detect():
+        try:
+            minigdino.detect(tiny.photo(), TEXT, model="shapes")
+        except BaseException as raised:
+            caught.append(raised)
+
+    rlock = threading.RLock
+    with monkeypatch.context() as patch:
+        patch.setattr(detector, "load", fail)
+        patch.setattr(detector.threading, "RLock", Lock)
+        started = [threading.Thread(target=detect) for _ in range(threads)]
+        for thread in started:
+            thread.start()
+        for thread in started:
+            thread.join(20)
+    assert detector._loading == {}
+    return caught, calls
+
+
+@pytest.mark.parametrize("kind", [CheckpointError, minigdino.ConfigError])
+def test_threads_that_wait_for_a_load_share_its_error(kept, monkeypatch, kind):
+    error = kind("no such file")
+    caught, calls = failing_together(monkeypatch, error)
+    assert len(calls) == 1
+    assert [(type(other), str(other)) for other in caught] == [(kind, "no such file")] * 4
+    assert len({id(other) for other in caught}) == 4  # threads must not share a traceback
+    minigdino.detect(tiny.photo(), TEXT, model="shapes")
+    assert len(kept) == 1
+
+
+def test_threads_do_not_share_the_exception_of_a_signal_handler(kept, monkeypatch):
+    caught, calls = failing_together(monkeypatch, KeyboardInterrupt())
+    assert len(calls) == len(caught) == 4
+
+
 def test_a_mended_checkpoint_is_loaded_again(saved, kept):
     (saved / "tokenizer.json").rename(saved / "away")
     with pytest.raises(CheckpointError, match="Copy one of them"):

@@ -18,7 +18,7 @@ from minigdino.checkpoints.weights import INDEX
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX")
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-STEPS = ["rename", "replace", "unlink", "rmdir"]  # calls that change a folder's entries
+STEPS = ["mkdir", "link", "rename", "replace", "unlink", "rmdir"]  # calls that change a folder's entries
 
 
 def random(seed):
@@ -96,21 +96,28 @@ def test_a_save_killed_at_any_step_leaves_one_model_or_a_refused_folder(saved, m
         step += 1
     (saved / INDEX).unlink(missing_ok=True)
     assert parts(saved) == {2}
-    assert seen == [{1}, *["refused"] * (len(seen) - 1)]
-    assert len(seen) >= 8
+    first, last = seen.index("refused"), seen.index({2})
+    assert seen == [{1}] * first + ["refused"] * (last - first) + [{2}] * (len(seen) - last)
+    assert last - first >= 6
 
 
 @posix
 def test_a_save_killed_after_a_killed_one_leaves_a_refused_folder(saved, monkeypatch):
     monkeypatch.setattr(detector, "ATTEMPTS", 1)
+    seen = []
     for step in range(100):
         MODELS[1].save(saved)
-        killed_before(4, saved)
-        if not killed_before(step, saved):
-            break
+        killed_before(10, saved)
         with pytest.raises(CheckpointError, match="belong together, delete that folder"):
             minigdino.load(saved)
-    assert step > 8
+        if not killed_before(step, saved):
+            break
+        try:
+            seen.append(parts(saved))
+        except CheckpointError:
+            seen.append("refused")
+    assert seen.count("refused") > 10
+    assert seen == ["refused"] * seen.count("refused") + [{2}] * seen.count({2})  # after all files were moved
     assert parts(saved) == {2}
     assert [path for path in saved.iterdir() if path.is_dir()] == []
 
@@ -191,29 +198,145 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_any_file_is_moved(saved
     assert {path: path.read_bytes() for path in saved.iterdir() if path.name != name} == before
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_save_that_fails_while_it_moves_files_is_noticed(saved, monkeypatch, number):
+def fail_at(monkeypatch, number, error, also=()):
+    """Let calls of os.replace raise an error: one, counted from 1, and later ones to files of these names."""
     calls, real = [], os.replace
 
     def replace(source, target):
         calls.append(target)
-        if len(calls) == number:
-            raise OSError("stale handle")
+        if len(calls) == number or (len(calls) > number and target.name in also):
+            raise error
         real(source, target)
 
-    monkeypatch.setattr(detector, "ATTEMPTS", 1)
+    monkeypatch.setattr(os, "replace", replace)
+
+
+def contents(directory):
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("error", [OSError("stale handle"), KeyboardInterrupt("ctrl-c")])
+def test_a_save_that_fails_while_it_moves_files_puts_the_old_ones_back(saved, monkeypatch, number, error):
+    (saved / INDEX).write_text("the index of old shards")
+    (saved / "preprocessor_config.json").unlink()  # a file without an old one
+    before = contents(saved)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace)
-        with pytest.raises(CheckpointError, match="stale handle"):
+        fail_at(patch, number, error)
+        with pytest.raises((CheckpointError, KeyboardInterrupt), match=str(error)):
             MODELS[2].save(saved)
-    if number == 1:  # no file was moved
-        assert parts(saved) == {1}
-        assert not any(path.is_dir() for path in saved.iterdir())
-    else:
-        with pytest.raises(CheckpointError, match="Save the model again"):
-            minigdino.load(saved)
+    assert contents(saved) == before
     MODELS[2].save(saved)
     assert parts(saved) == {2}
+
+
+def test_old_files_that_are_links_are_put_back(saved, tmp_path, monkeypatch):
+    """As in a hub cache."""
+    saved.rename(tmp_path / "blobs")
+    saved.mkdir()
+    for path in (tmp_path / "blobs").iterdir():
+        (saved / path.name).symlink_to(f"../blobs/{path.name}")
+    before = contents(saved)
+    fail_at(monkeypatch, 4, OSError("stale handle"))
+    with pytest.raises(CheckpointError, match="stale handle"):
+        MODELS[2].save(saved)
+    assert contents(saved) == before
+    assert parts(saved) == {1}
+
+
+def test_a_model_loaded_before_a_failed_save_stays_in_use(saved, monkeypatch):
+    model = minigdino.load(saved)
+    fail_at(monkeypatch, 4, OSError("stale handle"))
+    with pytest.raises(CheckpointError, match="stale handle"):
+        MODELS[2].save(saved)
+    model.forward(tiny.pixels(), tiny.IDS)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_failed_save_that_cannot_be_undone_says_where_the_files_are(saved, monkeypatch, links):
+    def refuse(*_):
+        raise OSError("no links")
+
+    old = (saved / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        if not links:
+            patch.setattr(os, "link", refuse)
+        fail_at(patch, 3, OSError("stale handle"), also=["model.safetensors"])
+        with pytest.raises(CheckpointError, match=r"\(stale handle\) when some were replaced already") as caught:
+            MODELS[2].save(saved)
+    moving, = saving.unfinished(saved)
+    assert f"are in {moving}, the old ones with a hard link in its folder `old`. Save the" in str(caught.value)
+    assert (saved / "model.safetensors").read_bytes() != old
+    assert (moving / "tokenizer.json").exists()
+    assert not links or (moving / "old/model.safetensors").read_bytes() == old
+    monkeypatch.setattr(detector, "ATTEMPTS", 1)
+    with pytest.raises(CheckpointError, match="Save the model again"):
+        minigdino.load(saved)
+    MODELS[2].save(saved)
+    assert parts(saved) == {2}
+
+
+def test_without_links_a_save_that_replaced_nothing_changes_nothing(saved, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links")
+
+    before = contents(saved)
+    monkeypatch.setattr(os, "link", refuse)
+    with monkeypatch.context() as patch:
+        fail_at(patch, 1, OSError("stale handle"))
+        with pytest.raises(CheckpointError, match="cannot be written there"):
+            MODELS[2].save(saved)
+    assert contents(saved) == before
+    MODELS[2].save(saved)
+    assert parts(saved) == {2}
+
+
+def test_a_load_during_which_a_save_fails_starts_again(saved, monkeypatch):
+    """All files are the old ones before and after it."""
+    real, mixed = detector.Tokenizer.from_directory, []
+
+    def from_directory(directory):
+        rename = os.rename
+
+        def fail(source, target):
+            if source.name.startswith(saving.MOVING):  # after all files were moved
+                os.rename = rename
+                mixed.append(real(directory))
+                raise OSError("stale handle")
+            rename(source, target)
+
+        if mixed:
+            return real(directory)
+        time.sleep(0.02)  # more than the resolution of file times
+        monkeypatch.setattr(os, "rename", fail)
+        with pytest.raises(CheckpointError, match="stale handle"):
+            MODELS[2].save(saved)
+        return mixed[0]
+
+    monkeypatch.setattr(detector.Tokenizer, "from_directory", from_directory)
+    assert parts(saved) == {1}
+    assert mixed
+
+
+@posix
+@pytest.mark.parametrize("age", [0, 100])
+def test_without_locks_a_save_removes_only_old_folders_of_killed_saves(saved, monkeypatch, age):
+    """A young one can belong to a save that runs on another host."""
+    def refuse(*_):
+        raise OSError("no locks")
+
+    left = saved / ".minigdino-moving-a1b2c3d4"
+    left.mkdir()
+    (left / "tokenizer.json").write_text("")
+    os.utime(left, (time.time() - age,) * 2)
+    monkeypatch.setattr(saving.fcntl, "flock", refuse)
+    monkeypatch.setattr(detector, "ATTEMPTS", 1)
+    MODELS[2].save(saved)
+    if age:
+        assert parts(saved) == {2}
+    else:
+        with pytest.raises(CheckpointError, match="Save the model again. If this message stays, .* delete that folder"):
+            minigdino.load(saved)
 
 
 @posix

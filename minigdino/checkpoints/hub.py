@@ -97,10 +97,10 @@ def download(model_id: str, revision: str | None = None) -> Path:
 
 
 def cached() -> list[str]:
-    """List the supported models that are complete in the local cache, at any revision."""
+    """List the supported models that are complete in the local cache, at any revision; none if it is not readable."""
     names = []
-    for folder in sorted(cache().glob("models--*--*")):
-        if any(_is_usable(snapshot) for snapshot in folder.glob("snapshots/*")):
+    for folder in _glob(cache(), "models--*--*"):
+        if any(_is_usable(snapshot) for snapshot in _glob(folder, "snapshots/*")):
             names.append(folder.name.removeprefix("models--").replace("--", "/"))
     return names
 
@@ -178,6 +178,16 @@ def _is_complete(path):
             raise
         return False
     return True
+
+
+def _glob(folder, pattern):
+    """Matching paths, sorted; none if the folder cannot be accessed."""
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError as error:
+        if from_signal_handler(error):
+            raise
+        return []
 
 
 def _is_usable(snapshot):

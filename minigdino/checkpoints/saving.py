@@ -3,8 +3,9 @@
 Every file is written to a temporary folder first and then renamed. So no reader sees part of a file, and processes that
 have mapped the old weights keep them.
 
-The folder `.minigdino-saving-*` is renamed to `.minigdino-moving-*` when it is complete, and removed when all its files
-have been moved. So a reader that finds it knows that the other files may belong to different models.
+The folder `.minigdino-saving-*` is named `.minigdino-moving-*` from the moment when it is complete until all its files
+have been moved. So a reader that finds that name knows that the other files may belong to different models. A subfolder
+has hard links to the old files, so that a save that fails can put them back.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ except ImportError:  # Windows
 MAX_WAIT = 60  # seconds; how long a save waits for another one into the same folder
 WEIGHTS = "model.safetensors"
 SAVING, MOVING = ".minigdino-saving-", ".minigdino-moving-"  # prefixes of temporary folders
+OLD = "old"  # their subfolder with the replaced files
 
 _locks: set[int] = set()  # open descriptors of locked folders
 
@@ -61,7 +63,8 @@ def save_checkpoint(directory: str | Path, tensors: dict[str, np.ndarray], confi
         tokenizer: the tokenizer; None to write none.
 
     Raises:
-        CheckpointError: if the directory cannot be written, or another save into it does not end.
+        CheckpointError: if the directory cannot be written, or another save into it does not end. The old checkpoint
+            is still in place then, unless the message says otherwise.
     """
     from safetensors import SafetensorError
 
@@ -85,7 +88,8 @@ def unfinished(directory: str | Path, prefix: str = MOVING) -> list[Path]:
         prefix: `MOVING` for saves that replace files of the checkpoint, `SAVING` for those that write new files.
 
     Returns:
-        Their paths, sorted; none if the directory cannot be listed.
+        Their paths, sorted; none if the directory cannot be listed. So a reader without permission to list it (mode
+        0711, for example) does not notice them.
     """
     try:
         names = os.listdir(directory)
@@ -97,16 +101,27 @@ def unfinished(directory: str | Path, prefix: str = MOVING) -> list[Path]:
 
 
 def _save(directory, locked, *content):
+    killed = unfinished(directory)
     saving = Path(mkdtemp(prefix=SAVING, dir=directory))
     moving = directory / saving.name.replace(SAVING, MOVING)
     try:
         _write(saving, *content)
-        _prepare(saving, directory)
+        had_old = _prepare(saving, directory)
         saving.rename(moving)
-        _move(moving, directory)
-        moving.rmdir()
-        for path in unfinished(directory) if locked else ():  # of killed saves, whose files are replaced by now
-            _remove(path)
+        try:
+            _move(moving, directory)
+            moving.rename(saving)  # now the folder holds only the old files
+        except BaseException as error:
+            # Without `moving`, the last step is done, and the new files stay.
+            if status(moving) and not _restore(moving, saving, directory, had_old) and isinstance(error, OSError):
+                raise CheckpointError(f"{directory}: expected to replace all files; the save failed ({brief(error)}) "
+                                      "when some were replaced already, which cannot be undone. The other new files "
+                                      f"are in {moving}, the old ones with a hard link in its folder `{OLD}`. Save the "
+                                      "model again, as a user who may replace all files") from None
+            raise
+        for path in killed:  # their files are replaced by now
+            if locked or _is_stale(path, directory):
+                _remove(path)
     finally:
         _remove(saving)
         if status(moving / WEIGHTS):  # moved first, so all old files are still in place
@@ -130,20 +145,61 @@ def _write(folder, tensors, config, settings, tokenizer):
 
 
 def _prepare(folder, directory):
-    """Give new files the modes of those that they replace. Refuse a folder in the place of a file."""
+    """Give new files the modes of those that they replace, and link the old ones. Refuse a folder in their place.
+
+    Returns {name of a new file: whether it replaces an old one}.
+    """
     for target in (directory / INDEX, *(directory / file.name for file in folder.iterdir())):
         if found := status(target):
             if stat.S_ISDIR(found.st_mode):
                 raise IsADirectoryError(f"{target.name} must be a file; it is a folder")
             if (new := folder / target.name).exists():
                 new.chmod(stat.S_IMODE(found.st_mode))
+    had_old = {file.name: status(directory / file.name, follow=False) is not None for file in folder.iterdir()}
+    (folder / OLD).mkdir()
+    for name in had_old:
+        try:
+            os.link(directory / name, folder / OLD / name)  # weights are too large to copy
+        except OSError as error:  # there is no old file, or it cannot have links
+            if from_signal_handler(error):
+                raise
+    return had_old
 
 
 def _move(folder, directory):
     os.replace(folder / WEIGHTS, directory / WEIGHTS)  # a mapping of the old file stays valid
-    (directory / INDEX).unlink(missing_ok=True)  # the index of old shards, which `load` would prefer
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(directory / INDEX, folder / OLD / INDEX)  # the index of old shards, which `load` would prefer
     for file in sorted(folder.iterdir()):
-        os.replace(file, directory / file.name)
+        if file.name != OLD:
+            os.replace(file, directory / file.name)
+
+
+def _restore(moving, saving, directory, had_old):
+    """Undo `_move`, if all old files can be put back, and return whether that is done."""
+    try:
+        moved = [name for name in had_old if not status(moving / name)]
+        if any(had_old[name] and not status(moving / OLD / name, follow=False) for name in moved):
+            return False
+        for name in moved:
+            if had_old[name]:
+                os.replace(moving / OLD / name, directory / name)
+            else:
+                (directory / name).unlink(missing_ok=True)
+        if status(moving / OLD / INDEX, follow=False):
+            os.replace(moving / OLD / INDEX, directory / INDEX)
+        moving.rename(saving)
+    except OSError as error:
+        if from_signal_handler(error):
+            raise
+        return False
+    return True
+
+
+def _is_stale(path, directory):
+    """Return whether a temporary folder is too old for a running save, by the clock of the file system."""
+    found, now = status(path), status(directory)  # a save has just changed the directory
+    return found is not None and now is not None and now.st_mtime - found.st_mtime > MAX_WAIT
 
 
 def _remove(folder):
