@@ -12,11 +12,35 @@ cdef extern from *:
     #define HAS_AVX2 0
     #define HAS_AVX512 0
     #endif
+
+    #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+    #include <cpuid.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    static int may_use_tiles(void) {
+        enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+        unsigned a, b, c, d;
+        return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX_BF16) && (d & AMX_TILE)
+            && !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+    }
+    #else
+    static int may_use_tiles(void) { return 0; }
+    #endif
     """
     bint HAS_AVX2
     bint HAS_AVX512
+    bint may_use_tiles()
 
 
 def levels():
     """Folders with compiled twins that this CPU can run, best first; "" has the twins for any CPU."""
     return (["avx512"] if HAS_AVX512 else []) + (["avx2"] if HAS_AVX2 else []) + [""]
+
+
+def tiles():
+    """Whether this process may use tile instructions (AMX).
+
+    Linux gives a process the permission when it asks for it here, because tiles add 8 KB to the state of each thread
+    that uses them. Later threads and children of the process have the permission, too.
+    """
+    return may_use_tiles()

@@ -11,6 +11,7 @@ import functools
 import importlib
 import os
 import threading
+import warnings
 from collections.abc import Callable
 
 from .interrupts import from_signal_handler
@@ -21,12 +22,29 @@ problems: dict[str, str] = {}  # {module: why it cannot be used}; `levels` and `
 
 @functools.cache
 def levels() -> tuple[str, ...]:
-    """Instruction sets this CPU supports, best first: of "avx512", "avx2" and "" (the baseline)."""
+    """Instruction sets to use, best first: of "avx512", "avx2" and "" (the baseline).
+
+    These are the ones that this CPU supports, from the one that MINIGDINO_VECTORS names on.
+    """
     module = f"{__package__}.cpu"
-    if found := load_for("", f"{module}:levels"):
-        return tuple(found())
-    problems.setdefault(module, "was not built")
-    return ("",)
+    if not (found := load_for("", f"{module}:levels")):
+        problems.setdefault(module, "was not built")
+        return ("",)
+    supported, best = tuple(found()), os.environ.get("MINIGDINO_VECTORS") or "amx"
+    names = ["amx", *(level or "baseline" for level in supported)]  # tiles are used by the modules for AVX-512
+    if best not in names:
+        warnings.warn(f"MINIGDINO_VECTORS must be one of {', '.join(names)}; {best[:100]!r} is ignored", RuntimeWarning,
+                      stacklevel=2)
+        return supported
+    return supported[max(0, names.index(best) - 1):]
+
+
+@functools.cache
+def tiles() -> bool:
+    """Whether products use tile instructions (AMX): this CPU has them, and MINIGDINO_VECTORS does not exclude them."""
+    excluded = levels()[0] != "avx512" or os.environ.get("MINIGDINO_VECTORS") == "avx512"
+    found = None if excluded else load_for("", f"{__package__}.cpu:tiles")
+    return bool(found and found())
 
 
 @functools.cache

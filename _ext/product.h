@@ -236,3 +236,5 @@ static void multiply_few(const float *x, Index x_stride, const float *w, Index w
         n += columns;
     }
 }
+
+#include "tiles.h"

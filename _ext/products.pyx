@@ -12,7 +12,9 @@ from math import prod
 import numpy as np
 
 from minigdino._ext.checks import check_arrays, contiguous
+from minigdino._ext.instruction_sets import tiles
 from minigdino._ext.pool import for_rows
+from minigdino._ext.precision import parts
 
 cdef extern from "product.h":
     enum: PANEL
@@ -28,8 +30,26 @@ cdef extern from "product.h":
                          Py_ssize_t y_stride, bint add, const Epilogue *epilogue) nogil
     void multiply_few(const float *x, Py_ssize_t x_stride, const float *w, Py_ssize_t w_stride, Py_ssize_t M,
                       Py_ssize_t N, Py_ssize_t K, float *y, Py_ssize_t y_stride) nogil
+    bint HAS_TILES  # whether the compiler knows tile instructions
+    bint ARE_EMULATED
+    ctypedef unsigned short bfloat16
+    ctypedef struct Blocks:
+        const bfloat16 *blocks
+        Py_ssize_t depth
+        const float *w
+        Py_ssize_t w_stride
+        Py_ssize_t channel_stride
+    int pack_blocks(const float *w, Py_ssize_t w_stride, Py_ssize_t channel_stride, Py_ssize_t N, Py_ssize_t K,
+                    int parts, Py_ssize_t first, Py_ssize_t last, bfloat16 *blocks) nogil
+    void multiply_tiles(const float *x, Py_ssize_t x_stride, Py_ssize_t channel_stride, const Blocks *w, int parts,
+                        Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, float *y, Py_ssize_t y_stride, bint add,
+                        const Epilogue *epilogue, void *room) nogil
+    Py_ssize_t room_for(Py_ssize_t M, Py_ssize_t K, int parts) nogil
 
-LINE = 16  # elements of a cache line
+uses_tiles = HAS_TILES and (ARE_EMULATED or tiles())
+BLOCK = STEP = 32  # rows of W per block, and channels per step
+MAX_FLOAT_ROWS = 96  # rows of X; for so few, splitting W into parts costs more than it saves
+LINE = 64  # bytes of a cache line
 MAX_UNPACKED_ROWS = 16  # rows of X; for so few, packing W costs more than it saves
 MAX_PANEL_ROWS = 256  # rows of X; for so few, each range packs its own panels, which then stay in its cache
 PANEL_ROWS = 4 * PANEL  # rows of W that are packed at a time there
@@ -38,26 +58,42 @@ MIN_MULTIPLICATIONS = 1 << 19  # per range of rows
 
 
 cdef class Packed:
-    """W [N, K] in panels, in the order in which `multiply` reads them. In float64, W itself"""
+    """W [N, K] in the order in which `multiply` reads it: blocks of `parts` bfloat16 parts, or panels. In float64, W"""
     cdef readonly Py_ssize_t N, K
+    cdef readonly int parts  # 0 for panels
     cdef float[::1] panels
+    cdef unsigned short[::1] blocks
     cdef object w
 
 
-def pack(w):
-    """W [N, K] -> Packed"""
+def pack(w, in_parts=True):
+    """W [N, K] -> Packed. in_parts: whether tiles may multiply it, if there are tiles"""
     cdef Packed packed = Packed()
     packed.N, packed.K = check_arrays("product", "w [N, K]", w)
+    packed.w = w = _aligned(w)
     if w.dtype != np.float32:
-        packed.w = w
         return packed
-    w = _aligned(w)
-    n_panels = (packed.N + PANEL - 1) // PANEL
-    packed.panels = _empty(n_panels * PANEL * packed.K)
+    if uses_tiles and in_parts and w.size:
+        n_blocks, n_parts, normal = _ceil(packed.N, BLOCK), parts.get(), []
+        packed.blocks = _empty(n_blocks * BLOCK * _ceil(packed.K, STEP) * STEP * n_parts, np.uint16)
+        for_rows(lambda first, last: normal.append(_pack_blocks(w, packed, n_parts, first, last)), n_blocks,
+                 1 + MIN_WEIGHTS // (BLOCK * packed.K))
+        if all(normal):
+            packed.parts = n_parts
+            return packed
+    n_panels = _ceil(packed.N, PANEL)
+    packed.panels = _empty(n_panels * PANEL * packed.K, np.float32)
     if w.size:
         for_rows(lambda first, last: _pack(w, packed, first, last), n_panels,
                  1 + MIN_WEIGHTS // (PANEL * packed.K))
     return packed
+
+
+def _pack_blocks(const float[:, :] w, Packed packed, int n_parts, Py_ssize_t first, Py_ssize_t last):
+    with nogil:
+        normal = pack_blocks(&w[0, 0], w.strides[0] // 4, w.strides[1] // 4, w.shape[0], w.shape[1], n_parts, first,
+                             last, &packed.blocks[0])
+    return normal
 
 
 def _pack(const float[:, :] w, Packed packed, Py_ssize_t first, Py_ssize_t last):
@@ -70,13 +106,14 @@ def multiply(x, Packed packed, y, bias=None, residual=None, relu=False, first=0,
     """Y = X W^T + bias + residual in this thread, or Y + X W^T + ... if `add`: x [M, K], y [M, N], bias [N],
     residual [M, N]
 
-    W is packed[first:first + N, first_channel:first_channel + K]; `first` is a multiple of PANEL. The rows of y and
-    residual are contiguous; x may have any strides.
+    W is packed[first:first + N, first_channel:first_channel + K]. `first` is a multiple of PANEL; for blocks, it is one
+    of BLOCK, and first_channel one of STEP. The rows of y and residual are contiguous; x may have any strides.
     """
     check_arrays("product", "y [M, N], x [M, K], bias? [N], residual? [M, N]", y, x, bias, residual)
     cdef Py_ssize_t N = y.shape[1]
     cdef Py_ssize_t K = x.shape[1]
-    if not 0 <= first <= packed.N - N or first % PANEL or not 0 <= first_channel <= packed.K - K:
+    if (not 0 <= first <= packed.N - N or first % (BLOCK if packed.parts else PANEL)
+            or not 0 <= first_channel <= packed.K - K or (packed.parts and first_channel % STEP)):
         raise ValueError(f"product: expected w with {first} + {N} rows and {first_channel} + {K} channels; got "
                          f"{(packed.N, packed.K)}")
     if y.dtype != np.float32:
@@ -95,10 +132,26 @@ def _multiply(const float[:, :] x, Packed packed, float[:, :] y, const float[::1
         epilogue.residual_stride = residual.strides[0] // 4
     if y.strides[1] != 4 or (residual is not None and residual.strides[1] != 4):
         raise ValueError("product: expected y and residual with contiguous rows")
+    if packed.parts:
+        _multiply_in_parts(x, packed, y, &epilogue, first, first_channel, add)
+        return
     with nogil:
         multiply_panels(&x[0, 0] if x.shape[1] else NULL, x.strides[0] // 4, x.strides[1] // 4,
                         &packed.panels[first * packed.K + first_channel * PANEL], packed.K, x.shape[0], y.shape[1],
                         x.shape[1], &y[0, 0], y.strides[0] // 4, add, &epilogue)
+
+
+cdef _multiply_in_parts(const float[:, :] x, Packed packed, float[:, :] y, const Epilogue *epilogue, Py_ssize_t first,
+                        Py_ssize_t first_channel, bint add):
+    cdef const float[:, :] w = packed.w
+    cdef Py_ssize_t depth = (packed.K + 31) // 32
+    cdef Blocks blocks = Blocks(
+        &packed.blocks[(first * depth + first_channel) * 32 * packed.parts], depth,
+        &w[first, first_channel], w.strides[0] // 4, w.strides[1] // 4)
+    cdef unsigned short[::1] room = _empty(room_for(x.shape[0], x.shape[1], packed.parts), np.uint16)
+    with nogil:
+        multiply_tiles(&x[0, 0], x.strides[0] // 4, x.strides[1] // 4, &blocks, packed.parts, x.shape[0], y.shape[1],
+                       x.shape[1], &y[0, 0], y.strides[0] // 4, add, epilogue, &room[0])
 
 
 def _multiply_in_numpy(x, w, y, bias, residual, relu, add):
@@ -125,7 +178,7 @@ def product(x, w, bias=None, residual=None, relu=False):
         def columns(first, last):
             for n in range(first * PANEL_ROWS, min(last * PANEL_ROWS, N), PANEL_ROWS):
                 part = slice(n, n + PANEL_ROWS)
-                multiply(x, pack(w[part]), y[:, part], None if bias is None else bias[part],
+                multiply(x, pack(w[part], M > MAX_FLOAT_ROWS), y[:, part], None if bias is None else bias[part],
                          None if residual is None else residual[:, part], relu)
 
         for_rows(columns, (N + PANEL_ROWS - 1) // PANEL_ROWS)
@@ -166,8 +219,12 @@ def _aligned(a):
     return a if a.flags.aligned else a.copy()
 
 
-def _empty(n):
-    """Array [n] of float32 that starts at a cache line, so that no vector of a panel crosses one"""
-    room = np.empty(n + LINE, np.float32)
-    first = (-room.ctypes.data // 4) % LINE
-    return room[first:first + n]
+def _ceil(Py_ssize_t n, Py_ssize_t k):
+    return (n + k - 1) // k
+
+
+def _empty(n, dtype):
+    """Array [n] that starts at a cache line, so that no vector and no row of a tile crosses one"""
+    room = np.empty(n * np.dtype(dtype).itemsize + LINE, np.uint8)
+    first = -room.ctypes.data % LINE
+    return room[first:first + n * np.dtype(dtype).itemsize].view(dtype)

@@ -58,7 +58,7 @@ def warned():
 def test_a_complete_build_misses_nothing():
     info = minigdino.info()
     assert (info["kernels"], info["missing"]) == ("fast", [])
-    assert info["vectors"] == (kernels.levels()[0] or "baseline")
+    assert info["vectors"] == (kernels.levels()[0] or "baseline") + ", products: amx" * instruction_sets.tiles()
     assert info["vectors"] in _machine()
     assert warned() == []
 
@@ -76,7 +76,8 @@ def test_vectors_names_a_module_that_runs_with_another_instruction_set(without):
     best, second = kernels.levels()[0], kernels.levels()[1] or "baseline"
     without({f"{best}.swin": None})
     info = minigdino.info()
-    assert info["vectors"] == f"{best}, swin: {second}"
+    tiles = ", products: amx" * instruction_sets.tiles()
+    assert info["vectors"] == f"{best}{tiles}, swin: {second}"
     assert info["missing"] == [f"minigdino._ext.{best}.swin was not built"]
     assert set(info["twins"].values()) == {True}
 

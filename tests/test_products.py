@@ -1,22 +1,37 @@
-"""The matrix products of the compiled twins, for every instruction set of this CPU."""
+"""The matrix products of the compiled twins, for every instruction set of this CPU, with and without tiles."""
+
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from minigdino._ext import cpus, instruction_sets
+from minigdino._ext.precision import parts
 from places import examples
 from strategies import rngs
 
 from minigdino.runtime import kernels
 
-LEVELS = kernels.levels()
+LEVELS = ["amx"] * instruction_sets.tiles() + list(kernels.levels())  # tiles are used by the module for AVX-512
 levels = pytest.mark.parametrize("level", LEVELS)
 
 
 def function(name, level):
     """A function of the module of products, as compiled for one instruction set."""
-    return kernels.load_for(level, f"minigdino._ext.products:{name}")
+    path = f"minigdino._ext.products:{name}"
+    level, uses_tiles = ("avx512", True) if level == "amx" else (level, False)
+    module = instruction_sets.importlib.import_module(instruction_sets.module_of(level, path)[1])
+
+    def call(*args, **options):
+        before = module.uses_tiles
+        module.uses_tiles = uses_tiles if level == "avx512" else before  # True in a build with emulated tiles
+        try:
+            return getattr(module, name)(*args, **options)
+        finally:
+            module.uses_tiles = before
+
+    return call
 
 
 def product(level, x, w, *more, **options):
@@ -50,6 +65,48 @@ def test_products_are_as_exact_as_float32_allows(level, rng, shape, with_bias, w
     assert (abs(y - exact) <= bound(x, w) + 1e-6).all()
 
 
+# Largest relative error of one product of two numbers, by the number of parts: what the omitted parts and products add
+PER_PRODUCT = {3: 2**-23 + 2**-31, 2: 3 * 2**-16 + 2**-23, 1: 2**-7 + 2**-16}
+
+
+@levels
+@pytest.mark.parametrize("n", PER_PRODUCT)
+@settings(max_examples=examples(60))
+@given(rngs(), shapes, st.integers(-30, 30), st.integers(-30, 30))
+@example(np.random.default_rng(0), (150, 700, 100), 0, 0)
+def test_fewer_parts_give_a_larger_error_within_its_bound(level, n, rng, shape, x_power, w_power):
+    M, K, N = shape
+    x = np.ldexp(rng.standard_normal((M + 100, K)), x_power).astype(np.float32)
+    w = np.ldexp(rng.standard_normal((N, K)), w_power).astype(np.float32)
+    with precision(n):
+        y = product(level, x, w)
+    magnitudes = abs(x).astype(float) @ abs(w).T.astype(float)
+    assert (abs(y - x.astype(float) @ w.T.astype(float)) <= bound(x, w) + PER_PRODUCT[n] * magnitudes).all()
+
+
+@contextmanager
+def precision(n):
+    """Split numbers into n parts."""
+    token = parts.set(n)
+    try:
+        yield
+    finally:
+        parts.reset(token)
+
+
+@pytest.mark.skipif("amx" not in LEVELS, reason="this CPU has no tile instructions")
+def test_tiles_compute_what_the_precision_says():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((300, 256), np.float32), rng.standard_normal((64, 256), np.float32)
+    exact = x.astype(float) @ w.T.astype(float)
+    errors = {}
+    for n in PER_PRODUCT:
+        with precision(n):
+            errors[n] = abs(product("amx", x, w) - exact).max()
+    assert errors[3] <= abs(product("avx512", x, w) - exact).max()
+    assert 5 * errors[3] < errors[2] < errors[1] / 100
+
+
 @levels
 @settings(max_examples=examples(100))
 @given(rngs(), shapes)
@@ -58,19 +115,19 @@ def test_a_row_does_not_depend_on_the_other_rows(level, rng, shape):
     M, K, N = shape
     x, w = rng.standard_normal((M, K), np.float32), rng.standard_normal((N, K), np.float32)
     pack, multiply = function("pack", level), function("multiply", level)
-    whole, parts = np.empty((M, N), np.float32), np.empty((M, N), np.float32)
+    whole, pieces = np.empty((M, N), np.float32), np.empty((M, N), np.float32)
     multiply(x, pack(w), whole)
     cuts = sorted(rng.integers(0, M + 1, 3))
     for first, last in zip([0, *cuts], [*cuts, M]):
-        multiply(x[first:last], pack(w), parts[first:last])
-    np.testing.assert_array_equal(parts, whole)
+        multiply(x[first:last], pack(w), pieces[first:last])
+    np.testing.assert_array_equal(pieces, whole)
 
 
-@levels
+@pytest.mark.parametrize("level", kernels.levels())
 def test_each_twin_uses_the_products_of_its_own_instruction_set(level):
     """Also after the others were loaded."""
     modules = {}
-    for other in [*LEVELS, level]:
+    for other in [*kernels.levels(), level]:
         for name in ("ops", "products", "swin"):
             modules[other, name] = instruction_sets.importlib.import_module(
                 instruction_sets.module_of(other, f"minigdino._ext.{name}:any")[1])
@@ -108,7 +165,7 @@ def test_factors_may_have_any_strides(level, rng, shape, data):
 
 
 @levels
-@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("rows", [3, 40, 200])
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 1e30, -1e30, 1e-30, 1e-40, -0.0, 3e38])
 def test_unusual_numbers_behave_as_in_numpy(level, rows, odd):
     rng = np.random.default_rng(0)
@@ -131,10 +188,10 @@ def test_a_product_can_be_built_from_parts(level):
     pack, multiply = function("pack", level), function("multiply", level)
     x, w = rng.integers(-4, 5, (70, 600)).astype(np.float32), rng.integers(-4, 5, (130, 600)).astype(np.float32)
     packed, y = pack(w), np.empty((70, 64), np.float32)
-    for first, last in ((0, 256), (256, 300), (300, 600)):
+    for first, last in ((0, 256), (256, 320), (320, 600)):
         multiply(x[:, first:last], packed, y, first=64, first_channel=first, add=first > 0)
     np.testing.assert_array_equal(y, x @ w[64:128].T)
-    for wrong in ({"first": 63}, {"first": 96}, {"first": -32}, {"first_channel": 1}, {"first_channel": -1}):
+    for wrong in ({"first": 63}, {"first": 128}, {"first": -32}, {"first_channel": 1}, {"first_channel": -1}):
         with pytest.raises(ValueError, match="product: expected w with"):
             multiply(x, packed, y, **wrong)
     with pytest.raises(ValueError, match="contiguous rows"):

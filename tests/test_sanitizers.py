@@ -31,7 +31,7 @@ FLAGS = ["-x", "c", "-shared", "-fPIC", "-O0", "-g1", "-U_FORTIFY_SOURCE", f"-I{
 
 
 @functools.cache
-def built():
+def built(*flags):
     """A folder with a copy of the package whose extensions are compiled with the sanitizers, without AVX versions."""
     sources = sorted(SOURCES.glob("*.pyx"))
     stale = [path.name for path in sources if not _is_newer(path.with_suffix(".c"), path)]
@@ -46,7 +46,7 @@ def built():
 
     def compile(path):
         library = package / "_ext" / (path.stem + sysconfig.get_config_var("EXT_SUFFIX"))
-        command = [on_host.COMPILER, *FLAGS, str(path.with_suffix(".c")), "-o", str(library)]
+        command = [on_host.COMPILER, *FLAGS, *flags, str(path.with_suffix(".c")), "-o", str(library)]
         subprocess.run(command, check=True, timeout=300)
 
     with ThreadPoolExecutor() as pool:
@@ -62,8 +62,12 @@ def _is_newer(path, other):
 def run(monkeypatch):
     """A function that runs Python code with the sanitized twins."""
     monkeypatch.setenv("PYTHONMALLOC", "malloc")
-    start = f"import sys; sys.path.insert(0, {built().name!r}); import minigdino\n"
-    return lambda code, *args: sanitized("-W", "ignore", "-c", start + code, *args)
+
+    def run(code, *args, flags=()):
+        start = f"import sys; sys.path.insert(0, {built(*flags).name!r}); import minigdino\n"
+        return sanitized("-W", "ignore", "-c", start + code, *args)
+
+    return run
 
 
 def test_the_sanitizer_detects_a_loop_that_is_too_long(run):
@@ -96,5 +100,17 @@ def test_sanitizers_find_no_error_in_the_twins(run):
     done = run("import pytest; sys.exit(pytest.main(sys.argv[1:]))", "-q", "-p", "no:cacheprovider",
                "tests/test_memory.py", "tests/test_kernels.py", "tests/test_products.py", "-k",
                "every_twin and not cuda and not gpu or empty or test_products or test_memory")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout
+
+
+def test_products_by_emulated_tiles_are_exact_and_within_bounds(run):
+    """The tests of products, with the tile instructions of tiles.h in C. So they run on processors without AMX, too."""
+    done = run("""
+import pytest
+from minigdino._ext import products
+assert products.pack(products.np.ones((40, 40), "f")).parts == 3
+sys.exit(pytest.main(sys.argv[1:]))
+""", "-q", "-p", "no:cacheprovider", "tests/test_products.py", flags=("-DEMULATE_TILES", "-O1"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert " passed" in done.stdout

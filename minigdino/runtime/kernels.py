@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from .._ext.instruction_sets import levels, load, load_for, module_of, problems
+from .._ext.instruction_sets import levels, load, load_for, module_of, problems, tiles
 from ..errors import ArgumentError, brief
 
 __all__ = [
@@ -143,12 +143,16 @@ def live() -> dict[str, bool]:
 
 
 def levels_in_use() -> dict[str, str]:
-    """Return the instruction set that each compiled module runs with: {"ops": "avx512", "avx2" or "baseline"}."""
+    """Return the instruction set that each compiled module runs with: {"ops": "avx512", "avx2" or "baseline"}.
+
+    For "products", it is "amx" if they use tile instructions, which the modules for AVX-512 contain.
+    """
     found = {}
     for path in _compiled():
         twin = load(path)
         if level := next((level or "baseline" for level in levels() if twin and load_for(level, path) is twin), None):
-            found[path.partition(":")[0].rpartition(".")[2]] = level
+            name = path.partition(":")[0].rpartition(".")[2]
+            found[name] = "amx" if name == "products" and level == "avx512" and tiles() else level
     return found
 
 

@@ -1,0 +1,316 @@
+/* Matrix products in float32 by tile instructions (AMX), for one thread.
+
+A tile product multiplies bfloat16 numbers and sums in float32. So each float32 is split into parts, bfloat16 numbers
+whose sum it is: x = x0 + x1 + x2, each part at most 2**-8 of the one before. With three parts, six of the nine products
+of two numbers are summed: x0 w0 + x1 w0 + x0 w1 + x1 w1 + x2 w0 + x0 w2. The other three are below the rounding error
+of float32. Two parts and three products give about 16 bits, one part gives bfloat16.
+
+Tile instructions treat numbers below 2**-126 as 0, and infinity has no parts. So only rows of normal magnitude are
+multiplied by tiles (`is_normal`). `multiply_row` computes the others in float32.
+
+A block of Y has BLOCK x BLOCK elements, in four tiles. X and W are packed in the order in which a block reads them:
+    X [M / BLOCK][K / STEP][parts][2 tiles][16 rows][16 pairs of channels]
+    W [N / BLOCK][K / STEP][parts][2 tiles][16 pairs of channels][16 rows]
+Channel c and channel c + 16 of a step form a pair: these are the pairs that a vector operation makes.
+
+As in product.h, every element of Y is summed in a fixed order, which does not depend on the other rows of X. */
+
+/* The compiler emits tile instructions in this file only, in functions with the attribute USES_TILES. The caller asks
+whether the processor has them. */
+#if defined(EMULATE_TILES)
+#define HAS_TILES 1
+#define ARE_EMULATED 1
+#define USES_TILES
+#include "tiles_emulated.h"
+#elif defined(__AVX512BW__) && defined(__linux__) && defined(__has_include)
+#if __has_include(<amxbf16intrin.h>)
+#define HAS_TILES 1
+#define USES_TILES __attribute__((target("amx-tile,amx-bf16")))
+#include <immintrin.h>
+#endif
+#endif
+#ifndef HAS_TILES
+#define HAS_TILES 0
+#endif
+#ifndef ARE_EMULATED
+#define ARE_EMULATED 0
+#endif
+
+typedef unsigned short bfloat16;
+
+/* A packed W: blocks of `depth` steps, of which those from the pointer on are used, and the same W as it was */
+typedef struct {
+    const bfloat16 *blocks;
+    Index depth;
+    const float *w;
+    Index w_stride, channel_stride;
+} Blocks;
+
+#if HAS_TILES
+typedef float floats16 __attribute__((vector_size(64)));
+typedef float floats16_in_memory __attribute__((vector_size(64), aligned(4), may_alias));
+typedef unsigned bits16 __attribute__((vector_size(64), may_alias));
+
+enum {
+    BLOCK = 32, /* rows and columns of Y in four tiles */
+    STEP = 32,  /* channels of a tile */
+    TILE = 512, /* bfloat16 numbers of a tile */
+    ROOM = 3 << 17, /* bfloat16 numbers of X packed at a time: they stay in the L2 cache while all of W is read */
+    MAX_ROWS = 512, /* rows of X packed at a time */
+};
+
+/* Bits of the absolute values between which the largest number of a row is normal: 2**-45 and 2**55. Then no sum of
+65,536 products overflows, and no part that matters is below 2**-126. */
+enum { SMALL = (127 - 45) << 23, LARGE = (127 + 55) << 23 };
+
+INLINE int is_normal(unsigned largest) { return !largest || (largest >= SMALL && largest <= LARGE); }
+
+INLINE bits16 larger(bits16 a, bits16 b) {
+    bits16 a_is_larger = (bits16)(a > b);
+    return (a & a_is_larger) | (b & ~a_is_larger);
+}
+
+/* STEP channels -> parts [parts][16 pairs], each rounded to nearest; `largest` collects the absolute values as bits */
+INLINE void split(const float *x, int parts, bits16 *out, bits16 *largest) {
+    floats16 low = *(const floats16_in_memory *)x, high = *(const floats16_in_memory *)(x + 16);
+    *largest = larger(*largest, larger((bits16)low & 0x7fffffff, (bits16)high & 0x7fffffff));
+    UNROLL for (int p = 0; p < parts; p++) {
+        bits16 low_part = ((bits16)low + 0x8000) & 0xffff0000, high_part = ((bits16)high + 0x8000) & 0xffff0000;
+        out[p] = low_part >> 16 | high_part;
+        low -= (floats16)low_part;
+        high -= (floats16)high_part;
+    }
+}
+
+/* One row, of any stride -> row `row` of tiles. Returns the bits of its largest absolute value. */
+INLINE unsigned pack_row(const float *x, Index channel_stride, Index K, int parts, Index row, bfloat16 *tiles) {
+    bfloat16 *to = tiles + row / 16 * TILE + row % 16 * STEP;
+    bits16 largest = {0}, pieces[3];
+    unsigned most = 0;
+    for (Index k = 0; k < K; k += STEP) {
+        float copy[STEP];
+        const float *from = x + k;
+        if (channel_stride != 1 || K - k < STEP) {
+            Index n = K - k < STEP ? K - k : STEP;
+            for (Index c = 0; c < n; c++) copy[c] = x[(k + c) * channel_stride];
+            for (Index c = n; c < STEP; c++) copy[c] = 0;
+            from = copy;
+        }
+        split(from, parts, pieces, &largest);
+        UNROLL for (int p = 0; p < parts; p++) *(bits16 *)(to + p * 2 * TILE) = pieces[p];
+        to += parts * 2 * TILE;
+    }
+    for (int i = 0; i < 16; i++) most = largest[i] > most ? largest[i] : most;
+    return most;
+}
+
+/* Zero rows `first` to BLOCK of tiles, which belong to no row of X or W */
+static void pack_zeros(Index first, Index K, int parts, bfloat16 *tiles) {
+    for (Index k = 0; k < K; k += STEP)
+        for (int p = 0; p < parts; p++, tiles += 2 * TILE)
+            for (Index row = first; row < BLOCK; row++) memset(tiles + row * STEP, 0, STEP * sizeof(bfloat16));
+}
+
+static void transpose(unsigned *tile) {
+    unsigned copy[256];
+    memcpy(copy, tile, sizeof copy);
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) tile[j * 16 + i] = copy[i * 16 + j];
+}
+
+/* Let all eight tiles have 16 rows of 64 bytes, in this thread */
+USES_TILES static void start_tiles(void) {
+    struct {
+        unsigned char palette, row, unused[14];
+        unsigned short bytes[16];
+        unsigned char rows[16];
+    } shape = {.palette = 1};
+    for (int t = 0; t < 8; t++) shape.bytes[t] = 64, shape.rows[t] = 16;
+    _tile_loadconfig(&shape);
+}
+
+static Index steps_of(Index K) { return (K + STEP - 1) / STEP; }
+
+/* W [N, K] -> its blocks first to last. Returns whether all rows are normal. */
+INLINE int pack_parts(const float *w, Index w_stride, Index channel_stride, Index N, Index K, int parts, Index first,
+                       Index last, bfloat16 *blocks) {
+    Index size = steps_of(K) * parts * 2 * TILE;
+    int normal = 1;
+    for (Index b = first; b < last; b++) {
+        bfloat16 *block = blocks + b * size;
+        Index rows = N - b * BLOCK < BLOCK ? N - b * BLOCK : BLOCK;
+        for (Index j = 0; j < rows; j++)
+            normal &= is_normal(pack_row(w + (b * BLOCK + j) * w_stride, channel_stride, K, parts, j, block));
+        if (rows < BLOCK) pack_zeros(rows, K, parts, block);
+        for (Index t = 0; t < size; t += TILE) transpose((unsigned *)(block + t));
+    }
+    return normal;
+}
+
+static int pack_blocks(const float *w, Index w_stride, Index channel_stride, Index N, Index K, int parts, Index first,
+                       Index last, bfloat16 *blocks) {
+    return parts == 1 ? pack_parts(w, w_stride, channel_stride, N, K, 1, first, last, blocks)
+         : parts == 2 ? pack_parts(w, w_stride, channel_stride, N, K, 2, first, last, blocks)
+                      : pack_parts(w, w_stride, channel_stride, N, K, 3, first, last, blocks);
+}
+
+#define LOAD_X(part) \
+    _tile_loadd(4, x + (part)*2 * TILE, 64); \
+    _tile_loadd(5, x + ((part)*2 + 1) * TILE, 64);
+#define LOAD_W(part) \
+    _tile_loadd(6, w + (part)*2 * TILE, 64); \
+    _tile_loadd(7, w + ((part)*2 + 1) * TILE, 64);
+#define MULTIPLY \
+    _tile_dpbf16ps(0, 4, 6); \
+    _tile_dpbf16ps(1, 4, 7); \
+    _tile_dpbf16ps(2, 5, 6); \
+    _tile_dpbf16ps(3, 5, 7);
+
+/* A block whose sums are known but not yet in Y; the pointers are those of its first element */
+typedef struct {
+    const float *sums;
+    Index rows, columns;
+    float *y;
+    Index y_stride;
+    int add;
+    Epilogue epilogue;
+} Unfinished;
+
+/* Y = sums, Y + sums if `add`, and the epilogue, in rows first to last of a block */
+INLINE void finish_rows(const Unfinished *block, Index columns, Index first, Index last) {
+    const float *bias = block->epilogue.bias, *residual = block->epilogue.residual;
+    int relu = block->epilogue.relu, add = block->add;
+    if (residual) residual += first * block->epilogue.residual_stride;
+    for (Index i = first; i < last; i++) {
+        const float *sums = block->sums + i * BLOCK;
+        float *y = block->y + i * block->y_stride;
+        Index j = 0;
+        for (; j + LANES <= columns; j += LANES) {
+            vector sum = load(sums + j);
+            if (add) sum = load(y + j) + sum;
+            if (bias) sum += load(bias + j);
+            if (residual) sum += load(residual + j);
+            store(y + j, relu ? relu_of(sum) : sum);
+        }
+        for (; j < columns; j++) {
+            float sum = add ? y[j] + sums[j] : sums[j];
+            if (bias) sum += bias[j];
+            if (residual) sum += residual[j];
+            y[j] = relu && sum < 0 ? 0 : sum; /* NaN stays NaN */
+        }
+        if (residual) residual += block->epilogue.residual_stride;
+    }
+}
+
+INLINE void finish_some(const Unfinished *block, Index first, Index last) {
+    if (block->columns == BLOCK)
+        finish_rows(block, BLOCK, first, last);
+    else
+        finish_rows(block, block->columns, first, last);
+}
+
+/* sums [BLOCK, BLOCK] = one block of X times one block of W. Small products come first; each step loads what changes.
+Between the steps, the block before is finished: tile and vector instructions run at the same time. */
+USES_TILES
+INLINE void multiply_block(const bfloat16 *x, const bfloat16 *w, Index steps, int parts, float *sums,
+                           const Unfinished *before) {
+    Index finished = 0;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (Index s = 0; s < steps; s++) {
+        Index last = (s + 1) * before->rows / steps;
+        if (parts == 3) {
+            LOAD_X(0) LOAD_W(2) MULTIPLY LOAD_W(1) MULTIPLY LOAD_X(1) MULTIPLY LOAD_W(0) MULTIPLY
+            LOAD_X(2) MULTIPLY LOAD_X(0) MULTIPLY
+        } else if (parts == 2) {
+            LOAD_X(0) LOAD_W(1) MULTIPLY LOAD_W(0) MULTIPLY LOAD_X(1) MULTIPLY
+        } else {
+            LOAD_X(0) LOAD_W(0) MULTIPLY
+        }
+        finish_some(before, finished, last);
+        finished = last;
+        x += parts * 2 * TILE;
+        w += parts * 2 * TILE;
+    }
+    _tile_stored(0, sums, BLOCK * sizeof(float));
+    _tile_stored(1, sums + 16, BLOCK * sizeof(float));
+    _tile_stored(2, sums + 16 * BLOCK, BLOCK * sizeof(float));
+    _tile_stored(3, sums + 16 * BLOCK + 16, BLOCK * sizeof(float));
+}
+
+/* One row of sums [N] in float32, for rows that are not normal */
+static void multiply_row(const float *x, Index channel_stride, const float *w, Index w_stride, Index w_channel_stride,
+                         Index N, Index K, float *sums) {
+    for (Index n = 0; n < N; n++) {
+        sums[n] = 0;
+        for (Index k = 0; k < K; k++) sums[n] += x[k * channel_stride] * w[n * w_stride + k * w_channel_stride];
+    }
+}
+
+static Index rows_at_a_time(Index M, Index K, int parts) {
+    Index rows = ROOM / (steps_of(K) * STEP * parts * BLOCK) * BLOCK, most = (M + BLOCK - 1) / BLOCK * BLOCK;
+    if (rows > MAX_ROWS) rows = MAX_ROWS;
+    return rows < BLOCK ? BLOCK : rows > most ? most : rows;
+}
+
+USES_TILES
+INLINE void multiply_blocks(const float *x, Index x_stride, Index channel_stride, const Blocks *w, int parts, Index M,
+                            Index N, Index K, float *y, Index y_stride, int add, const Epilogue *epilogue,
+                            bfloat16 *room) {
+    Index steps = steps_of(K), size = steps * parts * 2 * TILE, at_a_time = rows_at_a_time(M, K, parts);
+    float sums[2][BLOCK * BLOCK] __attribute__((aligned(64)));
+    int turn = 0;
+    Unfinished before = {.rows = 0, .columns = BLOCK, .y_stride = y_stride, .add = add, .epilogue = *epilogue};
+    for (Index m0 = 0; m0 < M; m0 += at_a_time) {
+        Index m1 = M - m0 < at_a_time ? M : m0 + at_a_time;
+        char normal[MAX_ROWS];
+        for (Index m = m0; m < m1; m++)
+            normal[m - m0] = is_normal(pack_row(x + m * x_stride, channel_stride, K, parts, (m - m0) % BLOCK,
+                                                room + (m - m0) / BLOCK * size));
+        if ((m1 - m0) % BLOCK) pack_zeros((m1 - m0) % BLOCK, K, parts, room + (m1 - m0) / BLOCK * size);
+        for (Index n = 0; n < N; n += BLOCK)
+            for (Index m = m0; m < m1; m += BLOCK, turn = !turn) {
+                multiply_block(room + (m - m0) / BLOCK * size,
+                               w->blocks + n / BLOCK * w->depth * parts * 2 * TILE, steps, parts, sums[turn], &before);
+                before.sums = sums[turn];
+                before.rows = m1 - m < BLOCK ? m1 - m : BLOCK;
+                before.columns = N - n < BLOCK ? N - n : BLOCK;
+                before.y = y + m * y_stride + n;
+                if (epilogue->bias) before.epilogue.bias = epilogue->bias + n;
+                if (epilogue->residual)
+                    before.epilogue.residual = epilogue->residual + m * epilogue->residual_stride + n;
+                for (Index i = 0; i < before.rows; i++)
+                    if (!normal[m - m0 + i])
+                        multiply_row(x + (m + i) * x_stride, channel_stride, w->w + n * w->w_stride, w->w_stride,
+                                     w->channel_stride, before.columns, K, sums[turn] + i * BLOCK);
+            }
+    }
+    finish_some(&before, 0, before.rows);
+}
+
+#define PARTS(n) \
+    case n: multiply_blocks(x, x_stride, channel_stride, w, n, M, N, K, y, y_stride, add, epilogue, room); break;
+
+/* Y [M, N] = X [M, K] W^T, or Y + X W^T if `add`, plus the epilogue. `room` has `room_for` numbers at a cache line. */
+USES_TILES
+static void multiply_tiles(const float *x, Index x_stride, Index channel_stride, const Blocks *w, int parts, Index M,
+                           Index N, Index K, float *y, Index y_stride, int add, const Epilogue *epilogue, void *room) {
+    start_tiles();
+    switch (parts) { PARTS(1) PARTS(2) PARTS(3) }
+    _tile_release();
+}
+
+static Index room_for(Index M, Index K, int parts) { return rows_at_a_time(M, K, parts) * steps_of(K) * STEP * parts; }
+
+#else /* never called */
+static int pack_blocks(const float *w, Index w_stride, Index channel_stride, Index N, Index K, int parts, Index first,
+                       Index last, bfloat16 *blocks) {
+    return 0;
+}
+static void multiply_tiles(const float *x, Index x_stride, Index channel_stride, const Blocks *w, int parts, Index M,
+                           Index N, Index K, float *y, Index y_stride, int add, const Epilogue *epilogue, void *room) {
+}
+static Index room_for(Index M, Index K, int parts) { return 0; }
+#endif
