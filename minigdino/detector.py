@@ -42,6 +42,7 @@ from .network.model import Output, forward
 from .network.phrases import PUBLISHED_DELIMITERS
 from .prompt import Prompt, Tokenizer
 from .results import Detections, post_process
+from .runtime import precision as precisions
 from .runtime.device import find_device
 from .runtime.flops import image_tokens
 from .runtime.kernels import mode, traced
@@ -82,6 +83,7 @@ class Model:
         settings: image settings of the checkpoint; None for those of the published checkpoints.
         source: origin of the tensors, used in error messages.
         device: "cpu", "cuda" (the first GPU) or "cuda:N".
+        precision: precision of the matrix products, as in `load`.
 
     Attributes:
         tensors: the tensors under their published names, on the host. Those of layers are read-only.
@@ -91,6 +93,7 @@ class Model:
         settings: the image settings.
         source: origin of the tensors.
         device: "cpu" or "cuda:N".
+        precision: "highest", "high" or "medium".
 
     Raises:
         CheckpointError: if a tensor is missing, unknown, or does not fit `config`.
@@ -101,14 +104,15 @@ class Model:
     _as_loaded: dict  # attributes that `_load` set; others may be assigned later
 
     def __init__(self, tensors: dict[str, np.ndarray], config: Config, *, tokenizer: Tokenizer | None = None,
-                 settings: ImageSettings | None = None, source: str | Path = "tensors", device: str = "cpu"):
+                 settings: ImageSettings | None = None, source: str | Path = "tensors", device: str = "cpu",
+                 precision: str | None = None):
         named = isinstance(tensors, Mapping) and all(isinstance(name, str) for name in tensors)
         if not named or not all(isinstance(array, (np.ndarray, np.generic)) for array in tensors.values()):
             raise ArgumentError(f"tensors must be a dict from names to NumPy arrays; got {brief(tensors)}")
         _check_type(config, "config", Config)
         _check_type(tokenizer, "tokenizer", Tokenizer, optional=True)
         _check_type(settings, "settings", ImageSettings, optional=True)
-        self._device = find_device(device)
+        self._device, self.precision = find_device(device), precisions.checked(precision)
         self.tensors = checked(tensors, config, source)
         self.weights = on_device(build(self.tensors, config), self._device.send)
         self._files = mapped_files(self.weights)
@@ -135,11 +139,11 @@ class Model:
             assigned = {name: value for name, value in now.items() if value is not self._as_loaded[name]}
             return _load, self._loaded_from, assigned or None
         return partial(type(self), tokenizer=self.tokenizer, settings=self.settings, source=self.source,
-                       device=self.device), (self.tensors, self.config)
+                       device=self.device, precision=self.precision), (self.tensors, self.config)
 
     @classmethod
     def random(cls, config: Config | None = None, seed: int = 0, *, tokenizer: Tokenizer | None = None,
-               settings: ImageSettings | None = None, device: str = "cpu") -> Model:
+               settings: ImageSettings | None = None, device: str = "cpu", precision: str | None = None) -> Model:
         """Create a model with random weights, for tests and for teaching.
 
         Every parameter has a scale at which it affects the output. The detections have no meaning.
@@ -150,6 +154,7 @@ class Model:
             tokenizer: as in `Model`; without one, only `forward` works.
             settings: as in `Model`.
             device: as in `Model`.
+            precision: as in `load`.
 
         Returns:
             The model.
@@ -165,7 +170,8 @@ class Model:
             raise ArgumentError(f"seed must be an int that is not negative; got {brief(seed)} "
                                 f"({brief(error)})") from None
         tensors = random_tensors(config, generator)
-        return cls(tensors, config, tokenizer=tokenizer, settings=settings, source="random", device=device)
+        return cls(tensors, config, tokenizer=tokenizer, settings=settings, source="random", device=device,
+                   precision=precision)
 
     def save(self, directory: str | Path) -> None:
         """Write the model as a directory that `load` and transformers can read.
@@ -269,7 +275,7 @@ class Model:
     def _forward(self, pixels, ids, **more):
         delimiters = self.tokenizer.delimiters if self.tokenizer else PUBLISHED_DELIMITERS
         self._check_files()
-        with self._device.computing():
+        with self._device.computing(), precisions.computing(self.precision):
             output = forward(pixels, ids, delimiters, self.weights, self.config, **more)
         self._check_files()  # during the pass, too
         return output
@@ -339,7 +345,8 @@ class Model:
         if traced():  # features of opened references differ from those of twins in the last bits
             output = self._forward(pixels, ids)
         else:
-            image_key, text_key = (*content_key(pixels), mode()), (*content_key(ids), mode())
+            kind = mode(), self.precision
+            image_key, text_key = (*content_key(pixels), *kind), (*content_key(ids), *kind)
             output = self._forward(pixels, ids, image_features=self._image_cache.get(image_key),
                                    text_features=self._text_cache.get(text_key))
             self._image_cache.put(image_key, output.image_features)
@@ -402,7 +409,8 @@ class Model:
         return selected
 
 
-def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = True) -> Model:
+def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = True,
+         precision: str | None = None) -> Model:
     """Load a checkpoint. Weights in float32 are memory-mapped, so processes on one machine share them.
 
     A mapped file must not change while the model is in use. Replace it by renaming, as `Model.save` does: the model
@@ -422,6 +430,15 @@ def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = 
 
         device: "cpu", "cuda" (the first GPU) or "cuda:N". The weights are copied to a GPU once, by this call.
         mmap: whether to map the weights. Without it, they are read into memory, which each process then needs.
+        precision: precision of the matrix products on a CPU; None for $MINIGDINO_PRECISION if it is set, else
+            "highest". All other steps stay in float32.
+
+            - "highest": float32.
+            - "high": about 16 bits of each factor.
+            - "medium": bfloat16, 8 bits of each factor.
+
+            Sums are in float32. Lower precisions are faster on CPUs with tile instructions (AMX). On other CPUs, on a
+            GPU, and with `use("reference")`, products stay in float32.
 
     Returns:
         The model.
@@ -430,17 +447,19 @@ def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = 
         CheckpointError: if the checkpoint is missing or corrupted, cannot be downloaded, or does not match its
             `config.json`.
         ConfigError: if `config.json` has unsupported or inconsistent values.
-        ArgumentError: if `source` is not a str or a path, or the device is not available.
+        ArgumentError: if `source` is not a str or a path, the device is not available, or the precision is unknown.
     """
     find_device(device)  # fail before anything is downloaded or read
     _check_type(mmap, "mmap", bool)
+    precision = precisions.checked(precision)
     source = _checked_source(source)
     if source in EMBEDDED_MODELS:
-        return _load(source, source, device, mmap)
-    return _load(hub.find(source) if hub.is_model_id(source) else Path(source), source, device, mmap)
+        return _load(source, source, device, mmap, precision)
+    place = hub.find(source) if hub.is_model_id(source) else Path(source)
+    return _load(place, source, device, mmap, precision)
 
 
-def _load(place, source, device, mmap):
+def _load(place, source, device, mmap, precision):
     """Load the checkpoint at a path, or the embedded one of a name. Unpickling a model calls this, too."""
     path = EMBEDDED / place if place in EMBEDDED_MODELS else place
     if status(path) is None:
@@ -450,13 +469,14 @@ def _load(place, source, device, mmap):
     directory = path if is_folder(path) else path.parent
     try:
         tensors, config, tokenizer, settings = _matching(path, directory, mmap)
-        model = Model(tensors, config, tokenizer=tokenizer, settings=settings, source=source, device=device)
+        model = Model(tensors, config, tokenizer=tokenizer, settings=settings, source=source, device=device,
+                      precision=precision)
     except MemoryError:
         raise CheckpointError(f"{source}: loading needs more memory than there is. Use a machine with more memory; "
                               "float32 weights with mmap=True need the least") from None
     if place not in EMBEDDED_MODELS:  # absolute, because another process may have another working directory
         place = Path(absolute(directory)) / path.relative_to(directory)
-    model._loaded_from = place, source, model.device, mmap
+    model._loaded_from = place, source, model.device, mmap, model.precision
     model._as_loaded = {name: getattr(model, name) for name in ATTRIBUTES}
     return model
 
@@ -520,10 +540,10 @@ def default_source() -> str:
     return os.environ.get("MINIGDINO_MODEL") or hub.DEFAULT
 
 
-_models: dict[tuple[str | os.PathLike, str], Model] = {}
+_models: dict[tuple, Model] = {}  # {(source, device, precision): model}
 # For each model that is being loaded: a lock, and type and arguments of the error if loading fails. The error itself
 # would keep the frames of the load.
-_loading: dict[tuple[str | os.PathLike, str], tuple[threading.RLock, list[tuple[type[Error], tuple]]]] = {}
+_loading: dict[tuple, tuple[threading.RLock, list[tuple[type[Error], tuple]]]] = {}
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_loading.clear)  # the threads that hold these locks are not in the child
@@ -534,7 +554,8 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
            device: str = "cpu") -> Detections | list[Detections]:
     """Detect the objects that a prompt names, in one call. A model is loaded once per process, source and device.
 
-    After a CheckpointError, the next call loads the model again. Threads that wait for a load share its error.
+    $MINIGDINO_PRECISION sets the precision, as in `load`. After a CheckpointError, the next call loads the model again.
+    Threads that wait for a load share its error.
 
     Args:
         image: as in `Model.detect`.
@@ -554,7 +575,7 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
     options = {"threshold": threshold, "text_threshold": text_threshold, "size": size}
     if isinstance(model, Model):
         return model.detect(image, text, **options)
-    key = _checked_source(model), find_device(device).name
+    key = _checked_source(model), find_device(device).name, precisions.checked(None)
     try:
         return _loaded(key).detect(image, text, **options)
     except CheckpointError:  # the checkpoint may be repaired before the next call
@@ -563,7 +584,7 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
 
 
 def _loaded(key):
-    """The model of a source and a device, loaded by the first thread that needs it. Others share the result."""
+    """The model of a source, device and precision, loaded by the first thread that needs it. All share the result."""
     if (model := _models.get(key)) is not None:
         return model
     lock, failed = entry = _loading.setdefault(key, (threading.RLock(), []))
@@ -572,7 +593,7 @@ def _loaded(key):
             if (model := _models.get(key)) is None:
                 for kind, args in failed:
                     raise kind(*args)
-                model = _models[key] = load(key[0], device=key[1])
+                model = _models[key] = load(key[0], device=key[1], precision=key[2])
         except Error as error:  # not the exception of a signal handler, which is of no concern to other threads
             failed.append((type(error), error.args))
             raise

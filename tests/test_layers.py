@@ -23,7 +23,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
      "network.swin", "network.bert", "network.phrases", "network.enhancer", "network.queries", "network.decoder"},
     {"image", "prompt", "checkpoints.parameters", "network.fusion", "network.deformable", "network.boxes"},
     {"checkpoints.names", "network.ops", "inspection.tracing", "runtime.device", "runtime.flops"},
-    {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.threads"},
+    {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.precision", "runtime.threads"},
     {"checkpoints.json_file"},
     {"errors", "version", "network"},
 ]
@@ -36,7 +36,8 @@ EXPLAIN = [  # the same, within the package that makes the page
     {"captions"},
     {"encode", "figure", "observe"},
 ]
-REACH_COMPILED = {"errors", "runtime.info", "runtime.kernels", "runtime.memory", "runtime.threads"}
+REACH_COMPILED = {"errors", "runtime.info", "runtime.kernels", "runtime.memory", "runtime.precision",
+                  "runtime.threads"}
 
 
 def dotted(path):

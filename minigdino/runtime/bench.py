@@ -49,7 +49,8 @@ class Bench:
         return "\n".join(lines)
 
 
-def bench(source: str | None = None, size: tuple[int, int] = (800, 1066), tokens: int = 9, passes: int = 5) -> Bench:
+def bench(source: str | None = None, size: tuple[int, int] = (800, 1066), tokens: int = 9, passes: int = 5,
+          precision: str | None = None) -> Bench:
     """Time the stages of `forward` on random pixels and random token ids, after one untimed forward pass.
 
     Args:
@@ -57,11 +58,12 @@ def bench(source: str | None = None, size: tuple[int, int] = (800, 1066), tokens
         size: (height, width) of the image, in pixels.
         tokens: number of text tokens.
         passes: number of timed forward passes.
+        precision: as in `load`.
 
     Returns:
         The medians over all timed forward passes.
     """
-    model = load(source) if source else Model.random(Config())
+    model = load(source, precision=precision) if source else Model.random(Config(), precision=precision)
     rng = np.random.default_rng(0)
     pixels = rng.standard_normal((3, *size), np.float32)
     ids = rng.integers(0, model.config.text_config.vocab_size, tokens)
@@ -75,7 +77,7 @@ def bench(source: str | None = None, size: tuple[int, int] = (800, 1066), tokens
         measured.append(seconds)
     flop = stages(model.config, *size, tokens)
     table = {name: (flop[name], statistics.median(m[function] for m in measured)) for function, name in STAGES.items()}
-    return Bench(table, statistics.median(totals), product_rate(), _machine())
+    return Bench(table, statistics.median(totals), product_rate(), f"{_machine()}, precision {model.precision}")
 
 
 def product_rate() -> float:
