@@ -24,19 +24,20 @@ problems: dict[str, str] = {}  # {module: why it cannot be used}; `levels` and `
 def levels() -> tuple[str, ...]:
     """Instruction sets to use, best first: of "avx512", "avx2" and "" (the baseline).
 
-    These are the ones that this CPU supports, from the one that MINIGDINO_VECTORS names on.
+    Those that this CPU supports and that are not better than MINIGDINO_VECTORS. "amx", the default, sets no limit.
     """
     module = f"{__package__}.cpu"
     if not (found := load_for("", f"{module}:levels")):
         problems.setdefault(module, "was not built")
         return ("",)
     supported, best = tuple(found()), os.environ.get("MINIGDINO_VECTORS") or "amx"
-    names = ["amx", *(level or "baseline" for level in supported)]  # tiles are used by the modules for AVX-512
-    if best not in names:
-        warnings.warn(f"MINIGDINO_VECTORS must be one of {', '.join(names)}; {best[:100]!r} is ignored", RuntimeWarning,
-                      stacklevel=2)
-        return supported
-    return supported[max(0, names.index(best) - 1):]
+    names = [level or "baseline" for level in supported]
+    if best in names:
+        return supported[names.index(best):]
+    if best != "amx":
+        warnings.warn(f"MINIGDINO_VECTORS must be one of amx, {', '.join(names)}; {best[:100]!r} is ignored",
+                      RuntimeWarning, stacklevel=2)
+    return supported
 
 
 @functools.cache

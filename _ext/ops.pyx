@@ -20,7 +20,7 @@ from minigdino._ext.pool import for_rows
 # not `from .products import`: Cython would take the module of whichever instruction set was loaded first
 _products = import_module(".products", __name__.rpartition(".")[0])
 multiply, pack, product = _products.multiply, _products.pack, _products.product
-MAX_UNPACKED_ROWS = _products.MAX_UNPACKED_ROWS
+MAX_UNPACKED_ROWS, MAX_FLOAT_ROWS = _products.MAX_UNPACKED_ROWS, _products.MAX_FLOAT_ROWS
 
 MIN_ELEMENTS = 1 << 14  # per range; with fewer, the loop ends before another thread starts
 # Rows and hidden channels per block of a feed-forward network. A block stays in the cache, beside the weights it needs.
@@ -210,7 +210,8 @@ def feed_forward(x, fc1, fc2, activation, residual=None):
     check_activation("feed_forward", activation)
     if N <= MAX_UNPACKED_ROWS or not F:  # without hidden channels, the loop below would not write y
         return product(_activate(activation, product(x, w1), bias1), w2, bias2, residual)
-    first_map, second_map, bias1, bias2 = pack(w1), pack(w2), contiguous(bias1), contiguous(bias2)
+    in_parts = N > MAX_FLOAT_ROWS
+    first_map, second_map, bias1, bias2 = pack(w1, in_parts), pack(w2, in_parts), contiguous(bias1), contiguous(bias2)
     residual = None if residual is None else contiguous(residual)
     y = np.empty((N, C), x.dtype)
     starts, is_relu = range(0, F, BLOCK_CHANNELS), activation == "relu"
@@ -245,16 +246,16 @@ def attend(q, k, v, mask=None):
     M, Q, D, T = check_arrays("attend", "q [M, Q, D], k [M, T, D], v [M, T, D], mask? [Q, T]", q, k, v, hidden)
     if not T:
         raise ValueError(f"attend: expected at least one key; got k {k.shape}")
-    y = np.empty((Q, M, D), q.dtype)
+    y, in_parts = np.empty((Q, M, D), q.dtype), Q > MAX_FLOAT_ROWS
 
     def work(first, last):
         scores = np.empty((Q, T), q.dtype)
         for m in range(first, last):
-            multiply(q[m], pack(k[m]), scores)
+            multiply(q[m], pack(k[m], in_parts), scores)
             if hidden is not None:
                 np.copyto(scores, hidden, where=hidden < 0)  # not a sum: inf - inf would be NaN
             _softmax_rows(scores, scores, 0, Q)
-            multiply(scores, pack(v[m].T), y[:, m])
+            multiply(scores, pack(v[m].T, in_parts), y[:, m])
 
     if y.size:
         for_rows(work, M)

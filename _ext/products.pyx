@@ -30,6 +30,8 @@ cdef extern from "product.h":
                          Py_ssize_t y_stride, bint add, const Epilogue *epilogue) nogil
     void multiply_few(const float *x, Py_ssize_t x_stride, const float *w, Py_ssize_t w_stride, Py_ssize_t M,
                       Py_ssize_t N, Py_ssize_t K, float *y, Py_ssize_t y_stride) nogil
+    enum: BLOCK  # rows of W in a block
+    enum: STEP  # channels in a step
     bint HAS_TILES  # whether the compiler knows tile instructions
     bint ARE_EMULATED
     ctypedef unsigned short bfloat16
@@ -47,7 +49,6 @@ cdef extern from "product.h":
     Py_ssize_t room_for(Py_ssize_t M, Py_ssize_t K, int parts) nogil
 
 uses_tiles = HAS_TILES and (ARE_EMULATED or tiles())
-BLOCK = STEP = 32  # rows of W per block, and channels per step
 MAX_FLOAT_ROWS = 96  # rows of X; for so few, splitting W into parts costs more than it saves
 LINE = 64  # bytes of a cache line
 MAX_UNPACKED_ROWS = 16  # rows of X; for so few, packing W costs more than it saves
@@ -106,16 +107,20 @@ def multiply(x, Packed packed, y, bias=None, residual=None, relu=False, first=0,
     """Y = X W^T + bias + residual in this thread, or Y + X W^T + ... if `add`: x [M, K], y [M, N], bias [N],
     residual [M, N]
 
-    W is packed[first:first + N, first_channel:first_channel + K]. `first` is a multiple of PANEL; for blocks, it is one
-    of BLOCK, and first_channel one of STEP. The rows of y and residual are contiguous; x may have any strides.
+    W is packed[first:first + N, first_channel:first_channel + K]. `first` is a multiple of PANEL. If W is packed in
+    parts, `first` is a multiple of BLOCK and `first_channel` one of STEP. The rows of y and residual are contiguous; x
+    may have any strides.
     """
     check_arrays("product", "y [M, N], x [M, K], bias? [N], residual? [M, N]", y, x, bias, residual)
     cdef Py_ssize_t N = y.shape[1]
     cdef Py_ssize_t K = x.shape[1]
-    if (not 0 <= first <= packed.N - N or first % (BLOCK if packed.parts else PANEL)
-            or not 0 <= first_channel <= packed.K - K or (packed.parts and first_channel % STEP)):
+    if not 0 <= first <= packed.N - N or not 0 <= first_channel <= packed.K - K or (packed.parts and not K):
         raise ValueError(f"product: expected w with {first} + {N} rows and {first_channel} + {K} channels; got "
                          f"{(packed.N, packed.K)}")
+    multiple, channels = BLOCK if packed.parts else PANEL, STEP if packed.parts else 1
+    if first % multiple or first_channel % channels:
+        raise ValueError(f"product: expected first to be a multiple of {multiple}, and first_channel of {channels}; "
+                         f"got {first} and {first_channel}")
     if y.dtype != np.float32:
         _multiply_in_numpy(x, packed.w[first:first + N, first_channel:first_channel + K], y, bias, residual, relu, add)
     elif y.size:
@@ -144,9 +149,9 @@ def _multiply(const float[:, :] x, Packed packed, float[:, :] y, const float[::1
 cdef _multiply_in_parts(const float[:, :] x, Packed packed, float[:, :] y, const Epilogue *epilogue, Py_ssize_t first,
                         Py_ssize_t first_channel, bint add):
     cdef const float[:, :] w = packed.w
-    cdef Py_ssize_t depth = (packed.K + 31) // 32
+    cdef Py_ssize_t depth = _ceil(packed.K, STEP)
     cdef Blocks blocks = Blocks(
-        &packed.blocks[(first * depth + first_channel) * 32 * packed.parts], depth,
+        &packed.blocks[(first * depth + first_channel) * BLOCK * packed.parts], depth,
         &w[first, first_channel], w.strides[0] // 4, w.strides[1] // 4)
     cdef unsigned short[::1] room = _empty(room_for(x.shape[0], x.shape[1], packed.parts), np.uint16)
     with nogil:
@@ -181,7 +186,7 @@ def product(x, w, bias=None, residual=None, relu=False):
                 multiply(x, pack(w[part], M > MAX_FLOAT_ROWS), y[:, part], None if bias is None else bias[part],
                          None if residual is None else residual[:, part], relu)
 
-        for_rows(columns, (N + PANEL_ROWS - 1) // PANEL_ROWS)
+        for_rows(columns, _ceil(N, PANEL_ROWS))
         return y
     packed = pack(w)
     for_rows(lambda first, last: multiply(x[first:last], packed, y[first:last], bias,

@@ -2,11 +2,13 @@
 
 A tile product multiplies bfloat16 numbers and sums in float32. So each float32 is split into parts, bfloat16 numbers
 whose sum it is: x = x0 + x1 + x2, each part at most 2**-8 of the one before. With three parts, six of the nine products
-of two numbers are summed: x0 w0 + x1 w0 + x0 w1 + x1 w1 + x2 w0 + x0 w2. The other three are below the rounding error
-of float32. Two parts and three products give about 16 bits, one part gives bfloat16.
+of two numbers are summed: x0 w0 + x1 w0 + x0 w1 + x1 w1 + x2 w0 + x0 w2. The other three are together at most 2**-23
+of x w, about the rounding error of float32. Two parts and three products give about 16 bits, one part gives bfloat16.
 
 Tile instructions treat numbers below 2**-126 as 0, and infinity has no parts. So only rows of normal magnitude are
 multiplied by tiles (`is_normal`). `multiply_row` computes the others in float32.
+
+A tile here is a register of the processor, not the tile of product.h.
 
 A block of Y has BLOCK x BLOCK elements, in four tiles. X and W are packed in the order in which a block reads them:
     X [M / BLOCK][K / STEP][parts][2 tiles][16 rows][16 pairs of channels]
@@ -38,7 +40,13 @@ whether the processor has them. */
 
 typedef unsigned short bfloat16;
 
-/* A packed W: blocks of `depth` steps, of which those from the pointer on are used, and the same W as it was */
+enum {
+    BLOCK = 32, /* rows and columns of Y in four tiles */
+    STEP = 32,  /* channels of a tile */
+};
+
+/* A packed W, from the first block and step that are used. A whole block has `depth` steps. `w` is the same part of W
+before packing. */
 typedef struct {
     const bfloat16 *blocks;
     Index depth;
@@ -52,15 +60,13 @@ typedef float floats16_in_memory __attribute__((vector_size(64), aligned(4), may
 typedef unsigned bits16 __attribute__((vector_size(64), may_alias));
 
 enum {
-    BLOCK = 32, /* rows and columns of Y in four tiles */
-    STEP = 32,  /* channels of a tile */
     TILE = 512, /* bfloat16 numbers of a tile */
     ROOM = 3 << 17, /* bfloat16 numbers of X packed at a time: they stay in the L2 cache while all of W is read */
     MAX_ROWS = 512, /* rows of X packed at a time */
 };
 
-/* Bits of the absolute values between which the largest number of a row is normal: 2**-45 and 2**55. Then no sum of
-65,536 products overflows, and no part that matters is below 2**-126. */
+/* Limits of the largest absolute value of a normal row, as bits: 2**-45 and 2**55. Within them, no sum of 65,536 products
+overflows, and no part that affects the accuracy of float32 is below 2**-126. */
 enum { SMALL = (127 - 45) << 23, LARGE = (127 + 55) << 23 };
 
 INLINE int is_normal(unsigned largest) { return !largest || (largest >= SMALL && largest <= LARGE); }
@@ -82,7 +88,7 @@ INLINE void split(const float *x, int parts, bits16 *out, bits16 *largest) {
     }
 }
 
-/* One row, of any stride -> row `row` of tiles. Returns the bits of its largest absolute value. */
+/* Pack one row into row `row` of a block. Returns the bits of its largest absolute value. */
 INLINE unsigned pack_row(const float *x, Index channel_stride, Index K, int parts, Index row, bfloat16 *tiles) {
     bfloat16 *to = tiles + row / 16 * TILE + row % 16 * STEP;
     bits16 largest = {0}, pieces[3];
@@ -118,14 +124,14 @@ static void transpose(unsigned *tile) {
         for (int j = 0; j < 16; j++) tile[j * 16 + i] = copy[i * 16 + j];
 }
 
-/* Let all eight tiles have 16 rows of 64 bytes, in this thread */
+/* Configure all eight tiles of this thread: 16 rows of 64 bytes */
 USES_TILES static void start_tiles(void) {
-    struct {
+    /* A constant: GCC before 14 is told that only the first 8 bytes are read, so it could drop assignments to others. */
+    static const struct {
         unsigned char palette, row, unused[14];
         unsigned short bytes[16];
         unsigned char rows[16];
-    } shape = {.palette = 1};
-    for (int t = 0; t < 8; t++) shape.bytes[t] = 64, shape.rows[t] = 16;
+    } shape = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     _tile_loadconfig(&shape);
 }
 
@@ -166,7 +172,7 @@ static int pack_blocks(const float *w, Index w_stride, Index channel_stride, Ind
     _tile_dpbf16ps(2, 5, 6); \
     _tile_dpbf16ps(3, 5, 7);
 
-/* A block whose sums are known but not yet in Y; the pointers are those of its first element */
+/* A block whose sums are computed but not yet written to Y. Pointers are to its first element. */
 typedef struct {
     const float *sums;
     Index rows, columns;
@@ -209,12 +215,13 @@ INLINE void finish_some(const Unfinished *block, Index first, Index last) {
         finish_rows(block, block->columns, first, last);
 }
 
-/* sums [BLOCK, BLOCK] = one block of X times one block of W. Small products come first; each step loads what changes.
-Between the steps, the block before is finished: tile and vector instructions run at the same time. */
+/* sums [BLOCK, BLOCK] = one block of X times one block of W. The smallest products are summed first. Each LOAD loads only
+the tiles that change. Between steps, rows of the block before are written: tile and vector instructions overlap. */
 USES_TILES
 INLINE void multiply_block(const bfloat16 *x, const bfloat16 *w, Index steps, int parts, float *sums,
                            const Unfinished *before) {
     Index finished = 0;
+    __asm__ volatile("" ::: "memory"); /* GCC is not told that tile loads read memory, so x and w must be written here */
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -304,7 +311,7 @@ static void multiply_tiles(const float *x, Index x_stride, Index channel_stride,
 
 static Index room_for(Index M, Index K, int parts) { return rows_at_a_time(M, K, parts) * steps_of(K) * STEP * parts; }
 
-#else /* never called */
+#else /* for compilers and processors without tiles; never called */
 static int pack_blocks(const float *w, Index w_stride, Index channel_stride, Index N, Index K, int parts, Index first,
                        Index last, bfloat16 *blocks) {
     return 0;

@@ -151,9 +151,7 @@ def parser() -> argparse.ArgumentParser:
     detect.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"),
                         help="shortest and longest edge of the resized image, in pixels (default: the checkpoint's)")
     detect.add_argument("--device", default="cpu", help='"cpu" (default), "cuda" or "cuda:N"')
-    detect.add_argument("--precision", choices=PRECISIONS,
-                        help="precision of the matrix products (default: $MINIGDINO_PRECISION, else highest). Lower "
-                             "ones are faster on CPUs with AMX")
+    _add_precision(detect)
     detect.add_argument("--threads", type=int, metavar="N",
                         help="number of threads (default: the CPUs that this process may use, or OMP_NUM_THREADS if "
                              "that is less)")
@@ -217,9 +215,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--tokens", type=int, default=9, metavar="T", help="length of the prompt in tokens (default: 9)")
     bench.add_argument("--passes", type=int, default=5, metavar="N",
                        help="number of measured forward passes, after one for warm-up (default: 5)")
-    bench.add_argument("--precision", choices=PRECISIONS,
-                       help="precision of the matrix products (default: $MINIGDINO_PRECISION, else highest). Lower "
-                            "ones are faster on CPUs with AMX")
+    _add_precision(bench)
     bench.add_argument("--threads", type=int, metavar="N",
                        help="number of threads (default: the CPUs that this process may use, or OMP_NUM_THREADS if "
                             "that is less)")
@@ -229,6 +225,12 @@ def parser() -> argparse.ArgumentParser:
                                 epilog="example: minigdino info")
     about.set_defaults(command=_info)
     return top
+
+
+def _add_precision(command):
+    command.add_argument("--precision", choices=PRECISIONS,
+                         help="precision of the matrix products (default: $MINIGDINO_PRECISION, else highest). Lower "
+                              "ones are faster on CPUs with AMX")
 
 
 def _detect(arguments):

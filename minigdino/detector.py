@@ -112,7 +112,7 @@ class Model:
         _check_type(config, "config", Config)
         _check_type(tokenizer, "tokenizer", Tokenizer, optional=True)
         _check_type(settings, "settings", ImageSettings, optional=True)
-        self._device, self.precision = find_device(device), precisions.checked(precision)
+        self._device, self.precision = find_device(device), precision
         self.tensors = checked(tensors, config, source)
         self.weights = on_device(build(self.tensors, config), self._device.send)
         self._files = mapped_files(self.weights)
@@ -120,6 +120,15 @@ class Model:
         self.config, self.source, self.device = config, source, self._device.name
         self.tokenizer, self.settings = tokenizer, settings or ImageSettings()
         self._image_cache, self._text_cache = Cache(IMAGE_CACHE), Cache(TEXT_CACHE)
+
+    @property
+    def precision(self) -> str:
+        """Precision of the matrix products: "highest", "high" or "medium"."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str | None) -> None:
+        self._precision = precisions.checked(precision)
 
     def __repr__(self) -> str:
         return f"Model({self.config.model_type}, {str(self.source)!r})"
@@ -437,8 +446,8 @@ def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = 
             - "high": about 16 bits of each factor.
             - "medium": bfloat16, 8 bits of each factor.
 
-            Sums are in float32. Lower precisions are faster on CPUs with tile instructions (AMX). On other CPUs, on a
-            GPU, and with `use("reference")`, products stay in float32.
+            Sums are in float32. Lower precisions are faster on CPUs with tile instructions (AMX). Products with few
+            rows stay in float32. On other CPUs, on a GPU, and with `use("reference")`, all products do.
 
     Returns:
         The model.

@@ -34,10 +34,13 @@ def computing(precision: str) -> Iterator[None]:
 
     Args:
         precision: one of `PRECISIONS`.
+
+    Raises:
+        ArgumentError: for any other value.
     """
-    before = parts.get()
+    chosen, before = PARTS[checked(precision)], parts.get()
     try:
-        parts.set(PARTS[precision])
+        parts.set(chosen)
         yield
     finally:
         parts.set(before)
