@@ -50,6 +50,7 @@ cdef extern from "product.h":
 
 uses_tiles = HAS_TILES and (ARE_EMULATED or tiles())
 MAX_FLOAT_ROWS = 96  # rows of X; for so few, splitting W into parts costs more than it saves
+MIN_IN_PARTS = 64  # rows and channels of W; for fewer, splitting X costs more than it saves
 LINE = 64  # bytes of a cache line
 MAX_UNPACKED_ROWS = 16  # rows of X; for so few, packing W costs more than it saves
 MAX_PANEL_ROWS = 256  # rows of X; for so few, each range packs its own panels, which then stay in its cache
@@ -74,7 +75,7 @@ def pack(w, in_parts=True):
     packed.w = w = _aligned(w)
     if w.dtype != np.float32:
         return packed
-    if uses_tiles and in_parts and w.size:
+    if uses_tiles and in_parts and min(packed.N, packed.K) >= MIN_IN_PARTS:
         n_blocks, n_parts, normal = _ceil(packed.N, BLOCK), parts.get(), []
         packed.blocks = _empty(n_blocks * BLOCK * _ceil(packed.K, STEP) * STEP * n_parts, np.uint16)
         for_rows(lambda first, last: normal.append(_pack_blocks(w, packed, n_parts, first, last)), n_blocks,

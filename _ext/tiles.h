@@ -5,8 +5,9 @@ whose sum it is: x = x0 + x1 + x2, each part at most 2**-8 of the one before. Wi
 of two numbers are summed: x0 w0 + x1 w0 + x0 w1 + x1 w1 + x2 w0 + x0 w2. The other three are together at most 2**-23
 of x w, about the rounding error of float32. Two parts and three products give about 16 bits, one part gives bfloat16.
 
-Tile instructions treat numbers below 2**-126 as 0, and infinity has no parts. So only rows of normal magnitude are
-multiplied by tiles (`is_normal`). `multiply_row` computes the others in float32.
+Tile instructions treat numbers below 2**-126 as 0. So a row of X whose largest magnitude is far from 1 is multiplied by
+a power of two while it is packed, and its sums by the inverse (`is_normal`). Infinity has no parts: `infinite_row`
+computes such rows. W is packed in parts only if all its rows are normal.
 
 A tile here is a register of the processor, not the tile of product.h.
 
@@ -65,8 +66,8 @@ enum {
     MAX_ROWS = 512, /* rows of X packed at a time */
 };
 
-/* Limits of the largest absolute value of a normal row, as bits: 2**-45 and 2**55. Within them, no sum of 65,536 products
-overflows, and no part that affects the accuracy of float32 is below 2**-126. */
+/* Limits of the largest absolute value of a normal row, as bits: 2**-45 and 2**55. Within them, no sum of 65,536
+products overflows, and no part that affects the accuracy of float32 is below 2**-126. */
 enum { SMALL = (127 - 45) << 23, LARGE = (127 + 55) << 23 };
 
 INLINE int is_normal(unsigned largest) { return !largest || (largest >= SMALL && largest <= LARGE); }
@@ -76,9 +77,11 @@ INLINE bits16 larger(bits16 a, bits16 b) {
     return (a & a_is_larger) | (b & ~a_is_larger);
 }
 
-/* STEP channels -> parts [parts][16 pairs], each rounded to nearest; `largest` collects the absolute values as bits */
-INLINE void split(const float *x, int parts, bits16 *out, bits16 *largest) {
+/* STEP channels times scale -> parts [parts][16 pairs], each rounded to nearest; `largest` collects the absolute values
+as bits. `scale` is a constant in the usual case. */
+INLINE void split(const float *x, float scale, int parts, bits16 *out, bits16 *largest) {
     floats16 low = *(const floats16_in_memory *)x, high = *(const floats16_in_memory *)(x + 16);
+    if (scale != 1) low *= scale, high *= scale;
     *largest = larger(*largest, larger((bits16)low & 0x7fffffff, (bits16)high & 0x7fffffff));
     UNROLL for (int p = 0; p < parts; p++) {
         bits16 low_part = ((bits16)low + 0x8000) & 0xffff0000, high_part = ((bits16)high + 0x8000) & 0xffff0000;
@@ -89,7 +92,8 @@ INLINE void split(const float *x, int parts, bits16 *out, bits16 *largest) {
 }
 
 /* Pack one row into row `row` of a block. Returns the bits of its largest absolute value. */
-INLINE unsigned pack_row(const float *x, Index channel_stride, Index K, int parts, Index row, bfloat16 *tiles) {
+INLINE unsigned pack_row(const float *x, Index channel_stride, Index K, float scale, int parts, Index row,
+                         bfloat16 *tiles) {
     bfloat16 *to = tiles + row / 16 * TILE + row % 16 * STEP;
     bits16 largest = {0}, pieces[3];
     unsigned most = 0;
@@ -102,7 +106,7 @@ INLINE unsigned pack_row(const float *x, Index channel_stride, Index K, int part
             for (Index c = n; c < STEP; c++) copy[c] = 0;
             from = copy;
         }
-        split(from, parts, pieces, &largest);
+        split(from, scale, parts, pieces, &largest);
         UNROLL for (int p = 0; p < parts; p++) *(bits16 *)(to + p * 2 * TILE) = pieces[p];
         to += parts * 2 * TILE;
     }
@@ -126,7 +130,7 @@ static void transpose(unsigned *tile) {
 
 /* Configure all eight tiles of this thread: 16 rows of 64 bytes */
 USES_TILES static void start_tiles(void) {
-    /* A constant: GCC before 14 is told that only the first 8 bytes are read, so it could drop assignments to others. */
+    /* A constant: GCC before 14 assumes that only the first 8 bytes are read, and could drop assignments to others. */
     static const struct {
         unsigned char palette, row, unused[14];
         unsigned short bytes[16];
@@ -146,7 +150,7 @@ INLINE int pack_parts(const float *w, Index w_stride, Index channel_stride, Inde
         bfloat16 *block = blocks + b * size;
         Index rows = N - b * BLOCK < BLOCK ? N - b * BLOCK : BLOCK;
         for (Index j = 0; j < rows; j++)
-            normal &= is_normal(pack_row(w + (b * BLOCK + j) * w_stride, channel_stride, K, parts, j, block));
+            normal &= is_normal(pack_row(w + (b * BLOCK + j) * w_stride, channel_stride, K, 1, parts, j, block));
         if (rows < BLOCK) pack_zeros(rows, K, parts, block);
         for (Index t = 0; t < size; t += TILE) transpose((unsigned *)(block + t));
     }
@@ -215,13 +219,13 @@ INLINE void finish_some(const Unfinished *block, Index first, Index last) {
         finish_rows(block, block->columns, first, last);
 }
 
-/* sums [BLOCK, BLOCK] = one block of X times one block of W. The smallest products are summed first. Each LOAD loads only
-the tiles that change. Between steps, rows of the block before are written: tile and vector instructions overlap. */
+/* sums [BLOCK, BLOCK] = one block of X times one block of W. The smallest products are summed first. Each LOAD loads
+only the tiles that change. Between steps, rows of the block before are written: tile and vector instructions overlap. */
 USES_TILES
 INLINE void multiply_block(const bfloat16 *x, const bfloat16 *w, Index steps, int parts, float *sums,
                            const Unfinished *before) {
     Index finished = 0;
-    __asm__ volatile("" ::: "memory"); /* GCC is not told that tile loads read memory, so x and w must be written here */
+    __asm__ volatile("" ::: "memory"); /* GCC assumes that tile loads read no memory, so x and w must be written here */
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -247,12 +251,26 @@ INLINE void multiply_block(const bfloat16 *x, const bfloat16 *w, Index steps, in
     _tile_stored(3, sums + 16 * BLOCK + 16, BLOCK * sizeof(float));
 }
 
-/* One row of sums [N] in float32, for rows that are not normal */
-static void multiply_row(const float *x, Index channel_stride, const float *w, Index w_stride, Index w_channel_stride,
+/* Pack a row of X. Returns the factor of its sums: 1, another power of two if it was scaled, or NaN if it has infinity
+or NaN. */
+INLINE float pack_scaled(const float *x, Index channel_stride, Index K, int parts, Index row, bfloat16 *tiles) {
+    unsigned largest = pack_row(x, channel_stride, K, 1, parts, row, tiles);
+    if (is_normal(largest)) return 1;
+    int exponent = (int)(largest >> 23) - 127;
+    if (exponent == 128) return __builtin_nanf("");
+    pack_row(x, channel_stride, K, __builtin_ldexpf(1, -exponent), parts, row, tiles);
+    return __builtin_ldexpf(1, exponent);
+}
+
+/* One row of sums [N] for a row of X with infinity or NaN. No sum is finite then, so finite channels do not matter. */
+static void infinite_row(const float *x, Index channel_stride, const float *w, Index w_stride, Index w_channel_stride,
                          Index N, Index K, float *sums) {
-    for (Index n = 0; n < N; n++) {
-        sums[n] = 0;
-        for (Index k = 0; k < K; k++) sums[n] += x[k * channel_stride] * w[n * w_stride + k * w_channel_stride];
+    for (Index n = 0; n < N; n++) sums[n] = 0;
+    for (Index k = 0; k < K; k++) {
+        float channel = x[k * channel_stride];
+        if (channel - channel == 0) continue; /* finite */
+        for (Index n = 0; n < N; n++) sums[n] += channel * w[n * w_stride + k * w_channel_stride];
+        if (channel != channel) return; /* after NaN, all are NaN */
     }
 }
 
@@ -272,10 +290,10 @@ INLINE void multiply_blocks(const float *x, Index x_stride, Index channel_stride
     Unfinished before = {.rows = 0, .columns = BLOCK, .y_stride = y_stride, .add = add, .epilogue = *epilogue};
     for (Index m0 = 0; m0 < M; m0 += at_a_time) {
         Index m1 = M - m0 < at_a_time ? M : m0 + at_a_time;
-        char normal[MAX_ROWS];
+        float factors[MAX_ROWS];
         for (Index m = m0; m < m1; m++)
-            normal[m - m0] = is_normal(pack_row(x + m * x_stride, channel_stride, K, parts, (m - m0) % BLOCK,
-                                                room + (m - m0) / BLOCK * size));
+            factors[m - m0] = pack_scaled(x + m * x_stride, channel_stride, K, parts, (m - m0) % BLOCK,
+                                          room + (m - m0) / BLOCK * size);
         if ((m1 - m0) % BLOCK) pack_zeros((m1 - m0) % BLOCK, K, parts, room + (m1 - m0) / BLOCK * size);
         for (Index n = 0; n < N; n += BLOCK)
             for (Index m = m0; m < m1; m += BLOCK, turn = !turn) {
@@ -288,10 +306,14 @@ INLINE void multiply_blocks(const float *x, Index x_stride, Index channel_stride
                 if (epilogue->bias) before.epilogue.bias = epilogue->bias + n;
                 if (epilogue->residual)
                     before.epilogue.residual = epilogue->residual + m * epilogue->residual_stride + n;
-                for (Index i = 0; i < before.rows; i++)
-                    if (!normal[m - m0 + i])
-                        multiply_row(x + (m + i) * x_stride, channel_stride, w->w + n * w->w_stride, w->w_stride,
-                                     w->channel_stride, before.columns, K, sums[turn] + i * BLOCK);
+                for (Index i = 0; i < before.rows; i++) {
+                    float factor = factors[m - m0 + i], *row = sums[turn] + i * BLOCK;
+                    if (factor != factor)
+                        infinite_row(x + (m + i) * x_stride, channel_stride, w->w + n * w->w_stride, w->w_stride,
+                                     w->channel_stride, before.columns, K, row);
+                    else if (factor != 1)
+                        for (Index j = 0; j < BLOCK; j++) row[j] *= factor;
+                }
             }
     }
     finish_some(&before, 0, before.rows);

@@ -100,7 +100,7 @@ class Model:
         ArgumentError: if the device is not available, or an argument has the wrong type.
     """
 
-    _loaded_from: tuple | None = None  # arguments of `_load`; None for a model that was not loaded
+    _loaded_from: tuple | None = None  # arguments of `_load` but the precision; None for a model that was not loaded
     _as_loaded: dict  # attributes that `_load` set; others may be assigned later
 
     def __init__(self, tensors: dict[str, np.ndarray], config: Config, *, tokenizer: Tokenizer | None = None,
@@ -128,6 +128,14 @@ class Model:
 
     @precision.setter
     def precision(self, precision: str | None) -> None:
+        """Set the precision, as in `load`.
+
+        Args:
+            precision: the precision; None for the default.
+
+        Raises:
+            ArgumentError: for any other value.
+        """
         self._precision = precisions.checked(precision)
 
     def __repr__(self) -> str:
@@ -146,7 +154,7 @@ class Model:
         if self._loaded_from:
             now = {name: getattr(self, name) for name in self._as_loaded}
             assigned = {name: value for name, value in now.items() if value is not self._as_loaded[name]}
-            return _load, self._loaded_from, assigned or None
+            return _load, (*self._loaded_from, self.precision), assigned or None
         return partial(type(self), tokenizer=self.tokenizer, settings=self.settings, source=self.source,
                        device=self.device, precision=self.precision), (self.tensors, self.config)
 
@@ -485,7 +493,7 @@ def _load(place, source, device, mmap, precision):
                               "float32 weights with mmap=True need the least") from None
     if place not in EMBEDDED_MODELS:  # absolute, because another process may have another working directory
         place = Path(absolute(directory)) / path.relative_to(directory)
-    model._loaded_from = place, source, model.device, mmap, model.precision
+    model._loaded_from = place, source, model.device, mmap
     model._as_loaded = {name: getattr(model, name) for name in ATTRIBUTES}
     return model
 

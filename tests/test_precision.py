@@ -58,6 +58,9 @@ def test_a_copy_keeps_the_precision(tmp_path):
     for original in (model("medium"), minigdino.load(tmp_path, precision="medium")):
         for same in (copy.copy(original), copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
             assert same.precision == "medium"
+        original.precision = "high"
+        for same in (copy.copy(original), pickle.loads(pickle.dumps(original))):
+            assert same.precision == "high"
 
 
 def test_references_have_one_precision():

@@ -111,7 +111,7 @@ import pytest
 from minigdino._ext import products
 for n in (1, 2, 3):
     products.parts.set(n)
-    assert products.pack(products.np.ones((40, 40), "f")).parts == n
+    assert products.pack(products.np.ones((70, 70), "f")).parts == n
 sys.exit(pytest.main(sys.argv[1:]))
 """, "-q", "-p", "no:cacheprovider", "tests/test_products.py", flags=("-DEMULATE_TILES", "-O1"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
