@@ -220,7 +220,7 @@ INLINE void finish_some(const Unfinished *block, Index first, Index last) {
 }
 
 /* sums [BLOCK, BLOCK] = one block of X times one block of W. The smallest products are summed first. Each LOAD loads
-only the tiles that change. Between steps, rows of the block before are written: tile and vector instructions overlap. */
+only the tiles that change. Between steps, rows of the block before are written: both kinds of instructions overlap. */
 USES_TILES
 INLINE void multiply_block(const bfloat16 *x, const bfloat16 *w, Index steps, int parts, float *sums,
                            const Unfinished *before) {

@@ -373,8 +373,8 @@ def _encoded(picture, path):
         raise
     except Exception as error:  # encoders raise many types for a size or a mode that their format does not have
         reason = f"Pillow does not write {error}" if isinstance(error, KeyError) else brief(error)
-        raise ArgumentError(f"{path}: cannot write there ({reason}). Choose another ending, such as .png, or an existing "
-                            "folder") from None
+        raise ArgumentError(f"{path}: cannot write there ({reason}). Choose another ending, such as .png, "
+                            "or an existing folder") from None
     return file.getvalue()
 
 
