@@ -9,6 +9,7 @@ checkpoints. A file that is replaced by renaming does not change: the mapping ke
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import mmap
@@ -128,6 +129,8 @@ def _read(path, mmap):
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        if f"(os error {errno.ENOMEM})" in str(error) or getattr(error, "errno", None) == errno.ENOMEM:
+            raise MemoryError from None  # versions of safetensors differ in the type
         raise CheckpointError(f"{path}: not a complete safetensors file ({brief(error)}); download it again") from None
     metadata = header.pop("__metadata__", None) or {}
     return {name: _tensor(raw, start, f"{path}: tensor {_name(name)}", entry)
