@@ -308,8 +308,8 @@ def _real(path):
     """The path without links, which identifies a file."""
     try:
         return os.path.realpath(path)
-    except ValueError:  # a null byte; the error comes when the file is opened
-        return os.path.abspath(path)
+    except (OSError, ValueError):  # a deleted working directory, or a null byte; opening the file is an error
+        return os.path.normpath(path)
 
 
 def _earlier(lines, images, categories):

@@ -193,8 +193,8 @@ def test_use_reference_runs_the_numpy_reference(monkeypatch):
 
 
 def test_an_unknown_mode_is_rejected(monkeypatch):
-    with pytest.raises(minigdino.ArgumentError, match='"fast" or "reference"; got \'quick\''), minigdino.use("quick"):
-        pass
+    with pytest.raises(minigdino.ArgumentError, match='"fast" or "reference"; got \'quick\''):
+        minigdino.use("quick")  # without a block, too
     monkeypatch.setenv("MINIGDINO_KERNELS", "turbo")
     with pytest.raises(minigdino.ArgumentError, match="MINIGDINO_KERNELS"):
         kernels.mode()

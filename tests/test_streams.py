@@ -605,3 +605,15 @@ def test_the_new_content_of_a_private_file_is_private_at_all_times(tmp_path, mon
     monkeypatch.setattr(os, "fsync", lambda number: modes.append(os.fstat(number).st_mode & 0o777))
     files.replace_file(tmp_path / "a.json", b"new")
     assert (modes, (tmp_path / "a.json").stat().st_mode & 0o777) == ([0o600], 0o600)
+
+
+@pytest.mark.parametrize("more", [[], ["--out", "y.png"], ["--coco", "y.json"]])
+def test_a_deleted_working_directory_is_an_error(home, tmp_path, monkeypatch, capsys, more):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    from minigdino.cli import main
+
+    assert main(["detect", "x.jpg" if not more else str(home / "photo.png"), "cat", "--model", str(home / "model"),
+                 *more]) == 1
+    assert capsys.readouterr().err.startswith("minigdino: ")

@@ -98,7 +98,7 @@ def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
 
     - A pattern that ends in the name of a step, or in a function and `return`, selects references. They run for the
       calls that contain the step. All other calls still use their twins.
-    - `use("reference")` runs every NumPy reference, so that every step is visible.
+    - `with use("reference"):` runs every NumPy reference, so that every step is visible.
 
     Attention weights (`output_attentions` in transformers) are ordinary steps:
 

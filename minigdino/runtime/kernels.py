@@ -10,7 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 from .._ext.instruction_sets import levels, load, load_for, module_of, problems, tiles
@@ -46,22 +46,29 @@ def mode() -> str:
     return _checked(_mode.get() or os.environ.get("MINIGDINO_KERNELS") or "fast")
 
 
-@contextmanager
-def use(mode: str) -> Iterator[None]:
+def use(mode: str) -> AbstractContextManager[None]:
     """Choose between compiled twins and the NumPy reference: `with minigdino.use("reference"): ...`
 
-    The mode applies to the calling thread, and to the helper threads of its loops, until the block ends. The
-    environment variable MINIGDINO_KERNELS sets the mode of a process.
+    The mode applies to the calling thread, and to the helper threads of its loops, until the block ends. A call without
+    `with` changes nothing. The environment variable MINIGDINO_KERNELS sets the mode of a process.
 
     Args:
         mode: "fast" or "reference".
 
+    Returns:
+        The context manager.
+
     Raises:
         ArgumentError: for any other mode.
     """
-    checked, before = _checked(mode), _mode.get()
+    return _using(_checked(mode))
+
+
+@contextmanager
+def _using(mode):
+    before = _mode.get()
     try:  # around `set`, so that an exception of a signal handler cannot leave the mode changed
-        _mode.set(checked)
+        _mode.set(mode)
         yield
     finally:
         _mode.set(before)
