@@ -59,7 +59,8 @@ def test_every_twin_equals_its_reference_at_any_size(name, level, data):
 def test_every_twin_in_float32_is_as_accurate_as_its_reference(name, level, data):
     """The error against float64 is at most a few times that of the NumPy reference in float32.
 
-    Terms of a product can cancel. Its rounding errors are then relative to the sum of the absolute terms.
+    Terms of a product can cancel. Its rounding errors are then relative to the sum of the absolute terms. By chance,
+    the reference can be far more accurate than that, and its last bits depend on where its arrays are.
     """
     args = mapped(floats(np.float32), data.draw(LOOSE_PROBLEMS[name]()))
     reference = kernels.OPS[name].reference
@@ -69,7 +70,14 @@ def test_every_twin_in_float32_is_as_accurate_as_its_reference(name, level, data
         assert fast.dtype == np.float32
         absolute = reference(*mapped(np.abs, exact_args)) if name in ("linear", "matmul") else exact
         scale = max(1.0, abs(absolute).max(initial=0))
-        assert abs(fast - exact).max(initial=0) <= 4 * abs(slow - exact).max(initial=0) + 1e-6 * scale
+        rounding = _of_scores(*exact_args[:3]) if name == "attend" else 0
+        assert abs(fast - exact).max(initial=0) <= 4 * abs(slow - exact).max(initial=0) + 1e-6 * scale + rounding
+
+
+def _of_scores(q, k, v):
+    """The error that rounding of scores can cause in a result: exp turns it into a relative error of the weights."""
+    terms = (abs(q) @ abs(k).swapaxes(1, 2)).max(initial=0)
+    return 2**-23 * terms * abs(v).max(initial=0)
 
 
 @pytest.mark.parametrize(("name", "level"), LOOSE)
