@@ -140,3 +140,34 @@ def test_an_exception_leaves_the_lock_of_a_cache_free():
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_fork_waits_for_a_reference_which_blas_could_be_computing():
+    """A fork stops the threads of OpenBLAS, and can hang while another thread multiplies."""
+    run("""
+from minigdino.network.ops import softmax
+from minigdino.runtime import kernels
+started, ended = threading.Event(), []
+
+class Slow(np.ndarray):
+    def max(self, *args, **more):
+        started.set()
+        threading.Event().wait(0.5)
+        ended.append(True)
+        return np.asarray(self).max(*args, **more)
+
+def reference():
+    with minigdino.use("reference"):
+        softmax(np.zeros(3, np.float32).view(Slow))
+
+thread = threading.Thread(target=reference)
+thread.start()
+assert started.wait(20)
+def check():
+    with minigdino.use("reference"):
+        return bool(ended) and len(model.detect(photo, "a cat", threshold=0)) == len(expected)
+fork(check)
+assert ended
+thread.join()
+fork(lambda: same(model.detect(photo, "a cat", threshold=0)))
+""")

@@ -225,4 +225,7 @@ def _renew_lock():
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    # A fork waits for the end of a reference: it stops the threads of OpenBLAS, and can hang while they multiply. Named
+    # in full, because the lock is replaced in a child.
+    os.register_at_fork(before=lambda: _reference_lock.acquire(), after_in_parent=lambda: _reference_lock.release(),
+                        after_in_child=_renew_lock)
