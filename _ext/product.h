@@ -8,40 +8,24 @@ same bits for any division of its rows, and so for any number of threads.
 panels of PANEL rows, in the order in which a tile reads it. `multiply_few` is for a few rows of X, for which packing W
 would cost more than it saves. It reads W in place.
 
-The vectors are those of the compiler (GCC and Clang). The sizes of a tile follow from the number of vector
-registers. */
+The sizes of a tile follow from the number of vector registers. */
 
-#include <stddef.h>
-#include <string.h>
+#include "vectors.h"
 
 #if defined(__AVX512F__)
-enum { LANES = 16, TILE_ROWS = 12, FEW_ROWS = 6, FEW_COLUMNS = 4 };
+enum { TILE_ROWS = 12, FEW_ROWS = 6, FEW_COLUMNS = 4 };
 #elif defined(__AVX2__)
-enum { LANES = 8, TILE_ROWS = 6, FEW_ROWS = 4, FEW_COLUMNS = 2 };
+enum { TILE_ROWS = 6, FEW_ROWS = 4, FEW_COLUMNS = 2 };
 #elif defined(__aarch64__)
-enum { LANES = 4, TILE_ROWS = 12, FEW_ROWS = 4, FEW_COLUMNS = 4 };
+enum { TILE_ROWS = 12, FEW_ROWS = 4, FEW_COLUMNS = 4 };
 #else
-enum { LANES = 4, TILE_ROWS = 4, FEW_ROWS = 3, FEW_COLUMNS = 3 };
+enum { TILE_ROWS = 4, FEW_ROWS = 3, FEW_COLUMNS = 3 };
 #endif
 enum {
     PANEL = 2 * LANES,
     DEPTH = 256,                 /* channels per block: a panel of this depth stays in the L1 cache */
     BLOCK_ROWS = 16 * TILE_ROWS, /* rows of X whose block stays in the L2 cache while all panels are read */
 };
-
-typedef ptrdiff_t Index; /* an index or a stride, in elements */
-typedef float vector __attribute__((vector_size(4 * LANES)));
-typedef float in_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* at any element */
-typedef int integers __attribute__((vector_size(4 * LANES)));
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
-INLINE vector load(const float *x) { return *(const in_memory *)x; }
-
-INLINE void store(float *y, vector x) { *(in_memory *)y = x; }
-
-INLINE vector relu_of(vector x) { return (vector)((integers)x & ~(x < (vector){0})); /* NaN stays NaN */ }
 
 /* What a product adds to its sums. bias [N] and residual [M, N] may be NULL. */
 typedef struct {
@@ -172,14 +156,6 @@ static void multiply_panels(const float *x, Index x_stride, Index channel_stride
     }
 }
 
-INLINE float sum_of_vector(vector x) {
-    float lane[LANES];
-    store(lane, x);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int j = 0; j < half; j++) lane[j] += lane[j + half];
-    return lane[0];
-}
-
 /* Y [rows, columns] = X [rows, K] W^T, W [columns, K]; both with contiguous rows */
 INLINE void dot_products(int rows, int columns, const float *x, Index x_stride, const float *w, Index w_stride,
                          Index K, float *y, Index y_stride) {
@@ -197,7 +173,7 @@ INLINE void dot_products(int rows, int columns, const float *x, Index x_stride, 
     }
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < columns; j++) {
-            float sum = sum_of_vector(sums[i][j]);
+            float sum = sum_of(sums[i][j]);
             for (Index k = whole; k < K; k++) sum += x[i * x_stride + k] * w[j * w_stride + k];
             y[i * y_stride + j] = sum;
         }
