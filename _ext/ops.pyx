@@ -11,15 +11,15 @@ import numpy as np
 
 from cython cimport floating
 from libc.math cimport sqrt
-from _ext.vectors cimport exp_negative, softmax_row, total
+from _ext.vectors cimport softmax_row, total
 
 from minigdino._ext.checks import check_activation, check_arrays, check_groups, contiguous
-from minigdino._ext.erfc import ERFC
 from minigdino._ext.pool import for_rows
 
 # not `from .products import`: Cython would take the module of whichever instruction set was loaded first
 _products = import_module(".products", __name__.rpartition(".")[0])
-multiply, pack, product = _products.multiply, _products.pack, _products.product
+activate, multiply, pack, product = _products.activate, _products.multiply, _products.pack, _products.product
+feed_forward_in_parts = _products.feed_forward_in_parts
 MAX_UNPACKED_ROWS, MAX_FLOAT_ROWS = _products.MAX_UNPACKED_ROWS, _products.MAX_FLOAT_ROWS
 
 MIN_ELEMENTS = 1 << 14  # per range; with fewer, the loop ends before another thread starts
@@ -137,55 +137,14 @@ def softmax(x, axis=-1):
     return np.moveaxis(out.reshape(along.shape), -1, axis)
 
 
-def _relu_rows(const floating[:, ::1] x, const floating[::1] bias, floating[:, ::1] out, Py_ssize_t first,
-               Py_ssize_t last):
-    cdef Py_ssize_t i, c
-    cdef floating a
-    with nogil:
-        for i in range(first, last):
-            for c in range(x.shape[1]):
-                a = x[i, c] + bias[c]
-                out[i, c] = <floating> 0 if a < 0 else a  # not a > 0: NaN stays NaN
-
-
-cdef inline floating gelu_of(floating a, const floating *erfc) noexcept nogil:
-    cdef floating z = (a if a > 0 else -a) * <floating> 0.7071067811865476
-    cdef floating t = <floating> 1 / (<floating> 1 + <floating> 0.5 * z)
-    cdef floating tail = <floating> 0.5 * t * exp_negative(-z * z) * (
-        erfc[0] + t * (erfc[1] + t * (erfc[2] + t * (erfc[3] + t * (erfc[4] + t * (erfc[5] + t * (erfc[6] + t * (
-            erfc[7] + t * erfc[8]))))))))
-    return a * (tail if a < 0 else <floating> 1 - tail)
-
-
-def _gelu_rows(const floating[:, ::1] x, const floating[::1] bias, const floating[::1] erfc, floating[:, ::1] out,
-               Py_ssize_t first, Py_ssize_t last):
-    cdef Py_ssize_t i, c
-    cdef floating coefficients[9]  # a copy that cannot alias out, so the compiler keeps it in registers
-    with nogil:
-        for i in range(9):
-            coefficients[i] = erfc[i]
-        for i in range(first, last):
-            for c in range(x.shape[1]):
-                out[i, c] = gelu_of(x[i, c] + bias[c], coefficients)
-
-
-def _activate(activation, x, bias=None):
-    """Activation of x + bias: x [..., C], bias [C] -> [..., C]"""
-    shape, C = check_arrays(activation, "x [..., C], bias? [C]", x, bias)
-    rows, loop = contiguous(x).reshape(prod(shape), C), _loop(activation, C, x.dtype, bias)
+def _activate(activation, x):
+    shape, C = check_arrays(activation, "x [..., C]", x)
+    rows = contiguous(x).reshape(prod(shape), C)
     out = np.empty_like(rows)
     if out.size:
-        for_rows(lambda first, last: loop(rows, out, first, last), len(out), 1 + MIN_ELEMENTS // C)
+        for_rows(lambda first, last: activate(rows[first:last], out[first:last], activation), len(out),
+                 1 + MIN_ELEMENTS // C)
     return out.reshape(x.shape)
-
-
-def _loop(activation, C, dtype, bias=None):
-    """Loop of an activation by name: loop(x, out, first, last), x and out [N, C]; they may be the same array"""
-    bias = np.zeros(C, dtype) if bias is None else contiguous(bias)
-    if activation == "relu":
-        return lambda x, out, first, last: _relu_rows(x, bias, out, first, last)
-    erfc = np.array(ERFC, dtype)
-    return lambda x, out, first, last: _gelu_rows(x, bias, erfc, out, first, last)
 
 
 def relu(x):
@@ -209,28 +168,26 @@ def feed_forward(x, fc1, fc2, activation, residual=None):
                            "fc2_bias [C], residual? [N, C]", x, w1, bias1, w2, bias2, residual)
     check_activation("feed_forward", activation)
     if N <= MAX_UNPACKED_ROWS or not F:  # without hidden channels, the loop below would not write y
-        return product(_activate(activation, product(x, w1), bias1), w2, bias2, residual)
+        return product(product(x, w1, bias1, activation=activation), w2, bias2, residual)
     in_parts = N > MAX_FLOAT_ROWS
     first_map, second_map, bias1, bias2 = pack(w1, in_parts), pack(w2, in_parts), contiguous(bias1), contiguous(bias2)
     residual = None if residual is None else contiguous(residual)
     y = np.empty((N, C), x.dtype)
-    starts, is_relu = range(0, F, BLOCK_CHANNELS), activation == "relu"
-    biases = [bias1[f:f + BLOCK_CHANNELS] for f in starts]
-    loops = [None if is_relu else _loop("gelu", len(bias), x.dtype, bias) for bias in biases]
 
     def work(first, last):
         blocks = 1 + (last - first - 1) // BLOCK_ROWS
-        buffer = np.empty((1 + (last - first) // blocks) * BLOCK_CHANNELS, x.dtype)
         for b in range(blocks):
             rows = slice(first + (last - first) * b // blocks, first + (last - first) * (b + 1) // blocks)
-            n, residual_rows = rows.stop - rows.start, None if residual is None else residual[rows]
-            for f, bias, activate in zip(starts, biases, loops):
-                hidden = buffer[:n * len(bias)].reshape(n, len(bias))
-                multiply(x[rows], first_map, hidden, bias if is_relu else None, relu=is_relu, first=f)
-                if activate:
-                    activate(hidden, hidden, 0, n)
-                is_last = f == starts[-1]
-                multiply(hidden, second_map, y[rows], bias2 if is_last else None, residual_rows if is_last else None,
+            residual_rows = None if residual is None else residual[rows]
+            if feed_forward_in_parts(x[rows], first_map, second_map, y[rows], bias1, bias2, residual_rows, activation,
+                                     BLOCK_CHANNELS):
+                continue
+            hidden = np.empty((rows.stop - rows.start) * BLOCK_CHANNELS, x.dtype)
+            for f in range(0, F, BLOCK_CHANNELS):
+                bias, is_last = bias1[f:f + BLOCK_CHANNELS], f + BLOCK_CHANNELS >= F
+                part = hidden[:(rows.stop - rows.start) * len(bias)].reshape(-1, len(bias))
+                multiply(x[rows], first_map, part, bias, activation=activation, first=f)
+                multiply(part, second_map, y[rows], bias2 if is_last else None, residual_rows if is_last else None,
                          first_channel=f, add=f > 0)
 
     for_rows(work, N, MIN_ROWS)

@@ -1,4 +1,4 @@
-/* Matrix products in float32, for one thread: Y = X W^T, plus a bias, a residual and ReLU.
+/* Matrix products in float32, for one thread: Y = X W^T, plus a bias and a residual, then an activation.
 
 Every element of Y is summed in a fixed order, which does not depend on the other rows of X: in `multiply_panels` as one
 chain of multiply-adds per DEPTH channels, in `multiply_few` as one partial sum per vector lane. So a product has the
@@ -27,15 +27,31 @@ enum {
     BLOCK_ROWS = 16 * TILE_ROWS, /* rows of X whose block stays in the L2 cache while all panels are read */
 };
 
-/* What a product adds to its sums. bias [N] and residual [M, N] may be NULL. */
+/* What follows the sums of a product: bias [N] and residual [M, N], which may be NULL, and ReLU or GELU. `erfc` [9] from
+erfc.py means GELU; else it is NULL. */
 typedef struct {
     const float *bias, *residual;
     Index residual_stride;
     int relu;
+    const float *erfc;
 } Epilogue;
 
+/* y [n] = ReLU or GELU of x [n], which may be y; erfc as in Epilogue */
+static void activate(const float *x, Index n, int relu, const float *erfc, float *y) {
+    for (Index i = 0; i < n; i += LANES) {
+        vector value = n - i < LANES ? load_some(x + i, n - i) : load(x + i);
+        if (relu) value = relu_of(value);
+        if (erfc) value = gelu_of(value, erfc);
+        if (n - i < LANES)
+            store_some(y + i, value, n - i);
+        else
+            store(y + i, value);
+    }
+}
+
 /* Y [rows, vectors * LANES] = X W^T over `depth` channels, or Y + X W^T if `add`. W is a packed panel; epilogue may be
-NULL. rows and vectors are constants where this is inlined, so all sums are in registers. */
+NULL, and its GELU is left to the caller. rows and vectors are constants where this is inlined, so all sums are in
+registers. */
 INLINE void tile(int rows, int vectors, const float *x, Index x_stride, Index channel_stride, const float *panel,
                  Index depth, float *y, Index y_stride, int add, const Epilogue *epilogue) {
     vector sums[TILE_ROWS][2];
@@ -90,7 +106,7 @@ static void wide_tile(int rows, const float *x, Index x_stride, Index channel_st
 static void edge_tile(int rows, const float *x, Index x_stride, Index channel_stride, const float *panel,
                       Index depth, float *y, Index y_stride, Index columns, int add, const Epilogue *epilogue) {
     float sums[TILE_ROWS * PANEL], bias[PANEL], residual[TILE_ROWS * PANEL];
-    Epilogue whole = {NULL, NULL, PANEL, 0};
+    Epilogue whole = {.residual_stride = PANEL};
     size_t bytes = columns * sizeof(float);
     if (add)
         for (int i = 0; i < rows; i++) memcpy(sums + i * PANEL, y + i * y_stride, bytes);
@@ -149,6 +165,10 @@ static void multiply_panels(const float *x, Index x_stride, Index channel_stride
                     else
                         edge_tile(rows, from, x_stride, channel_stride, panel, depth, to, y_stride, N - n0,
                                   add || k0, last);
+                    if (last && last->erfc)
+                        for (int i = 0; i < rows; i++)
+                            activate(to + i * y_stride, N - n0 < PANEL ? N - n0 : PANEL, 0, last->erfc,
+                                     to + i * y_stride);
                 }
             }
             k0 += depth;

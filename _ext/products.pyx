@@ -12,6 +12,7 @@ from math import prod
 import numpy as np
 
 from minigdino._ext.checks import check_arrays, contiguous
+from minigdino._ext.erfc import ERFC
 from minigdino._ext.instruction_sets import tiles
 from minigdino._ext.pool import for_rows
 from minigdino._ext.precision import parts
@@ -23,6 +24,7 @@ cdef extern from "product.h":
         const float *residual
         Py_ssize_t residual_stride
         bint relu
+        const float *erfc
     void pack_panels(const float *w, Py_ssize_t w_stride, Py_ssize_t channel_stride, Py_ssize_t N, Py_ssize_t K,
                      Py_ssize_t first, Py_ssize_t last, float *panels) nogil
     void multiply_panels(const float *x, Py_ssize_t x_stride, Py_ssize_t channel_stride, const float *panels,
@@ -30,6 +32,7 @@ cdef extern from "product.h":
                          Py_ssize_t y_stride, bint add, const Epilogue *epilogue) nogil
     void multiply_few(const float *x, Py_ssize_t x_stride, const float *w, Py_ssize_t w_stride, Py_ssize_t M,
                       Py_ssize_t N, Py_ssize_t K, float *y, Py_ssize_t y_stride) nogil
+    void c_activate "activate" (const float *x, Py_ssize_t n, bint relu, const float *erfc, float *y) nogil
     enum: BLOCK  # rows of W in a block
     enum: STEP  # channels in a step
     bint HAS_TILES  # whether the compiler knows tile instructions
@@ -47,6 +50,11 @@ cdef extern from "product.h":
                         Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, float *y, Py_ssize_t y_stride, bint add,
                         const Epilogue *epilogue, void *room) nogil
     Py_ssize_t room_for(Py_ssize_t M, Py_ssize_t K, int parts) nogil
+    bint feed_forward_tiles(const float *x, Py_ssize_t x_stride, Py_ssize_t channel_stride, const Blocks *w1,
+                            const Blocks *w2, int parts, Py_ssize_t M, Py_ssize_t C, Py_ssize_t F, Py_ssize_t chunk,
+                            float *y, Py_ssize_t y_stride, const Epilogue *hidden, const Epilogue *epilogue,
+                            void *room) nogil
+    Py_ssize_t room_for_feed_forward(Py_ssize_t M, Py_ssize_t C, Py_ssize_t chunk, int parts) nogil
 
 uses_tiles = HAS_TILES and (ARE_EMULATED or tiles())
 MAX_FLOAT_ROWS = 96  # rows of X; for so few, splitting W into parts costs more than it saves
@@ -57,6 +65,8 @@ MAX_PANEL_ROWS = 256  # rows of X; for so few, each range packs its own panels, 
 PANEL_ROWS = 4 * PANEL  # rows of W that are packed at a time there
 MIN_WEIGHTS = 1 << 16  # elements of W per range, in loops that read each of them once
 MIN_MULTIPLICATIONS = 1 << 19  # per range of rows
+
+cdef const float[::1] ERFC32 = np.array(ERFC, np.float32)
 
 
 cdef class Packed:
@@ -104,9 +114,9 @@ def _pack(const float[:, :] w, Packed packed, Py_ssize_t first, Py_ssize_t last)
                     &packed.panels[0])
 
 
-def multiply(x, Packed packed, y, bias=None, residual=None, relu=False, first=0, first_channel=0, add=False):
-    """Y = X W^T + bias + residual in this thread, or Y + X W^T + ... if `add`: x [M, K], y [M, N], bias [N],
-    residual [M, N]
+def multiply(x, Packed packed, y, bias=None, residual=None, activation=None, first=0, first_channel=0, add=False):
+    """Y = activation(X W^T + bias + residual) in this thread, or activation(Y + X W^T + ...) if `add`: x [M, K],
+    y [M, N], bias [N], residual [M, N]; activation is "relu", "gelu" or None
 
     W is packed[first:first + N, first_channel:first_channel + K]. `first` is a multiple of PANEL. If W is packed in
     parts, `first` is a multiple of BLOCK and `first_channel` one of STEP. The rows of y and residual are contiguous; x
@@ -123,19 +133,27 @@ def multiply(x, Packed packed, y, bias=None, residual=None, relu=False, first=0,
         raise ValueError(f"product: expected first to be a multiple of {multiple}, and first_channel of {channels}; "
                          f"got {first} and {first_channel}")
     if y.dtype != np.float32:
-        _multiply_in_numpy(x, packed.w[first:first + N, first_channel:first_channel + K], y, bias, residual, relu, add)
+        _multiply_in_numpy(x, packed.w[first:first + N, first_channel:first_channel + K], y, bias, residual, activation,
+                           add)
     elif y.size:
-        _multiply(_aligned(x), packed, y, bias, residual, relu, first, first_channel, add)
+        _multiply(_aligned(x), packed, y, bias, residual, activation, first, first_channel, add)
 
 
-def _multiply(const float[:, :] x, Packed packed, float[:, :] y, const float[::1] bias, const float[:, :] residual,
-              bint relu, Py_ssize_t first, Py_ssize_t first_channel, bint add):
-    cdef Epilogue epilogue = Epilogue(NULL, NULL, 0, relu)
+cdef Epilogue _epilogue(const float[::1] bias, const float[:, :] residual, activation):
+    cdef Epilogue epilogue = Epilogue(NULL, NULL, 0, activation == "relu", NULL)
+    if activation == "gelu":
+        epilogue.erfc = &ERFC32[0]
     if bias is not None:
         epilogue.bias = &bias[0]
     if residual is not None:
         epilogue.residual = &residual[0, 0]
         epilogue.residual_stride = residual.strides[0] // 4
+    return epilogue
+
+
+def _multiply(const float[:, :] x, Packed packed, float[:, :] y, const float[::1] bias, const float[:, :] residual,
+              activation, Py_ssize_t first, Py_ssize_t first_channel, bint add):
+    cdef Epilogue epilogue = _epilogue(bias, residual, activation)
     if y.strides[1] != 4 or (residual is not None and residual.strides[1] != 4):
         raise ValueError("product: expected y and residual with contiguous rows")
     if packed.parts:
@@ -147,28 +165,83 @@ def _multiply(const float[:, :] x, Packed packed, float[:, :] y, const float[::1
                         x.shape[1], &y[0, 0], y.strides[0] // 4, add, &epilogue)
 
 
-cdef _multiply_in_parts(const float[:, :] x, Packed packed, float[:, :] y, const Epilogue *epilogue, Py_ssize_t first,
-                        Py_ssize_t first_channel, bint add):
+cdef Blocks _blocks(Packed packed, Py_ssize_t first, Py_ssize_t first_channel):
     cdef const float[:, :] w = packed.w
     cdef Py_ssize_t depth = _ceil(packed.K, STEP)
-    cdef Blocks blocks = Blocks(
-        &packed.blocks[(first * depth + first_channel) * BLOCK * packed.parts], depth,
-        &w[first, first_channel], w.strides[0] // 4, w.strides[1] // 4)
+    return Blocks(&packed.blocks[(first * depth + first_channel) * BLOCK * packed.parts], depth,
+                  &w[first, first_channel], w.strides[0] // 4, w.strides[1] // 4)
+
+
+cdef _multiply_in_parts(const float[:, :] x, Packed packed, float[:, :] y, const Epilogue *epilogue, Py_ssize_t first,
+                        Py_ssize_t first_channel, bint add):
+    cdef Blocks blocks = _blocks(packed, first, first_channel)
     cdef unsigned short[::1] room = _empty(room_for(x.shape[0], x.shape[1], packed.parts), np.uint16)
     with nogil:
         multiply_tiles(&x[0, 0], x.strides[0] // 4, x.strides[1] // 4, &blocks, packed.parts, x.shape[0], y.shape[1],
                        x.shape[1], &y[0, 0], y.strides[0] // 4, add, epilogue, &room[0])
 
 
-def _multiply_in_numpy(x, w, y, bias, residual, relu, add):
+def feed_forward_in_parts(x, Packed w1, Packed w2, y, bias1, bias2, residual, activation, chunk):
+    """Y = activation(X W1^T + bias1) W2^T + bias2 + residual in this thread; the hidden layer stays in parts
+
+    `chunk` hidden channels are computed at a time, a multiple of BLOCK. y and residual have contiguous rows.
+
+    Returns:
+        False if y must be computed by `multiply` on such chunks: without tiles, or if a row of x or of the hidden layer
+        is not normal (see tiles.h). The normal rows of y then get the same bits.
+    """
+    return bool(w1.parts and w2.parts and w1.N % BLOCK == 0 and y.size and _feed_forward_in_parts(
+        _aligned(x), w1, w2, y, bias1, bias2, residual, activation, chunk))
+
+
+def _feed_forward_in_parts(const float[:, :] x, Packed w1, Packed w2, float[:, :] y, const float[::1] bias1,
+                           const float[::1] bias2, const float[:, :] residual, activation, Py_ssize_t chunk):
+    cdef Blocks first = _blocks(w1, 0, 0), second = _blocks(w2, 0, 0)
+    cdef Epilogue hidden = _epilogue(bias1, None, activation), epilogue = _epilogue(bias2, residual, None)
+    cdef unsigned short[::1] room = _empty(room_for_feed_forward(x.shape[0], x.shape[1], chunk, w1.parts), np.uint16)
+    cdef bint done
+    with nogil:
+        done = feed_forward_tiles(&x[0, 0], x.strides[0] // 4, x.strides[1] // 4, &first, &second, w1.parts,
+                                  x.shape[0], x.shape[1], w1.N, chunk, &y[0, 0], y.strides[0] // 4, &hidden, &epilogue,
+                                  &room[0])
+    return done
+
+
+def _multiply_in_numpy(x, w, y, bias, residual, activation, add):
     total = np.einsum("mk,nk->mn", x, w)  # not x @ w.T: some versions of OpenBLAS are wrong in several threads
     for term in (y if add else None, bias, residual):
         total = total if term is None else total + term
-    y[...] = np.maximum(total, 0) if relu else total
+    y[...] = _activated(total, activation)
 
 
-def product(x, w, bias=None, residual=None, relu=False):
-    """X W^T + bias + residual, in all threads: x [M, K], w [N, K], bias [N], residual [M, N] -> [M, N]"""
+def activate(x, y, activation):
+    """y = activation(x), both contiguous and of the same shape; they may be the same array"""
+    if x.dtype == np.float32:
+        _activate(x.reshape(-1), y.reshape(-1), activation)
+    else:
+        y[...] = _activated(x, activation)
+
+
+def _activate(const float[::1] x, float[::1] y, activation):
+    cdef Epilogue epilogue = _epilogue(None, None, activation)
+    with nogil:
+        c_activate(&x[0], x.shape[0], epilogue.relu, epilogue.erfc, &y[0])
+
+
+def _activated(x, activation):
+    """As in minigdino/network/ops.py"""
+    if activation == "relu":
+        return np.maximum(x, 0)
+    if activation == "gelu":
+        z = np.abs(x) * 0.5**0.5
+        t = 1 / (1 + 0.5 * z)
+        tail = 0.5 * t * np.exp(-z * z) * np.polyval(np.array(ERFC[::-1], x.dtype), t)
+        return x * np.where(x < 0, tail, 1 - tail)
+    return x
+
+
+def product(x, w, bias=None, residual=None, activation=None):
+    """activation(X W^T + bias + residual), in all threads: x [M, K], w [N, K], bias [N], residual [M, N] -> [M, N]"""
     M, K, N = check_arrays("product", "x [M, K], w [N, K], bias? [N], residual? [M, N]", x, w, bias, residual)
     y = np.empty((M, N), x.dtype)
     if M <= MAX_UNPACKED_ROWS and x.dtype == np.float32 and _has_contiguous_rows(x) and _has_contiguous_rows(w):
@@ -176,7 +249,9 @@ def product(x, w, bias=None, residual=None, relu=False):
             for_rows(lambda first, last: _few(x, w, y, first, last), N, 1 + MIN_WEIGHTS // (K + 1))
         for term in (bias, residual):
             y = y if term is None else np.add(y, term, out=y)
-        return np.maximum(y, 0, out=y) if relu else y
+        if activation and y.size:
+            activate(y, y, activation)
+        return y
     residual = None if residual is None else contiguous(residual)
     bias = None if bias is None else contiguous(bias)
     if M <= MAX_PANEL_ROWS:
@@ -185,13 +260,13 @@ def product(x, w, bias=None, residual=None, relu=False):
             for n in range(first * PANEL_ROWS, min(last * PANEL_ROWS, N), PANEL_ROWS):
                 part = slice(n, n + PANEL_ROWS)
                 multiply(x, pack(w[part], M > MAX_FLOAT_ROWS), y[:, part], None if bias is None else bias[part],
-                         None if residual is None else residual[:, part], relu)
+                         None if residual is None else residual[:, part], activation)
 
         for_rows(columns, _ceil(N, PANEL_ROWS))
         return y
     packed = pack(w)
     for_rows(lambda first, last: multiply(x[first:last], packed, y[first:last], bias,
-                                          None if residual is None else residual[first:last], relu),
+                                          None if residual is None else residual[first:last], activation),
              M, 1 + MIN_MULTIPLICATIONS // (K * N + 1))
     return y
 

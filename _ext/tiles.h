@@ -77,6 +77,12 @@ INLINE bits16 larger(bits16 a, bits16 b) {
     return (a & a_is_larger) | (b & ~a_is_larger);
 }
 
+INLINE unsigned largest_of_bits(bits16 values) {
+    unsigned most = 0;
+    for (int i = 0; i < 16; i++) most = values[i] > most ? values[i] : most;
+    return most;
+}
+
 /* STEP channels times scale -> parts [parts][16 pairs], each rounded to nearest; `largest` collects the absolute values
 as bits. `scale` is a constant in the usual case. */
 INLINE void split(const float *x, float scale, int parts, bits16 *out, bits16 *largest) {
@@ -96,7 +102,6 @@ INLINE unsigned pack_row(const float *x, Index channel_stride, Index K, float sc
                          bfloat16 *tiles) {
     bfloat16 *to = tiles + row / 16 * TILE + row % 16 * STEP;
     bits16 largest = {0}, pieces[3];
-    unsigned most = 0;
     for (Index k = 0; k < K; k += STEP) {
         float copy[STEP];
         const float *from = x + k;
@@ -110,8 +115,7 @@ INLINE unsigned pack_row(const float *x, Index channel_stride, Index K, float sc
         UNROLL for (int p = 0; p < parts; p++) *(bits16 *)(to + p * 2 * TILE) = pieces[p];
         to += parts * 2 * TILE;
     }
-    for (int i = 0; i < 16; i++) most = largest[i] > most ? largest[i] : most;
-    return most;
+    return largest_of_bits(largest);
 }
 
 /* Zero rows `first` to BLOCK of tiles, which belong to no row of X or W */
@@ -176,7 +180,8 @@ static int pack_blocks(const float *w, Index w_stride, Index channel_stride, Ind
     _tile_dpbf16ps(2, 5, 6); \
     _tile_dpbf16ps(3, 5, 7);
 
-/* A block whose sums are computed but not yet written to Y. Pointers are to its first element. */
+/* A block whose sums are computed, but not yet written: to Y or, if `packed` is not NULL, in parts to one step of the
+next product's X. Pointers are to the first element of the block. */
 typedef struct {
     const float *sums;
     Index rows, columns;
@@ -184,11 +189,13 @@ typedef struct {
     Index y_stride;
     int add;
     Epilogue epilogue;
+    bfloat16 *packed;
+    bits16 *largest; /* [rows], collects the absolute values that are packed */
 } Unfinished;
 
 /* Y = sums, Y + sums if `add`, and the epilogue, in rows first to last of a block */
 INLINE void finish_rows(const Unfinished *block, Index columns, Index first, Index last) {
-    const float *bias = block->epilogue.bias, *residual = block->epilogue.residual;
+    const float *bias = block->epilogue.bias, *residual = block->epilogue.residual, *erfc = block->epilogue.erfc;
     int relu = block->epilogue.relu, add = block->add;
     if (residual) residual += first * block->epilogue.residual_stride;
     for (Index i = first; i < last; i++) {
@@ -200,20 +207,41 @@ INLINE void finish_rows(const Unfinished *block, Index columns, Index first, Ind
             if (add) sum = load(y + j) + sum;
             if (bias) sum += load(bias + j);
             if (residual) sum += load(residual + j);
-            store(y + j, relu ? relu_of(sum) : sum);
+            if (relu) sum = relu_of(sum);
+            store(y + j, erfc ? gelu_of(sum, erfc) : sum);
         }
+        float *rest = y + j;
         for (; j < columns; j++) {
             float sum = add ? y[j] + sums[j] : sums[j];
             if (bias) sum += bias[j];
             if (residual) sum += residual[j];
             y[j] = relu && sum < 0 ? 0 : sum; /* NaN stays NaN */
         }
+        if (erfc) activate(rest, y + columns - rest, 0, erfc, rest);
         if (residual) residual += block->epilogue.residual_stride;
     }
 }
 
-INLINE void finish_some(const Unfinished *block, Index first, Index last) {
-    if (block->columns == BLOCK)
+/* The same in parts, for a block with all columns */
+INLINE void pack_finished(const Unfinished *block, int parts, Index first, Index last) {
+    const float *bias = block->epilogue.bias, *erfc = block->epilogue.erfc;
+    for (Index i = first; i < last; i++) {
+        float row[BLOCK];
+        bits16 pieces[3];
+        bfloat16 *to = block->packed + i / 16 * TILE + i % 16 * STEP;
+        UNROLL for (Index j = 0; j < BLOCK; j += LANES) {
+            vector sum = load(block->sums + i * BLOCK + j) + load(bias + j);
+            store(row + j, erfc ? gelu_of(sum, erfc) : relu_of(sum));
+        }
+        split(row, 1, parts, pieces, block->largest + i);
+        UNROLL for (int p = 0; p < parts; p++) *(bits16 *)(to + p * 2 * TILE) = pieces[p];
+    }
+}
+
+INLINE void finish_some(const Unfinished *block, int parts, Index first, Index last) {
+    if (block->packed)
+        pack_finished(block, parts, first, last);
+    else if (block->columns == BLOCK)
         finish_rows(block, BLOCK, first, last);
     else
         finish_rows(block, block->columns, first, last);
@@ -240,7 +268,7 @@ INLINE void multiply_block(const bfloat16 *x, const bfloat16 *w, Index steps, in
         } else {
             LOAD_X(0) LOAD_W(0) MULTIPLY
         }
-        finish_some(before, finished, last);
+        finish_some(before, parts, finished, last);
         finished = last;
         x += parts * 2 * TILE;
         w += parts * 2 * TILE;
@@ -316,7 +344,57 @@ INLINE void multiply_blocks(const float *x, Index x_stride, Index channel_stride
                 }
             }
     }
-    finish_some(&before, 0, before.rows);
+    finish_some(&before, parts, 0, before.rows);
+}
+
+/* Y [M, C] = activation(X [M, C] W1^T + bias) W2^T, plus the epilogue; W1 [F, C], W2 [C, F], F a multiple of BLOCK.
+`chunk` hidden channels are computed at a time and stay in parts in the cache, so Y is summed in the same order as by
+`multiply_blocks` on such chunks. Returns 0, with Y undefined, if a row of X or of the hidden layer is not normal. */
+USES_TILES
+INLINE int feed_forward_blocks(const float *x, Index x_stride, Index channel_stride, const Blocks *w1, const Blocks *w2,
+                               int parts, Index M, Index C, Index F, Index chunk, float *y, Index y_stride,
+                               const Epilogue *hidden, const Epilogue *epilogue, bfloat16 *room) {
+    Index blocks = (M + BLOCK - 1) / BLOCK, steps = steps_of(C), size = parts * 2 * TILE, x_size = steps * size;
+    Index chunk_size = chunk / STEP * size;
+    bfloat16 *packed = room + blocks * x_size;
+    bits16 *largest = (bits16 *)(packed + blocks * chunk_size);
+    float sums[2][BLOCK * BLOCK] __attribute__((aligned(64)));
+    int turn = 0;
+    for (Index m = 0; m < M; m++)
+        if (!is_normal(pack_row(x + m * x_stride, channel_stride, C, 1, parts, m % BLOCK, room + m / BLOCK * x_size)))
+            return 0;
+    if (M % BLOCK) pack_zeros(M % BLOCK, C, parts, room + M / BLOCK * x_size);
+    for (Index f0 = 0; f0 < F; f0 += chunk) {
+        Index f1 = f0 + chunk < F ? f0 + chunk : F;
+        Unfinished before = {.rows = 0};
+        memset(largest, 0, blocks * BLOCK * sizeof *largest);
+        for (Index f = f0; f < f1; f += BLOCK)
+            for (Index b = 0; b < blocks; b++, turn = !turn) {
+                multiply_block(room + b * x_size, w1->blocks + f / BLOCK * x_size, steps, parts, sums[turn], &before);
+                before = (Unfinished){.sums = sums[turn], .rows = BLOCK, .epilogue = *hidden,
+                                      .packed = packed + b * chunk_size + (f - f0) / STEP * size,
+                                      .largest = largest + b * BLOCK};
+                before.epilogue.bias += f;
+            }
+        finish_some(&before, parts, 0, before.rows);
+        for (Index m = 0; m < M; m++)
+            if (!is_normal(largest_of_bits(largest[m]))) return 0;
+        before.rows = 0;
+        for (Index n = 0; n < C; n += BLOCK)
+            for (Index b = 0; b < blocks; b++, turn = !turn) {
+                multiply_block(packed + b * chunk_size, w2->blocks + (n / BLOCK * w2->depth + f0 / STEP) * size,
+                               (f1 - f0) / STEP, parts, sums[turn], &before);
+                before = (Unfinished){.sums = sums[turn], .rows = M - b * BLOCK < BLOCK ? M - b * BLOCK : BLOCK,
+                                      .columns = C - n < BLOCK ? C - n : BLOCK, .y = y + b * BLOCK * y_stride + n,
+                                      .y_stride = y_stride, .add = f0 > 0};
+                if (f1 < F) continue;
+                before.epilogue = *epilogue;
+                if (epilogue->bias) before.epilogue.bias += n;
+                if (epilogue->residual) before.epilogue.residual += b * BLOCK * epilogue->residual_stride + n;
+            }
+        finish_some(&before, parts, 0, before.rows);
+    }
+    return 1;
 }
 
 #define PARTS(n) \
@@ -333,6 +411,29 @@ static void multiply_tiles(const float *x, Index x_stride, Index channel_stride,
 
 static Index room_for(Index M, Index K, int parts) { return rows_at_a_time(M, K, parts) * steps_of(K) * STEP * parts; }
 
+#define FEED_FORWARD(n) \
+    case n: \
+        normal = feed_forward_blocks(x, x_stride, channel_stride, w1, w2, n, M, C, F, chunk, y, y_stride, hidden, \
+                                     epilogue, room); \
+        break;
+
+/* `feed_forward_blocks`. `room` has `room_for_feed_forward` numbers at a cache line. */
+USES_TILES
+static int feed_forward_tiles(const float *x, Index x_stride, Index channel_stride, const Blocks *w1, const Blocks *w2,
+                              int parts, Index M, Index C, Index F, Index chunk, float *y, Index y_stride,
+                              const Epilogue *hidden, const Epilogue *epilogue, void *room) {
+    int normal = 0;
+    start_tiles();
+    switch (parts) { FEED_FORWARD(1) FEED_FORWARD(2) FEED_FORWARD(3) }
+    _tile_release();
+    return normal;
+}
+
+static Index room_for_feed_forward(Index M, Index C, Index chunk, int parts) {
+    Index rows = (M + BLOCK - 1) / BLOCK * BLOCK;
+    return rows * ((steps_of(C) * STEP + chunk) * parts + (Index)(sizeof(bits16) / sizeof(bfloat16)));
+}
+
 #else /* for compilers and processors without tiles; never called */
 static int pack_blocks(const float *w, Index w_stride, Index channel_stride, Index N, Index K, int parts, Index first,
                        Index last, bfloat16 *blocks) {
@@ -342,4 +443,10 @@ static void multiply_tiles(const float *x, Index x_stride, Index channel_stride,
                            Index N, Index K, float *y, Index y_stride, int add, const Epilogue *epilogue, void *room) {
 }
 static Index room_for(Index M, Index K, int parts) { return 0; }
+static int feed_forward_tiles(const float *x, Index x_stride, Index channel_stride, const Blocks *w1, const Blocks *w2,
+                              int parts, Index M, Index C, Index F, Index chunk, float *y, Index y_stride,
+                              const Epilogue *hidden, const Epilogue *epilogue, void *room) {
+    return 0;
+}
+static Index room_for_feed_forward(Index M, Index C, Index chunk, int parts) { return 0; }
 #endif
