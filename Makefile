@@ -65,7 +65,7 @@ $(VENV)/docs: $(VENV)/built
 bench: build  ## time the tiny model at 800 x 1066, stage by stage
 	$(BIN)/minigdino bench
 
-benchmarks: $(VENV)/benchmarks  ## compare with transformers, ONNX Runtime and OpenVINO: time, memory, start-up, growth
+benchmarks: $(VENV)/benchmarks  ## compare with transformers, ONNX Runtime, OpenVINO: time, throughput, memory, start-up, growth
 	$(BIN)/python -m benchmarks.loops
 	$(BIN)/python -m benchmarks
 

@@ -1,8 +1,9 @@
-"""Run all benchmarks. This takes over an hour on two cores, for the tiny model.
+"""Run all benchmarks. This takes over two hours on two cores, for the tiny model.
 
     python -m benchmarks [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT] [--threads N] [--rounds N] ...
 
-Requires the extra `bench`. Each part is also a command: benchmarks.peers, .growth, .detections and .agreement.
+Requires the extra `bench`. Each part is also a command: benchmarks.peers, .stages, .throughput, .growth, .detections
+and .agreement.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import sys
 import tempfile
 
-from . import agreement, detections, growth, peers, processes
+from . import agreement, detections, growth, peers, processes, stages, throughput
 
 
 def main() -> int:
@@ -25,6 +26,10 @@ def main() -> int:
         options.folder = options.folder or folder  # all parts use the same checkpoints and graphs
         print("## Beside other programs", end="\n\n", flush=True)
         peers.report(options)
+        print("## Time of each stage", end="\n\n", flush=True)
+        stages.report(options)
+        print("## Throughput", end="\n\n", flush=True)
+        throughput.report(options)
         print("## Growth", end="\n\n", flush=True)
         growth.report(options)
         print("## Start-up and memory", end="\n\n", flush=True)

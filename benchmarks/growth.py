@@ -1,6 +1,7 @@
 """Measure how minigdino's time grows with the image, the prompt, the number of images and the number of threads.
 
-    python -m benchmarks.growth [--tables sides tokens images threads] [--model random|shapes|DIR] [--rounds N] ...
+    python -m benchmarks.growth [--tables sides tokens images threads] [--programs minigdino minigdino-high ...]
+                                [--model random|shapes|DIR] [--rounds N] ...
 
 Each table also shows the growth in FLOPs (`minigdino/runtime/flops.py`). 1.00 in the last column means that time grows
 like the amount of work. Each measurement runs in its own process. The rows of a table are measured in turn, in several
@@ -10,6 +11,7 @@ rounds.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +20,7 @@ import numpy as np
 
 from minigdino.runtime import flops
 
-from .processes import add_options, add_rounds, alternate, measure, prepared, steady
+from .processes import MINIGDINO, add_options, add_rounds, alternate, measure, prepared, steady
 
 CLS, SEP, DOT = 101, 102, 1012
 PHRASE = 3  # words of a phrase
@@ -81,10 +83,11 @@ def threads(case, config, options) -> list[Point]:
 TABLES = {"sides": sides, "tokens": tokens, "images": images, "threads": threads}
 
 
-def run(checkpoint, points, rounds: int, duration) -> dict[Point, float]:
+def run(program, checkpoint, points, rounds: int, duration) -> dict[Point, float]:
     """Measure every row. Returns {row: median seconds}.
 
     Args:
+        program: one of MINIGDINO's programs.
         checkpoint: directory of the model.
         points: rows to measure.
         rounds: number of measurements per row.
@@ -92,7 +95,7 @@ def run(checkpoint, points, rounds: int, duration) -> dict[Point, float]:
     """
     found = {point: [] for point in points}
     for point in alternate(tuple(points), rounds):
-        measured = measure("minigdino", checkpoint, point.inputs, point.threads, point.passes)
+        measured = measure(program, checkpoint, point.inputs, point.threads, point.passes)
         found[point].append(duration(measured["seconds"]))
     return {point: statistics.median(seconds) for point, seconds in found.items()}
 
@@ -120,9 +123,10 @@ def report(options) -> None:
 
     with prepared(options) as case:
         config = Config.from_file(case.checkpoint / "config.json")
-        for name in options.tables:
+        for name, program in itertools.product(options.tables, options.programs):
             duration = sum if name == "images" else steady
-            seconds = run(case.checkpoint, TABLES[name](case, config, options), options.rounds, duration)
+            seconds = run(program, case.checkpoint, TABLES[name](case, config, options), options.rounds, duration)
+            print(program, end="\n\n")
             print(*table(seconds, " per thread" if name == "threads" else ""), sep="\n", end="\n\n", flush=True)
 
 
@@ -131,6 +135,8 @@ def add_sizes(options: argparse.ArgumentParser) -> None:
     options.add_argument("--sides", type=int, nargs="+", default=(320, 480, 640, 800, 1066, 1333))
     options.add_argument("--tokens", type=int, nargs="+", default=(4, 16, 64, 256))
     options.add_argument("--tables", nargs="+", choices=TABLES, default=tuple(TABLES))
+    options.add_argument("--programs", nargs="+", choices=MINIGDINO.values(), default=("minigdino",), metavar="PROGRAM",
+                         help=f"from {', '.join(MINIGDINO.values())}; minigdino by default")
 
 
 if __name__ == "__main__":

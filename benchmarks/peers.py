@@ -3,8 +3,10 @@
     python -m benchmarks.peers [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT] [--threads N]
                                [--rounds N] [--passes N] [--only PEER ...] [--folder FOLDER]
 
-Each program runs in its own process, one at a time. In each round every program runs once. Ratios are computed within a
-round, and the table shows their median: on a shared machine, only ratios are comparable between runs.
+Each program runs in its own process, one at a time. In each round every program runs twice: for a single forward pass,
+with its weights dropped from the page cache, then with them in the cache. All other columns are from the second run.
+Ratios are computed within a round, and the tables show their median: on a shared machine, only ratios are comparable
+between runs.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from minigdino.runtime import flops
 
 from .processes import (
     GRAPHS,
+    MINIGDINO,
     add_options,
     add_peers,
     add_rounds,
@@ -27,18 +30,27 @@ from .processes import (
     model_of,
     prepared,
     steady,
+    uncache,
 )
 
 BASELINE = 480e9  # FLOPs, a round number near those of the tiny geometry, 800 x 1066 and 9 tokens, with reorderings
 
 
 def run(case, peers, threads: int, rounds: int, passes: int) -> dict[str, list[dict]]:
-    """Measure all programs. Returns {peer: results of worker.py, one per round}."""
+    """Measure all programs.
+
+    Returns:
+        {peer: results of `measure`, one per round}. Each has also "first result, uncached": seconds, or None if the
+        weights cannot be dropped from the page cache.
+    """
     models = {peer: model_of(case, peer, threads) for peer in peers}
     found = {peer: [] for peer in peers}
     for peer in alternate(tuple(peers), rounds):
-        more = ["--product"] if peer == "minigdino" else []
-        found[peer].append(measure(peer, models[peer], case.inputs, threads, passes, *more))
+        model, more = models[peer], ["--product"] if peer == "minigdino" else []
+        # first, because it reads the weights into the cache again
+        uncached = measure(peer, model, case.inputs, threads, 1)["first result"] if uncache(model) else None
+        found[peer].append({**measure(peer, model, case.inputs, threads, passes, *more),
+                            "first result, uncached": uncached})
     return found
 
 
@@ -62,10 +74,11 @@ def row(peer, found, minigdino_seconds, graph) -> str:
         return statistics.median(f[name] for f in found)
 
     first = statistics.median(f["seconds"][0] for f in found)
+    uncached = f"{median('first result, uncached'):.3g}" if all(f["first result, uncached"] for f in found) else ""
     ratio = f"{median_ratio(minigdino_seconds, seconds):.2f}" if minigdino_seconds else ""
     return (f"| {peer} {found[0]['version']}{graph} | {statistics.median(seconds):.3g} | "
             f"{min(seconds):.3g} to {max(seconds):.3g} | {ratio} | {first:.3g} | {median('peak') / 1e9:.2f} | "
-            f"{median('import'):.2f} | {median('load'):.2f} |")
+            f"{median('import'):.2f} | {median('load'):.2f} | {median('first result'):.3g} | {uncached} |")
 
 
 def table(found, graphs) -> list[str]:
@@ -77,9 +90,20 @@ def table(found, graphs) -> list[str]:
     """
     minigdino_seconds = [steady(f["seconds"]) for f in found.get("minigdino", [])]
     lines = ["| | seconds | minimum to maximum | minigdino's time ÷ this | first forward pass, s | peak GB | "
-             "import s | load s |", "|---|---|---|---|---|---|---|---|"]
+             "import s | load s | process start to first result, s | the same, weights not in the page cache, s |",
+             "|---" * 10 + "|"]
     for peer, runs in found.items():
         lines.append(row(peer, runs, minigdino_seconds, f", {graphs[peer]} graph" if peer in graphs else ""))
+    return lines
+
+
+def matrix(found) -> list[str]:
+    """Make the table of minigdino's time in each precision in proportion to every program, as lines of Markdown."""
+    seconds = {peer: [steady(f["seconds"]) for f in runs] for peer, runs in found.items()}
+    own = {precision: seconds[peer] for precision, peer in MINIGDINO.items() if peer in seconds}
+    lines = [f"| minigdino's time ÷ this | {' | '.join(own)} |", "|---" * (1 + len(own)) + "|"]
+    for peer, took in seconds.items():
+        lines.append(f"| {peer} | {' | '.join(f'{median_ratio(s, took):.2f}' for s in own.values())} |")
     return lines
 
 
@@ -134,6 +158,8 @@ def report(options) -> None:
     print(f"{machine(options.threads)}; image {options.size[0]} x {options.size[1]}, {tokens} tokens; "
           f"{options.rounds} rounds of {options.passes} forward passes; medians without the first one", end="\n\n")
     print(*table(found, graphs), sep="\n", end="\n\n")
+    if not set(MINIGDINO.values()).isdisjoint(found):
+        print(*matrix(found), sep="\n", end="\n\n")
     if "minigdino" in found:
         print(*against_products(found["minigdino"], amounts(config, *options.size, tokens)), sep="\n", end="\n\n")
 

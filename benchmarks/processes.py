@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from pathlib import Path
 
@@ -22,24 +23,59 @@ from . import case as cases
 
 # programs that run an exported graph; each uses the attention implementation that is faster there
 GRAPHS = ("onnxruntime", "openvino", "openvino-bf16")
-PEERS = ("minigdino", "transformers", *GRAPHS)
+MINIGDINO = {"highest": "minigdino", "high": "minigdino-high", "medium": "minigdino-medium"}  # precision -> program
+PEERS = (*MINIGDINO.values(), "minigdino-after-numpy", "transformers", "transformers-bf16", *GRAPHS)
+INEXACT = ("minigdino-high", "minigdino-medium", "transformers-bf16", "openvino-bf16")  # less exact than float32
 ATTENTIONS = ("sdpa", "eager")  # attention implementations of transformers
+
+
+def start(module: str, *arguments, threads: int | None = None, **streams) -> subprocess.Popen:
+    """Start `python -m benchmarks.MODULE ARGUMENTS`."""
+    limits = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return subprocess.Popen([sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)], cwd=cases.ROOT,
+                            env={**os.environ, **limits}, stdout=subprocess.PIPE, text=True, **streams)
 
 
 def call(module: str, *arguments, threads: int | None = None) -> str:
     """Run `python -m benchmarks.MODULE ARGUMENTS` and return its output."""
-    limits = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    run = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)], cwd=cases.ROOT,
-                         env={**os.environ, **limits}, capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise SystemExit(f"benchmarks.{module} {' '.join(map(str, arguments))} failed:\n{run.stderr}")
-    return run.stdout
+    with start(module, *arguments, threads=threads, stderr=subprocess.PIPE) as process:
+        output, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"benchmarks.{module} {' '.join(map(str, arguments))} failed:\n{errors}")
+    return output
 
 
 def measure(peer: str, model, inputs, threads: int, passes: int, *more) -> dict:
-    """Run a program in a new process. Returns the result of `worker.py`."""
+    """Run a program in a new process.
+
+    Returns:
+        The result of `worker.py`, and "first result": seconds from the start of the process to its first result.
+    """
+    started = time.perf_counter()  # on Linux, all processes have the same clock
     output = call("worker", peer, model, inputs, "--threads", threads, "--passes", passes, *more, threads=threads)
-    return json.loads(output.splitlines()[-1])  # libraries may print before it
+    found = json.loads(output.splitlines()[-1])  # libraries may print before it
+    return {**found, "first result": found["ends"][0] - started}
+
+
+def uncache(model: Path) -> bool:
+    """Drop the weights of a checkpoint or graph from the page cache. Returns whether that worked.
+
+    It works on Linux, unless a process maps the file or the file system has no disk.
+    """
+    if sys.platform != "linux":
+        return False
+    for path in model.glob("*.safetensors") if model.is_dir() else [model]:
+        with path.open("rb") as file:
+            os.fsync(file)  # pages that are not on the disk yet cannot be dropped
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            try:  # to read from the middle of the file without waiting for the disk
+                os.preadv(file.fileno(), [bytearray(1)], path.stat().st_size // 2, os.RWF_NOWAIT)
+                return False
+            except BlockingIOError:
+                pass
+            except OSError:  # the file system cannot say
+                return False
+    return True
 
 
 def alternate(things, rounds: int):

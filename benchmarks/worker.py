@@ -1,6 +1,6 @@
 """Measure one program in this process: time of each forward pass, of import and load, and peak resident memory.
 
-    python -m benchmarks.worker PEER MODEL INPUTS [--passes N] [--threads N] [--save FILE] [--product]
+    python -m benchmarks.worker PEER MODEL INPUTS [--passes N] [--threads N] [--save FILE] [--product] [--together]
 
 MODEL is the directory of a checkpoint, or a graph that `export.py` made. Prints one line of JSON.
 
@@ -14,8 +14,10 @@ import argparse
 import json
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 clock = time.perf_counter
@@ -31,12 +33,12 @@ class Program(NamedTuple):
     loaded: float
 
 
-def minigdino(directory, threads):
+def minigdino(directory, threads, precision="highest"):
     """Load minigdino."""
     started = clock()
     import minigdino
     imported = clock()
-    model = minigdino.load(directory)
+    model = minigdino.load(directory, precision=precision)
     loaded = clock()
     minigdino.set_threads(threads)
 
@@ -49,14 +51,21 @@ def minigdino(directory, threads):
                    loaded)
 
 
+def minigdino_after_numpy(directory, threads):
+    """Load minigdino after NumPy, whose import is not timed. A forward pass should take the same time."""
+    import numpy  # noqa: F401
+
+    return minigdino(directory, threads)
+
+
 def minigdino_reference(directory, threads):
     """Load minigdino without compiled twins."""
     os.environ["MINIGDINO_KERNELS"] = "reference"
     return minigdino(directory, threads)
 
 
-def transformers(directory, threads):
-    """Load transformers on PyTorch, with its default attention implementation."""
+def transformers(directory, threads, bfloat16=False):
+    """Load transformers on PyTorch, with its default attention implementation. bfloat16 is PyTorch's autocast."""
     started = clock()
     import torch
 
@@ -68,8 +77,9 @@ def transformers(directory, threads):
     torch.set_num_threads(threads)
 
     def forward(pixels, ids):
-        with torch.inference_mode():
-            return [x[0].numpy() for x in model(torch.from_numpy(pixels)[None], torch.from_numpy(ids)[None])]
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            results = model(torch.from_numpy(pixels)[None], torch.from_numpy(ids)[None])
+        return [x[0].float().numpy() for x in results]  # NumPy has no bfloat16
 
     return Program(forward, f"{library.__version__}, torch {torch.__version__}", started, imported, loaded)
 
@@ -91,7 +101,7 @@ def onnxruntime(graph, threads):
 
 
 def openvino(graph, threads, precision="f32"):
-    """Load OpenVINO for the CPU, with one request at a time."""
+    """Load OpenVINO for the CPU, with one request at a time. It computes in bfloat16 only if the CPU supports it."""
     started = clock()
     import openvino
     imported = clock()
@@ -109,16 +119,21 @@ def openvino(graph, threads, precision="f32"):
     return Program(forward, f"{openvino.__version__.partition('-')[0]}, {computes}", started, imported, loaded)
 
 
-def openvino_bf16(graph, threads):
-    """Load OpenVINO in bfloat16, if the CPU supports it."""
-    return openvino(graph, threads, "bf16")
+PROGRAMS = {"minigdino": minigdino, "minigdino-high": partial(minigdino, precision="high"),
+            "minigdino-medium": partial(minigdino, precision="medium"), "minigdino-after-numpy": minigdino_after_numpy,
+            "minigdino-reference": minigdino_reference, "transformers": transformers,
+            "transformers-bf16": partial(transformers, bfloat16=True), "onnxruntime": onnxruntime,
+            "openvino": openvino, "openvino-bf16": partial(openvino, precision="bf16")}
 
 
-PROGRAMS = {"minigdino": minigdino, "minigdino-reference": minigdino_reference, "transformers": transformers,
-            "onnxruntime": onnxruntime, "openvino": openvino, "openvino-bf16": openvino_bf16}
+def wait_for_others() -> None:
+    """Print "ready", and wait until the process that started this one answers."""
+    print("ready", flush=True)
+    if not sys.stdin.readline():
+        sys.exit("the process that started this one ended")
 
 
-def measure(program: Program, inputs, passes: int, save=None) -> dict:
+def measure(program: Program, inputs, passes: int, save=None, together=False) -> dict:
     """Measure a program.
 
     Args:
@@ -126,23 +141,28 @@ def measure(program: Program, inputs, passes: int, save=None) -> dict:
         inputs: file of pixels and ids.
         passes: number of forward passes.
         save: file for the results of the first forward pass.
+        together: whether to wait for other processes after the first forward pass.
 
     Returns:
-        {"version", "import": seconds, "load": seconds, "seconds": [of each forward pass], "peak": bytes}.
+        {"version", "import": seconds, "load": seconds, "seconds": [of each forward pass], "ends": [time of `clock` at
+        the end of each forward pass], "peak": bytes}.
     """
     import numpy as np
 
     given = np.load(inputs)
-    pixels, ids, seconds = given["pixels"], given["ids"], []
+    pixels, ids, seconds, ends = given["pixels"], given["ids"], [], []
     for i in range(passes):
         moved = np.roll(pixels, i, axis=2)
         start = clock()
         results = program.forward(moved, ids)
-        seconds.append(clock() - start)
+        ends.append(clock())
+        seconds.append(ends[-1] - start)
         if save and i == 0:
             np.savez(save, **dict(zip(("logits", "boxes", "vision", "scores"), results)))
+        if together and i == 0:
+            wait_for_others()
     return {"version": program.version, "import": program.imported - program.started,
-            "load": program.loaded - program.imported, "seconds": seconds,
+            "load": program.loaded - program.imported, "seconds": seconds, "ends": ends,
             "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}  # ru_maxrss is in KiB on Linux
 
 
@@ -156,9 +176,11 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--save", help="a .npz file for the results of the first forward pass")
     options.add_argument("--product", action="store_true", help="also measure one large NumPy matrix product")
+    options.add_argument("--together", action="store_true",
+                         help='after the first forward pass, print "ready" and wait for a line of input')
     options = options.parse_args()
     found = measure(PROGRAMS[options.peer](options.model, options.threads), options.inputs, options.passes,
-                    options.save)
+                    options.save, options.together)
     if options.product:
         from minigdino.runtime.bench import product_rate
 

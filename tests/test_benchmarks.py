@@ -1,0 +1,194 @@
+"""The benchmarks of minigdino, and beside other programs, on small inputs; benchmarks.gpu has tests of its own."""
+
+import json
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minigdino
+from benchmarks import agreement, case, peers, processes, stages, throughput, worker
+from minigdino.runtime.bench import STAGES
+
+ROOT = Path(__file__).parent.parent
+TINY = ("--model", "shapes", "--size", "64", "85")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A file of pixels and ids."""
+    where = case.case(tmp_path_factory.mktemp("case"), "shapes")
+    case.write(where, "shapes", (64, 85), "a star.")
+    return where.inputs
+
+
+def result(*seconds, uncached=None):
+    """What `peers.run` finds of a program in one round."""
+    return {"version": "1", "seconds": [9.0, *seconds], "peak": 1e9, "import": 0.1, "load": 0.2, "first result": 3.0,
+            "first result, uncached": uncached}
+
+
+def test_every_program_exists():
+    assert {*processes.PEERS, *processes.INEXACT} <= set(worker.PROGRAMS)
+
+
+@pytest.mark.parametrize("precision", processes.MINIGDINO)
+def test_a_program_has_its_precision_whatever_the_environment_says(precision, monkeypatch):
+    seen = []
+    monkeypatch.setenv("MINIGDINO_PRECISION", "medium")
+    monkeypatch.setattr(minigdino, "load", lambda source, precision: seen.append(precision))
+    monkeypatch.setattr(minigdino, "set_threads", lambda n: None)
+    worker.PROGRAMS[processes.MINIGDINO[precision]]("folder", 1)
+    assert seen == [precision]
+
+
+ORDER = """
+import sys
+from benchmarks.worker import PROGRAMS
+class Watch:
+    def find_spec(name, *_):
+        if name in ("minigdino", "numpy"):
+            print(name)
+sys.meta_path.insert(0, Watch)
+PROGRAMS[sys.argv[1]](sys.argv[2], 1)
+"""
+
+
+@pytest.mark.parametrize(("peer", "order"), [("minigdino", ["minigdino", "numpy"]),
+                                             ("minigdino-after-numpy", ["numpy", "minigdino"])])
+def test_the_order_of_imports(peer, order):
+    run = subprocess.run([sys.executable, "-c", ORDER, peer, case.SHAPES], cwd=ROOT, check=True, capture_output=True,
+                         text=True)
+    assert run.stdout.split() == order
+
+
+def test_the_first_result_counts_from_the_start_of_the_process(inputs):
+    found = processes.measure("minigdino", case.SHAPES, inputs, 1, 2)
+    assert len(found["seconds"]) == len(found["ends"]) == 2
+    assert found["first result"] > found["import"] + found["load"] + found["seconds"][0]
+    assert found["ends"][1] - found["ends"][0] >= found["seconds"][1]
+
+
+def test_a_failing_program_shows_its_error(inputs):
+    with pytest.raises(SystemExit, match="(?s)worker minigdino /missing .* failed.*CheckpointError"):
+        processes.measure("minigdino", "/missing", inputs, 1, 1)
+
+
+def test_ratios_are_taken_within_a_round():
+    found = {"minigdino": [result(2), result(20)], "minigdino-medium": [result(1), result(5)],
+             "transformers": [result(4), result(80)]}
+    header, _, *rows = peers.matrix(found)
+    assert header == "| minigdino's time ÷ this | highest | medium |"
+    assert rows[0] == "| minigdino | 1.00 | 0.38 |"
+    assert rows[2] == "| transformers | 0.38 | 0.16 |"
+
+
+def test_the_table_of_programs_has_the_time_to_the_first_result():
+    header, line, row, other = peers.table({"minigdino": [result(2, uncached=4.0)], "onnxruntime": [result(2)]},
+                                           {"onnxruntime": "sdpa"})
+    assert header.count("|") == line.count("|") == row.count("|")
+    assert row.endswith("| 3 | 4 |")
+    assert other.startswith("| onnxruntime 1, sdpa graph |")
+    assert other.endswith("| 3 |  |")  # the weights could not be dropped from the page cache
+
+
+def test_a_file_is_dropped_from_the_page_cache_unless_it_is_mapped(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(1 << 20))
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped[1 << 19] == 0
+        assert not processes.uncache(file)
+        assert not processes.uncache(tmp_path)
+    if not processes.uncache(file):
+        pytest.skip("this system cannot drop the file")
+    assert file.read_bytes() == bytes(1 << 20)
+    assert processes.uncache(tmp_path)
+
+
+def test_only_float32_programs_must_agree():
+    def found(*programs):
+        return {peer: {name: np.full(4, 1 + shift) for name in ("vision", "scores")} for peer, shift in programs}
+
+    lines, agree = agreement.compare(found(("minigdino", 0), ("minigdino-medium", 0.1), ("openvino-bf16", 0.2),
+                                           ("openvino", 0)))
+    assert agree
+    assert [line.rpartition("| ")[2] for line in lines[2:]] == ["lower precision |", "lower precision |", "agree |"]
+    assert not agreement.compare(found(("minigdino", 0), ("transformers", 0.1)))[1]
+
+
+def test_a_worker_waits_for_the_others(inputs):
+    arguments = ("worker", "minigdino", case.SHAPES, inputs, "--passes", 2, "--together")
+    streams = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "threads": 1}
+    with processes.start(*arguments, **streams) as process:
+        assert process.stdout.readline() == "ready\n"
+        assert len(json.loads(process.communicate("\n")[0])["seconds"]) == 2
+    with processes.start(*arguments, **streams) as process:
+        assert process.stdout.readline() == "ready\n"
+        assert "the process that started this one ended" in process.communicate()[1]
+    assert process.returncode == 1
+
+
+def test_throughput_of_processes_at_once(inputs):
+    assert 0 < throughput.together("minigdino", case.SHAPES, inputs, processes=2, threads=1, passes=2) < 60
+
+
+def test_throughput_is_per_core_and_ratios_are_taken_within_a_round():
+    assert throughput.arrangements(2) == ((1, 2), (2, 1), (1, 8))
+    found = {("minigdino", 1, 2): [2.0, 4.0], ("minigdino", 2, 1): [1.0, 4.0], ("minigdino", 1, 8): [4.0, 4.0]}
+    rows = throughput.table(found, cpus=2)[2:]
+    assert rows == ["| minigdino | 1 × 2 | 3 | 600 | 1.00 |", "| minigdino | 2 × 1 | 2.5 | 720 | 1.50 |",
+                    "| minigdino | 1 × 8 | 4 | 450 | 0.75 |"]
+
+
+def test_stages_of_every_precision_are_side_by_side():
+    run = subprocess.run([sys.executable, "-m", "benchmarks.stages", *TINY, "--rounds", "1", "--passes", "1"], cwd=ROOT,
+                         check=True, capture_output=True, text=True)
+    header, _, *rows = (line for line in run.stdout.splitlines() if line.startswith("|"))
+    assert header == "| | GFLOP | highest, s | GFLOP/s | high, s | GFLOP/s | medium, s | GFLOP/s |"
+    assert [row.split(" | ")[0][2:] for row in rows] == [*STAGES.values(), "other", "forward pass"]
+
+
+def test_stages_are_medians_over_the_rounds():
+    runs = [{"flop": {"decoder": 6e9}, "seconds": {"decoder": s}} for s in (1.0, 2.0, 9.0)]
+    assert stages.table({"highest": runs, "high": runs[:1]})[2] == "| decoder | 6.00 | 2.000 | 3.0 | 1.000 | 6.0 |"
+
+
+@pytest.fixture
+def device(tmp_path):
+    """A function that runs device.sh without a GPU, and returns its exit status and its report."""
+    if not (shutil.which("bash") and shutil.which("timeout")):
+        pytest.skip("needs bash and timeout")
+    if minigdino.info()["missing"]:
+        pytest.skip("would build the compiled modules that are missing")
+
+    def run(*options):
+        report = tmp_path / "report.md"
+        environment = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "-1"}
+        done = subprocess.run(["bash", ROOT / "benchmarks" / "device.sh", report, *options], cwd=tmp_path,
+                              env=environment, check=False, capture_output=True, text=True)
+        assert report.read_text() == done.stdout
+        return done.returncode, done.stdout
+
+    return run
+
+
+def test_the_device_report_without_a_gpu(device):
+    status, report = device(*TINY)
+    assert status == 0, report
+    assert "No GPU was found" in report
+    assert "FAILED" not in report
+    for program in processes.MINIGDINO.values():
+        assert f"\n{program}\n\n| | GFLOP per thread | seconds |" in report
+    assert report.count("| 1 thread |") == 3
+
+
+def test_the_device_report_shows_a_part_that_failed(device):
+    status, report = device("--size", "64", "wide")
+    assert status == 1
+    assert "FAILED with exit status 2" in report
+    assert "invalid int value: 'wide'" in report
