@@ -117,8 +117,8 @@ def for_rows(loop, n, minimum=1):
         minimum: minimum number of rows per range; a smaller range is not worth a call, or does not fill a vector.
     """
     global inside_a_loop
-    # helpers cannot run while the interpreter ends
-    cdef int threads = 1 if inside_a_loop or sys.is_finalizing() else count()
+    # one range: no need to count; helpers cannot run while the interpreter ends
+    cdef int threads = 1 if n // minimum < 2 or inside_a_loop or sys.is_finalizing() else count()
     cdef int forks = n_forks
     cdef Py_ssize_t n_ranges = min(threads * RANGES_PER_THREAD, n // minimum)
     cdef Py_ssize_t i

@@ -62,8 +62,9 @@ typedef unsigned bits16 __attribute__((vector_size(64), may_alias));
 
 enum {
     TILE = 512, /* bfloat16 numbers of a tile */
-    ROOM = 3 << 17, /* bfloat16 numbers of X packed at a time: they stay in the L2 cache while all of W is read */
-    MAX_ROWS = 512, /* rows of X packed at a time */
+    ROOM = 3 << 16, /* bfloat16 numbers of X packed at a time: they stay in the L2 cache while all of W is read */
+    MIN_ROWS = 128, /* rows of X packed at a time, unless X has fewer; with fewer, rereading W costs more */
+    MAX_ROWS = 512,
 };
 
 /* Limits of the largest absolute value of a normal row, as bits: 2**-45 and 2**55. Within them, no sum of 65,536
@@ -302,10 +303,16 @@ static void infinite_row(const float *x, Index channel_stride, const float *w, I
     }
 }
 
+/* Prefetch n floats into the L2 cache; `write` is a constant */
+INLINE void prefetch(const float *x, Index n, int write) {
+    for (Index i = 0; i < n; i += 16) __builtin_prefetch(x + i, write, 2);
+}
+
 static Index rows_at_a_time(Index M, Index K, int parts) {
     Index rows = ROOM / (steps_of(K) * STEP * parts * BLOCK) * BLOCK, most = (M + BLOCK - 1) / BLOCK * BLOCK;
+    if (rows < MIN_ROWS) rows = MIN_ROWS;
     if (rows > MAX_ROWS) rows = MAX_ROWS;
-    return rows < BLOCK ? BLOCK : rows > most ? most : rows;
+    return rows > most ? most : rows;
 }
 
 USES_TILES
@@ -323,8 +330,16 @@ INLINE void multiply_blocks(const float *x, Index x_stride, Index channel_stride
             factors[m - m0] = pack_scaled(x + m * x_stride, channel_stride, K, parts, (m - m0) % BLOCK,
                                           room + (m - m0) / BLOCK * size);
         if ((m1 - m0) % BLOCK) pack_zeros((m1 - m0) % BLOCK, K, parts, room + (m1 - m0) / BLOCK * size);
+        /* Rows that are packed and written next: each block prefetches some, so that no time is spent waiting for them */
+        Index next = m1, end = M - m1 < at_a_time ? M : m1 + at_a_time;
+        Index blocks = (m1 - m0 + BLOCK - 1) / BLOCK * ((N + BLOCK - 1) / BLOCK);
         for (Index n = 0; n < N; n += BLOCK)
             for (Index m = m0; m < m1; m += BLOCK, turn = !turn) {
+                for (Index until = next + (end - next) / blocks--; next < until; next++) {
+                    prefetch(x + next * x_stride, channel_stride == 1 ? K : 0, 0);
+                    prefetch(y + next * y_stride, N, 1);
+                    if (epilogue->residual) prefetch(epilogue->residual + next * epilogue->residual_stride, N, 0);
+                }
                 multiply_block(room + (m - m0) / BLOCK * size,
                                w->blocks + n / BLOCK * w->depth * parts * 2 * TILE, steps, parts, sums[turn], &before);
                 before.sums = sums[turn];
