@@ -4,8 +4,9 @@
 Windows are read in place: no map is padded, shifted or partitioned. `window_attention` processes a map in bands of
 windows, so the queries, keys and values of a whole map are never stored.
 
-K is the number of pixels in a window (k**2), KP is K rounded up to whole vectors. One head of a window fits in the
-cache: q [K, D], transposed keys [D, KP], v [K, D] and one row of scores [KP]. Columns beyond K have weight 0.
+K is the number of pixels in a window (k**2), KP is K rounded up to whole vectors. Columns beyond K have weight 0.
+
+The arithmetic of one head of a window is in windows.h for float32, and below for float64, which the tests use.
 """
 
 from importlib import import_module
@@ -13,135 +14,117 @@ from importlib import import_module
 import numpy as np
 
 from cython cimport floating
-from libc.stdlib cimport free, malloc
-from _ext.vectors cimport LANES, softmax_row
+from _ext.vectors cimport softmax_row
 
 from minigdino._ext.checks import check_arrays, check_shift, contiguous
+from minigdino._ext.cpus import count
 from minigdino._ext.pool import for_rows
+
+cdef extern from "windows.h":
+    enum: LANES
+    ctypedef struct Map:
+        const float *qkv
+        const float *qkv_bias
+        const float *position_bias
+        const float *zeros
+        float *out
+        Py_ssize_t M
+        Py_ssize_t D
+        Py_ssize_t K
+    ctypedef struct Window:
+        Py_ssize_t *pixels
+        Py_ssize_t *queries
+        Py_ssize_t n_queries
+        float *regions
+        bint masked
+    void attend(const Map *map, const Window *window, Py_ssize_t m, float *room) nogil
+    Py_ssize_t room_to_attend(Py_ssize_t K, Py_ssize_t D) nogil
 
 # not `from .products import`: Cython would take the module of whichever instruction set was loaded first
 _products = import_module(".products", __name__.rpartition(".")[0])
-multiply, pack = _products.multiply, _products.pack
+multiply, pack, _empty = _products.multiply, _products.pack, _products._empty
+
+PIECE_ROWS, PIECE_COLUMNS = 96, 32  # of a product; multiples of them are the pieces of threads
 
 
-cdef enum:
-    # channels per head of all published models, pixels per window of the tiny ones; loops of constant length are faster
-    USUAL_D = 32
-    USUAL_K = 49
-    WHOLE = (USUAL_K + LANES - 1) // LANES * LANES
+cdef void attend_in_double(const double *qkv, const double *bias, const double *position_bias, const double *zeros,
+                           const Window *window, Py_ssize_t m, Py_ssize_t M, Py_ssize_t K, Py_ssize_t KP,
+                           Py_ssize_t D, double *score, double *out) noexcept nogil:
+    """Head m of a window, as `attend`; score [K] is a buffer"""
+    cdef Py_ssize_t n, i, j, d, C = M * D
+    cdef double scale = 1 / (<double> D) ** 0.5
+    cdef const double *q
+    cdef const double *pixel
+    bias += m * D
+    for n in range(window.n_queries):
+        i = window.queries[n]
+        q = qkv + window.pixels[i] * 3 * C + m * D
+        for j in range(K):
+            pixel = (zeros if window.pixels[j] < 0 else qkv + window.pixels[j] * 3 * C) + C + m * D
+            score[j] = 0
+            for d in range(D):
+                score[j] += (q[d] + bias[d]) * scale * (pixel[d] + bias[C + d])
+            score[j] += position_bias[(m * K + i) * KP + j]
+            if window.masked and window.regions[i] != window.regions[j]:
+                score[j] -= 100
+        softmax_row(score, score, K)
+        for d in range(D):
+            out[window.pixels[i] * C + m * D + d] = 0
+        for j in range(K):
+            pixel = (zeros if window.pixels[j] < 0 else qkv + window.pixels[j] * 3 * C) + 2 * C + m * D
+            for d in range(D):
+                out[window.pixels[i] * C + m * D + d] += score[j] * (pixel[d] + bias[2 * C + d])
 
 
-cdef inline void add_product(const floating *vector, const floating *matrix, Py_ssize_t n, Py_ssize_t width,
-                             floating *out) noexcept nogil:
-    """out [width] += vector [n] @ matrix [n, width], four rows at a time, which saves loads and stores of out"""
-    cdef Py_ssize_t i, j, whole = n - n % 4
-    cdef const floating *row
-    cdef floating v0, v1, v2, v3
-    for i in range(0, whole, 4):
-        row = matrix + i * width
-        v0 = vector[i]
-        v1 = vector[i + 1]
-        v2 = vector[i + 2]
-        v3 = vector[i + 3]
-        for j in range(width):
-            out[j] += v0 * row[j] + v1 * row[width + j] + (v2 * row[2 * width + j] + v3 * row[3 * width + j])
-    for i in range(whole, n):
-        for j in range(width):
-            out[j] += vector[i] * matrix[i * width + j]
-
-
-cdef inline void attend(const floating *q, const floating *keys, const floating *v, const floating *bias,
-                        const floating *mask, Py_ssize_t K, Py_ssize_t KP, Py_ssize_t D, floating *score,
-                        floating *out) noexcept nogil:
-    """out [D] = softmax(q [D] @ keys [D, KP] + bias [KP] + mask [KP]) @ v [K, D]
-
-    mask may be NULL; score [KP] is a buffer.
-    """
-    cdef Py_ssize_t d, j
-    for j in range(KP):
-        score[j] = bias[j]
-    if mask != NULL:
-        for j in range(KP):
-            score[j] += mask[j]
-    add_product(q, keys, D, KP, score)
-    softmax_row(score, score, KP)
-    for d in range(D):
-        out[d] = 0
-    add_product(score, v, K, D, out)
+cdef void find(Window *window, Py_ssize_t index, int H, int W, int k, int up, int left) noexcept nogil:
+    """Find the pixels of a window before the shift of the map, and their regions of the shifted map"""
+    cdef int rows = (H + k - 1) // k * k, cols = (W + k - 1) // k * k, n_cols = cols // k
+    cdef int top = <int> (index // n_cols) * k, first = <int> (index % n_cols) * k
+    cdef int i, j, r, c, row, col
+    window.masked = (up and top == rows - k) or (left and first == cols - k)
+    window.n_queries = 0
+    for i in range(k):
+        r = top + i
+        row = r + up - rows if r + up >= rows else r + up
+        for j in range(k):
+            c = first + j
+            col = c + left - cols if c + left >= cols else c + left
+            window.regions[i * k + j] = 2 * (r >= rows - up) + (c >= cols - left)
+            window.pixels[i * k + j] = -1
+            if row < H and col < W:
+                window.pixels[i * k + j] = <Py_ssize_t> row * W + col
+                window.queries[window.n_queries] = i * k + j
+                window.n_queries += 1
 
 
 def _windows(const floating[:, :, :, :, ::1] qkv, const floating[:, :, ::1] qkv_bias,
              const floating[:, :, ::1] position_bias, int k, int up, int left,
              floating[:, :, :, ::1] out, Py_ssize_t first, Py_ssize_t last):
-    """Windows first to last, row by row, of a map shifted up and left by some pixels.
+    """Attention in the heads first to last of all windows, row by row, of a map shifted up and left by some pixels.
 
     qkv [H, W, 3, M, D], qkv_bias [3, M, D], position_bias [M, K, KP], -inf beyond K -> out [H, W, M, D]
     """
-    cdef int H = qkv.shape[0], W = qkv.shape[1], rows = (H + k - 1) // k * k, cols = (W + k - 1) // k * k
-    cdef Py_ssize_t M = qkv.shape[3], D = qkv.shape[4], K = k * k, KP = (K + LANES - 1) // LANES * LANES
-    cdef Py_ssize_t b, m, d, i, j
-    cdef int r, c
-    cdef floating scale = <floating> 1 / <floating> (<double> D) ** 0.5
-    cdef floating *buffer = <floating *> malloc((2 * K * D + D * KP + KP + K * KP) * sizeof(floating))
-    cdef int *indices = <int *> malloc(3 * K * sizeof(int))
-    cdef int *row = indices
-    cdef int *col = indices + K
-    cdef int *region = indices + 2 * K
-    cdef floating *q = buffer
-    cdef floating *v = buffer + K * D
-    cdef floating *keys = buffer + 2 * K * D
-    cdef floating *score = keys + D * KP
-    cdef floating *mask = score + KP
-    cdef const floating *mask_row
-    cdef bint one_region
-    cdef const floating *pixel
-    cdef const floating *extra = &qkv_bias[0, 0, 0]
-    cdef Py_ssize_t step = M * D
-    if buffer == NULL or indices == NULL:
-        free(buffer)
-        free(indices)
-        raise MemoryError("window attention")
+    cdef Py_ssize_t M = qkv.shape[3], D = qkv.shape[4], K = k * k, KP = position_bias.shape[2], head
+    cdef Py_ssize_t[:, ::1] indices = np.empty((2, K), np.intp)
+    cdef float[::1] regions = np.zeros(KP, np.float32)
+    dtype = np.float32 if floating is float else np.float64
+    cdef floating[::1] room = _empty(room_to_attend(K, D), dtype)
+    cdef floating[::1] zeros = np.zeros(3 * M * D, dtype)
+    cdef Window window = Window(&indices[0, 0], &indices[1, 0], 0, &regions[0], False)
+    cdef Map map
+    room[:] = 0
+    if floating is float:
+        map = Map(&qkv[0, 0, 0, 0, 0], &qkv_bias[0, 0, 0], &position_bias[0, 0, 0], &zeros[0], &out[0, 0, 0, 0], M, D,
+                  K)
     with nogil:
-        for i in range(D * KP + KP + K * KP):
-            keys[i] = 0
-        for b in range(first, last):
-            for i in range(K):  # position of each pixel before the shift, and its region of the shifted map
-                r = <int> (b // (cols // k)) * k + <int> i // k
-                c = <int> (b % (cols // k)) * k + <int> i % k
-                region[i] = 3 * ((r >= rows - k) + (r >= rows - up)) + (c >= cols - k) + (c >= cols - left)
-                row[i] = (r + up) % rows
-                col[i] = (c + left) % cols
-            one_region = True
-            for i in range(K):
-                one_region = one_region and region[i] == region[0]
-            if not one_region:
-                for i in range(K):
-                    for j in range(K):
-                        mask[i * KP + j] = <floating> 0 if region[i] == region[j] else <floating> -100
-            for m in range(M):
-                for i in range(K):
-                    if row[i] < H and col[i] < W:
-                        pixel = &qkv[row[i], col[i], 0, m, 0]
-                        for d in range(D):
-                            q[i * D + d] = (pixel[d] + extra[m * D + d]) * scale
-                            keys[d * KP + i] = pixel[step + d] + extra[step + m * D + d]
-                            v[i * D + d] = pixel[2 * step + d] + extra[2 * step + m * D + d]
-                    else:  # a padding token: its projections are the biases
-                        for d in range(D):
-                            keys[d * KP + i] = extra[step + m * D + d]
-                            v[i * D + d] = extra[2 * step + m * D + d]
-                for i in range(K):
-                    if row[i] >= H or col[i] >= W:
-                        continue  # the result of a padding token is not used
-                    mask_row = NULL if one_region else mask + i * KP
-                    if D == USUAL_D and K == USUAL_K:
-                        attend(q + i * USUAL_D, keys, v, &position_bias[m, i, 0], mask_row, USUAL_K, WHOLE, USUAL_D,
-                               score, &out[row[i], col[i], m, 0])
-                    else:
-                        attend(q + i * D, keys, v, &position_bias[m, i, 0], mask_row, K, KP, D, score,
-                               &out[row[i], col[i], m, 0])
-    free(buffer)
-    free(indices)
+        for head in range(first, last):
+            if head == first or head % M == 0:
+                find(&window, head // M, <int> qkv.shape[0], <int> qkv.shape[1], k, up, left)
+            if floating is float:
+                attend(&map, &window, head % M, &room[0])
+            else:
+                attend_in_double(&qkv[0, 0, 0, 0, 0], &qkv_bias[0, 0, 0], &position_bias[0, 0, 0], &zeros[0], &window,
+                                 head % M, M, K, KP, D, &room[0], &out[0, 0, 0, 0])
 
 
 def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
@@ -152,7 +135,8 @@ def attend_in_windows(qkv, qkv_bias, position_bias, k, shift):
     out = np.empty((H, W, M, D), qkv.dtype)
     if out.size:
         arrays = contiguous(qkv), contiguous(qkv_bias), _to_whole_vectors(position_bias)
-        for_rows(lambda first, last: _windows(*arrays, k, shift, shift, out, first, last), _ceil(H, k) * _ceil(W, k))
+        for_rows(lambda first, last: _windows(*arrays, k, shift, shift, out, first, last),
+                 _ceil(H, k) * _ceil(W, k) * M)
     return out
 
 
@@ -178,8 +162,10 @@ def _relative_position_bias(table, k):
 def window_attention(x, query, key, value, out_proj, relative_position_bias_table, n_heads, k, shift, residual=None):
     """x [H, W, C], residual [H, W, C] -> [H, W, C]
 
-    Each thread applies all steps to one band at a time, so that every step finds its input in the cache. A band is one
-    row of windows. Only the last band of a shifted map has rows from both ends, and so regions one above the other.
+    A band is one row of windows. With enough bands, each thread applies all steps to one band at a time, so that every
+    step finds its input in the cache. Otherwise all threads share each step of the whole map.
+
+    Only the last band of a shifted map has rows from both ends, and so regions one above the other.
     """
     projections = {"query": query, "key": key, "value": value, "out_proj": out_proj}
     H, W, C = check_arrays(
@@ -198,23 +184,44 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
     position_bias = _to_whole_vectors(_relative_position_bias(relative_position_bias_table, k))
     residual, y = None if residual is None else contiguous(residual), np.empty((H, W, C), x.dtype)
 
+    def attend_in(rows, up, multiply):
+        # views if the rows are a slice
+        part, to = x[rows].reshape(-1, C), y[rows].reshape(-1, C)
+        n = len(part) // W
+        qkv, attended = np.empty((n, W, 3, n_heads, D), x.dtype), np.empty((n, W, n_heads, D), x.dtype)
+        multiply(part, qkv_map, qkv.reshape(-1, 3 * C))
+        for_rows(lambda first, last: _windows(qkv, qkv_bias, position_bias, k, up, shift, attended, first, last),
+                 _ceil(n, k) * _ceil(W, k) * n_heads)
+        multiply(attended.reshape(-1, C), out_map, to, out_bias,
+                 None if residual is None else residual[rows].reshape(-1, C))
+        if not isinstance(rows, slice):
+            y[rows] = to.reshape(n, W, C)
+
     def work(first, last):
         for band in range(first, last):
             top = band * k + shift
             both_ends = shift and band == bands - 1
-            rows = np.r_[:min(shift, H), top:H] if both_ends else slice(top, top + k)
-            part = x[rows].reshape(-1, C)  # [<= k * W, C]
-            n = len(part) // W
-            qkv = np.empty((n * W, 3 * C), x.dtype)
-            multiply(part, qkv_map, qkv)
-            attended = np.empty((n, W, n_heads, D), x.dtype)
-            _windows(qkv.reshape(n, W, 3, n_heads, D), qkv_bias, position_bias, k, shift if both_ends else 0, shift,
-                     attended, 0, _ceil(W, k))
-            projected = np.empty((n * W, C), x.dtype)
-            multiply(attended.reshape(-1, C), out_map, projected, out_bias,
-                     None if residual is None else residual[rows].reshape(-1, C))
-            y[rows] = projected.reshape(n, W, C)
+            attend_in(np.r_[:min(shift, H), top:H] if both_ends else slice(top, top + k), shift if both_ends else 0,
+                      multiply)
 
-    if y.size:
+    if y.size and bands >= 2 * count():
         for_rows(work, bands)
+    elif y.size:
+        attend_in(slice(None), shift, _multiply_in_pieces)
     return y
+
+
+def _multiply_in_pieces(x, packed, y, bias=None, residual=None):
+    """`multiply` in all threads. With few rows, columns are divided, too"""
+    M, N = y.shape
+    n = _ceil(M, PIECE_ROWS)
+    width = _ceil(_ceil(N, PIECE_COLUMNS), _ceil(2 * count(), n)) * PIECE_COLUMNS
+
+    def work(first, last):
+        for c in range(first // n, _ceil(last, n)):
+            rows = slice(max(first - c * n, 0) * PIECE_ROWS, min(last - c * n, n) * PIECE_ROWS)
+            columns = slice(c * width, (c + 1) * width)
+            multiply(x[rows], packed, y[rows, columns], None if bias is None else bias[columns],
+                     None if residual is None else residual[rows, columns], first=c * width)
+
+    for_rows(work, n * _ceil(N, width))

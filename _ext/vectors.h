@@ -64,6 +64,49 @@ INLINE float largest_of(vector x) {
     return lane[0];
 }
 
+/* {a[0], b[0], a[1], b[1], ...}, and the same of the upper halves */
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (integers){__VA_ARGS__})
+#endif
+#if defined(__AVX512F__)
+#define LOWER(a, b) SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define UPPER(a, b) SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif defined(__AVX2__)
+#define LOWER(a, b) SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define UPPER(a, b) SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define LOWER(a, b) SHUFFLE(a, b, 0, 4, 1, 5)
+#define UPPER(a, b) SHUFFLE(a, b, 2, 6, 3, 7)
+#endif
+
+/* Transpose LANES x LANES elements. A round interleaves the rows of the first half with those of the second, which
+rotates the bits of every index (row, column) by one. */
+INLINE void transpose_vectors(vector *rows) {
+    UNROLL for (int round = 1; round < LANES; round *= 2) {
+        vector mixed[LANES];
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            mixed[2 * i] = LOWER(rows[i], rows[i + LANES / 2]);
+            mixed[2 * i + 1] = UPPER(rows[i], rows[i + LANES / 2]);
+        }
+        UNROLL for (int i = 0; i < LANES; i++) rows[i] = mixed[i];
+    }
+}
+
+/* The sum of each of LANES vectors. Like `sum_of`, this adds the upper half of a vector to the lower half. */
+INLINE vector sum_of_each(vector *x) {
+    UNROLL for (int n = LANES / 2; n; n /= 2)
+        UNROLL for (int i = 0; i < n; i++) x[i] = LOWER(x[i], x[i + n]) + UPPER(x[i], x[i + n]);
+    return x[0];
+}
+
+INLINE vector largest_of_each(vector *x) {
+    UNROLL for (int n = LANES / 2; n; n /= 2)
+        UNROLL for (int i = 0; i < n; i++) x[i] = maximum(LOWER(x[i], x[i + n]), UPPER(x[i], x[i + n]));
+    return x[0];
+}
+
 /* exp(x) for x <= 0: 2**n * exp(r), where |r| <= ln(2)/2 and exp(r) is a Taylor polynomial of degree 6. The relative
 error is below 3e-7, the absolute error below 1.7e-7. A result below the smallest normal float is 0. */
 INLINE vector exp_negative(vector x) {

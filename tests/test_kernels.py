@@ -1,5 +1,6 @@
 """Every twin equals its reference; `use` and MINIGDINO_KERNELS switch between them."""
 
+import importlib
 import importlib.util
 import os
 import platform
@@ -14,13 +15,14 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minigdino._ext import erfc, instruction_sets
+from minigdino._ext import cpus, erfc, instruction_sets
 from places import examples, in_python, mapped, parts, places_of, twin
 from strategies import EXACT_PROBLEMS, LOOSE_PROBLEMS
 
 import minigdino
 from minigdino.network.deformable import bilinear, deform_attn
 from minigdino.network.ops import ERFC, add_norm, feed_forward, gelu, layer_norm, relu, softmax
+from minigdino.network.swin import attend_in_windows
 from minigdino.runtime import kernels
 
 LEVELS = kernels.levels()
@@ -275,3 +277,76 @@ def test_a_feed_forward_network_without_hidden_channels_gives_its_bias(level):
         fc2 = {"weight": np.ones((4, 0)), "bias": np.arange(4.0)}
         result = twin("feed_forward", level)(x, fc1, fc2, "relu")
         np.testing.assert_array_equal(result, np.tile(np.arange(4.0), (rows, 1)))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("size", "M", "D", "k"),
+    [((15, 18), 3, 32, 7), ((14, 14), 2, 24, 7), ((9, 8), 1, 40, 7), ((13, 30), 2, 32, 12), ((9, 10), 1, 33, 6)],
+)
+def test_windows_of_usual_and_other_sizes(size, M, D, k, level):
+    """Whole vectors and panels, and parts of them: of a window's pixels, of a head's channels, and of queries."""
+    rng = np.random.default_rng(0)
+    qkv, bias = rng.standard_normal((*size, 3, M, D), np.float32), rng.standard_normal((3, M, D), np.float32)
+    args = qkv, bias, rng.standard_normal((M, k * k, k * k), np.float32), k
+    for shift in (0, k // 2):
+        got = twin("attend_in_windows", level)(*args, shift)
+        np.testing.assert_allclose(got, attend_in_windows.reference(*args, shift), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("part", range(3), ids=["query", "key", "value"])
+@pytest.mark.parametrize("at", [(3, 4), (6, 6)], ids=["middle", "last"])  # 7 * 7 pixels: the last one is left over
+def test_a_number_that_is_not_finite_reaches_the_same_elements(at, part, odd, level):
+    rng = np.random.default_rng(0)
+    qkv, bias = rng.standard_normal((14, 14, 3, 2, 32), np.float32), np.zeros((3, 2, 32), np.float32)
+    qkv[(*at, part, 1, 5)] = odd
+    args = qkv, bias, np.zeros((2, 49, 49), np.float32), 7, 0
+    with np.errstate(invalid="ignore"):
+        want = attend_in_windows.reference(*args)
+    np.testing.assert_allclose(twin("attend_in_windows", level)(*args), want, rtol=0, atol=1e-5)
+
+
+STAGES = [((200, 267), 3), ((100, 134), 6), ((50, 67), 12), ((25, 34), 24)]  # Swin-T for 800 x 1066 pixels: map, heads
+
+
+def window_attention_of(size, M):
+    rng, C = np.random.default_rng(0), 32 * M
+    maps = [{"weight": rng.standard_normal((C, C), np.float32) * C**-0.5, "bias": rng.standard_normal(C, np.float32)}
+            for _ in range(4)]  # fmt: skip
+    x, residual = rng.standard_normal((2, *size, C), np.float32)
+    return x, *maps, rng.standard_normal((169, M), np.float32), M, 7, 3, residual
+
+
+@pytest.mark.parametrize(("size", "M"), STAGES)
+def test_64_threads_all_have_some_of_each_step_of_window_attention(size, M, monkeypatch):
+    module = importlib.import_module(twin("window_attention", LEVELS[0]).__module__)
+    pieces, depth = [], [0]
+
+    def for_rows(loop, n, minimum=1):
+        if not depth[0]:
+            pieces.append(n // minimum)
+        depth[0] += 1
+        loop(0, n)
+        depth[0] -= 1
+
+    monkeypatch.setattr(module, "for_rows", for_rows)
+    monkeypatch.setattr(cpus, "_limit", 64)
+    module.window_attention(*window_attention_of(size, M))
+    assert min(pieces) >= 64
+    pieces.clear()
+    monkeypatch.setattr(cpus, "_limit", 2)
+    module.window_attention(*window_attention_of(size, M))
+    assert pieces == [-(-size[0] // 7)]  # two threads take bands, whose steps find their input in the cache
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("size", "M"), [((50, 67), 12), ((25, 34), 24), ((20, 9), 1)])
+def test_bands_and_steps_of_window_attention_give_the_same_bits(size, M, level, monkeypatch):
+    args, results = window_attention_of(size, M), []
+    for threads in (1, 2, 3, 64):
+        monkeypatch.setattr(cpus, "_limit", threads)
+        results.append(twin("window_attention", level)(*args))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
