@@ -44,6 +44,7 @@ cdef extern from "windows.h":
 _products = import_module(".products", __name__.rpartition(".")[0])
 multiply, pack, _empty = _products.multiply, _products.pack, _products._empty
 
+MIN_WINDOWS = 4  # in a part of a band; with fewer, rereading the weights costs more
 PIECE_ROWS, PIECE_COLUMNS = 96, 32  # of a product; multiples of them are the pieces of threads
 
 
@@ -162,10 +163,8 @@ def _relative_position_bias(table, k):
 def window_attention(x, query, key, value, out_proj, relative_position_bias_table, n_heads, k, shift, residual=None):
     """x [H, W, C], residual [H, W, C] -> [H, W, C]
 
-    A band is one row of windows. With enough bands, each thread applies all steps to one band at a time, so that every
-    step finds its input in the cache. Otherwise all threads share each step of the whole map.
-
-    Only the last band of a shifted map has rows from both ends, and so regions one above the other.
+    A band is one row of windows. A thread applies all steps to a band or a part of one, so that every step finds its
+    input in the cache. If there are too few of them for all threads, these share each step of the whole map.
     """
     projections = {"query": query, "key": key, "value": value, "out_proj": out_proj}
     H, W, C = check_arrays(
@@ -176,7 +175,8 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
     check_shift("window_attention", shift, k)
     if n_heads not in range(1, C + 1) or C % n_heads:
         raise ValueError(f"window_attention: expected a number of heads that divides {C} channels; got {n_heads}")
-    D, bands = C // n_heads, _ceil(H, k)
+    D, bands, windows = C // n_heads, _ceil(H, k), _ceil(W, k)
+    parts = max(1, min(_ceil(2 * count(), bands or 1), windows // MIN_WINDOWS))  # of a band
     # one product for the three projections
     weight, bias = (np.concatenate([p[name] for p in (query, key, value)]) for name in ("weight", "bias"))
     qkv_bias, qkv_map = bias.reshape(3, n_heads, D), pack(weight)
@@ -184,31 +184,44 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
     position_bias = _to_whole_vectors(_relative_position_bias(relative_position_bias_table, k))
     residual, y = None if residual is None else contiguous(residual), np.empty((H, W, C), x.dtype)
 
-    def attend_in(rows, up, multiply):
-        # views if the rows are a slice
-        part, to = x[rows].reshape(-1, C), y[rows].reshape(-1, C)
-        n = len(part) // W
-        qkv, attended = np.empty((n, W, 3, n_heads, D), x.dtype), np.empty((n, W, n_heads, D), x.dtype)
-        multiply(part, qkv_map, qkv.reshape(-1, 3 * C))
-        for_rows(lambda first, last: _windows(qkv, qkv_bias, position_bias, k, up, shift, attended, first, last),
-                 _ceil(n, k) * _ceil(W, k) * n_heads)
+    def attend_in(rows, up, columns, left, multiply):
+        if not (isinstance(rows, slice) or isinstance(columns, slice)):
+            rows = rows[:, None]
+        part = x[rows, columns]
+        n, width = part.shape[:2]
+        in_place = isinstance(rows, slice) and width == W  # then y[rows].reshape is a view
+        to = y[rows].reshape(-1, C) if in_place else np.empty((n * width, C), x.dtype)
+        qkv, attended = np.empty((n, width, 3, n_heads, D), x.dtype), np.empty((n, width, n_heads, D), x.dtype)
+        multiply(part.reshape(-1, C), qkv_map, qkv.reshape(-1, 3 * C))
+        for_rows(lambda first, last: _windows(qkv, qkv_bias, position_bias, k, up, left, attended, first, last),
+                 _ceil(n, k) * _ceil(width, k) * n_heads)
         multiply(attended.reshape(-1, C), out_map, to, out_bias,
-                 None if residual is None else residual[rows].reshape(-1, C))
-        if not isinstance(rows, slice):
-            y[rows] = to.reshape(n, W, C)
+                 None if residual is None else residual[rows, columns].reshape(-1, C))
+        if not in_place:
+            y[rows, columns] = to.reshape(part.shape)
 
     def work(first, last):
-        for band in range(first, last):
-            top = band * k + shift
-            both_ends = shift and band == bands - 1
-            attend_in(np.r_[:min(shift, H), top:H] if both_ends else slice(top, top + k), shift if both_ends else 0,
-                      multiply)
+        for i in range(first, last):
+            band, part = divmod(i, parts)
+            attend_in(*_pixels(band, band + 1, H, k, shift),
+                      *_pixels(windows * part // parts, windows * (part + 1) // parts, W, k, shift), multiply)
 
-    if y.size and bands >= 2 * count():
-        for_rows(work, bands)
+    if y.size and bands * parts >= count():
+        for_rows(work, bands * parts)
     elif y.size:
-        attend_in(slice(None), shift, _multiply_in_pieces)
+        attend_in(slice(None), shift, slice(None), shift, _multiply_in_pieces)
     return y
+
+
+def _pixels(first, last, n, k, shift):
+    """Rows or columns of the windows first to last of n pixels, and the shift that is left within them
+
+    Only the last window of a shifted map joins both ends of the map, and so has several regions.
+    """
+    start = first * k + shift
+    if not shift or last < _ceil(n, k):
+        return slice(start, last * k + shift), 0
+    return (np.r_[:min(shift, n), start:n] if first else slice(None)), shift
 
 
 def _multiply_in_pieces(x, packed, y, bias=None, residual=None):

@@ -342,10 +342,10 @@ def test_64_threads_all_have_some_of_each_step_of_window_attention(size, M, monk
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize(("size", "M"), [((50, 67), 12), ((25, 34), 24), ((20, 9), 1)])
-def test_bands_and_steps_of_window_attention_give_the_same_bits(size, M, level, monkeypatch):
+@pytest.mark.parametrize(("size", "M"), [((50, 67), 12), ((25, 34), 24), ((20, 9), 1), ((15, 177), 1), ((17, 1), 1)])
+def test_parts_of_bands_and_steps_of_window_attention_give_the_same_bits(size, M, level, monkeypatch):
     args, results = window_attention_of(size, M), []
-    for threads in (1, 2, 3, 64):
+    for threads in (1, 2, 3, 8, 64):
         monkeypatch.setattr(cpus, "_limit", threads)
         results.append(twin("window_attention", level)(*args))
     for result in results[1:]:

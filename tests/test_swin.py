@@ -1,11 +1,14 @@
 """Swin: windows, shifts, masks and merging; blocks and stages in the paper's order."""
 
+from unittest import mock
+
 import definitions
 import numpy as np
 import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from minigdino._ext import cpus
 from strategies import attention_weights, linear_weights, rngs, sizes
 
 from minigdino.network import swin
@@ -114,11 +117,14 @@ def test_padding_after_the_projections_equals_padding_before_them(rng, size, shi
     np.testing.assert_allclose(swin.window_attention(x, **attn, n_heads=heads, k=k, shift=shift), want, atol=1e-10)
 
 
-@given(rngs(), sizes(11), st.integers(1, 5), st.booleans())
-def test_attention_in_bands_equals_attention_of_the_whole_map(rng, size, k, shifted):
+@given(rngs(), sizes(11), st.integers(1, 40), st.integers(1, 5), st.booleans(), st.integers(1, 9))
+def test_attention_in_bands_equals_attention_of_the_whole_map(rng, size, wider, k, shifted, threads):
+    """Bands, parts of wide bands, and with many threads the whole map."""
+    size = size[0], size[1] + wider
     x, attn = rng.standard_normal((*size, 4)), block(rng, 4, k, 2)["self_attn"]
     options = {"n_heads": 2, "k": k, "shift": k // 2 * shifted, "residual": rng.standard_normal(x.shape)}
-    banded = kernels.load(swin.window_attention.twins["numpy"])(x, **attn, **options)
+    with mock.patch.object(cpus, "_limit", threads):
+        banded = kernels.load(swin.window_attention.twins["numpy"])(x, **attn, **options)
     np.testing.assert_allclose(banded, swin.window_attention.reference(x, **attn, **options), atol=1e-12)
 
 
