@@ -68,7 +68,7 @@ def load_for(level: str, path: str) -> Callable | None:
         if type(error) not in FAILURES or from_signal_handler(error):  # it says nothing about the module
             raise
         absent = (error.name or "") if isinstance(error, ModuleNotFoundError) else None
-        was_not_built = absent and (":" in absent or f"{module}.".startswith(f"{absent}."))  # ":" is of `require`
+        was_not_built = absent and f"{module}.".startswith(f"{absent}.")
         if not was_not_built:
             reason = str(error).strip().partition("\n")[0]
             problems[module] = f"cannot be loaded ({type(error).__name__}: {reason})"
@@ -88,10 +88,3 @@ def module_of(level: str, path: str) -> tuple[str, str, str]:
     module, _, name = path.partition(":")
     package, _, module = module.rpartition(".")
     return package, ".".join(filter(None, (package, level, module))), name
-
-
-def require(path: str) -> Callable:
-    """Return the same as `load`, but raise ModuleNotFoundError for a function that was not built."""
-    if (found := load(path)) is None:
-        raise ModuleNotFoundError(f"{path} was not built", name=path)
-    return found

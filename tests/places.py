@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from unittest import mock
 
 import fake_gpu
@@ -37,19 +36,13 @@ def places_of(names):
     for name in sorted(names):
         for place in PLACES:
             where, marks = (place.values[0], place.marks) if hasattr(place, "values") else (place, ())
-            if where in (HOST, GPU) or has_twin(name, where):
+            if where in (HOST, GPU) or has_twin(name):
                 yield pytest.param(name, where, marks=marks)
 
 
-def has_twin(name, level):
-    """Return whether an op has a CPU twin for a level. A twin in Python calls compiled twins; it counts for "" only."""
-    path = kernels.OPS[name].twins.get("numpy")
-    return bool(path) and (level == "" or not in_python(path))
-
-
-def in_python(path):
-    """Return whether the twin at "module:function" is written in Python."""
-    return importlib.util.find_spec(path.partition(":")[0]).origin.endswith(".py")
+def has_twin(name):
+    """Return whether an op has a CPU twin."""
+    return "numpy" in kernels.OPS[name].twins
 
 
 def parts(result):

@@ -1,17 +1,21 @@
 """Fusion equals GLIP's equations in their own order; attention in blocks equals attention of the whole image."""
 
+import sys
+from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from minigdino._ext import fusion as in_blocks
+from minigdino._ext import cpus
+from places import twin
 from strategies import linear_weights, loose_both_ways_problems, rngs
 
 from minigdino.network import ops
 from minigdino.network.fusion import attend_both_ways, bi_attention, fusion_layer
 from minigdino.network.ops import softmax
+from minigdino.runtime import kernels
 
 pytestmark = pytest.mark.usefixtures("both_kernels")
 
@@ -47,23 +51,67 @@ def test_fusion_is_glips_equations(rng, S, T, n_heads):
         np.testing.assert_allclose(got, want, atol=1e-12)
 
 
+@contextmanager
+def blocks_of(rows, loop):
+    """The twin of each level, with blocks of about `rows` image tokens."""
+    modules = [sys.modules[twin("attend_both_ways", level).__module__] for level in kernels.levels()]
+    with ExitStack() as patches:
+        for module in modules:
+            patches.enter_context(mock.patch.object(module, "BLOCK_ROWS", rows))
+            patches.enter_context(mock.patch.object(module, "MAX_TOKENS", {"short": 10**9, "long": 0}[loop]))
+        yield [module.attend_both_ways for module in modules]
+
+
+def single(problem):
+    return [a if a is None else a.astype(np.float32) for a in problem]
+
+
+@pytest.mark.parametrize("loop", ["short", "long"])
 @given(loose_both_ways_problems(), st.integers(1, 20))
-def test_attention_in_blocks_equals_attention_of_the_whole_image(problem, rows):
+def test_attention_in_blocks_equals_attention_of_the_whole_image(loop, problem, rows):
     """Each block subtracts its own maximum, and any block may hold the largest score."""
-    with mock.patch.object(in_blocks, "BLOCK_ROWS", rows):
-        for got, want in zip(in_blocks.attend_both_ways(*problem), attend_both_ways.reference(*problem), strict=True):
-            np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
+    with blocks_of(rows, loop) as twins:
+        for attend in twins:
+            exact = attend_both_ways.reference(*problem)
+            for got, want in zip(attend(*problem), exact, strict=True):
+                np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
+            for got, want in zip(attend(*single(problem)), exact, strict=True):
+                np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * max(1, abs(want).max()))
 
 
+@pytest.mark.parametrize("loop", ["short", "long"])
 @given(loose_both_ways_problems())
-def test_large_scores_do_not_overflow(problem):
+def test_large_scores_do_not_overflow(loop, problem):
     vision, folded_keys, *rest = problem
-    arguments = [a if a is None else a.astype(np.float32) for a in (vision, 1e4 * folded_keys, *rest)]
-    with mock.patch.object(in_blocks, "BLOCK_ROWS", 7):
-        for y in attend_both_ways(*arguments):
-            assert np.isfinite(y).all()
-        arguments[0][0] = np.nan  # one image token in one block; the context of every text token must be NaN
-        assert np.isnan(attend_both_ways(*arguments)[1]).all()
+    arguments = single((vision, 1e4 * folded_keys, *rest))
+    with blocks_of(7, loop) as twins:
+        for attend in twins:
+            for y in attend(*arguments):
+                assert np.isfinite(y).all()
+            broken = [arguments[0].copy(), *arguments[1:]]
+            broken[0][0] = np.nan  # one image token in one block; the context of every text token must be NaN
+            from_text, image_context = attend(*broken)
+            assert np.isnan(image_context).all()
+            assert np.isnan(from_text[0]).all()
+            assert np.isfinite(from_text[1:]).all()
+
+
+@pytest.mark.parametrize("tokens", [9, 100])
+def test_fusion_has_work_for_64_threads_and_the_same_bits_in_any_number(tokens, monkeypatch):
+    """At 800 x 1066, the tiny model has 17,821 image tokens. The blocks depend on their number only."""
+    rng, pieces = np.random.default_rng(0), []
+    shapes = (17821, 8), (4, tokens, 8), (4, tokens), (4, tokens, 8), 8
+    problem = single(map(rng.standard_normal, shapes))
+    attend = twin("attend_both_ways", kernels.levels()[0])
+    module = sys.modules[attend.__module__]
+    for_rows = module.for_rows
+    monkeypatch.setattr(module, "for_rows", lambda loop, n: (pieces.append(n), for_rows(loop, n)))
+    results = []
+    for n in (1, 2, 5):
+        monkeypatch.setattr(cpus, "_limit", n)
+        results.append([y.tobytes() for y in attend(*problem)])
+    assert pieces[0] >= 64
+    assert results[0] == results[1] == results[2]
 
 
 @given(rngs(), st.integers(1, 6), st.integers(1, 5))

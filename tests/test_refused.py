@@ -17,7 +17,7 @@ from minigdino.network.deformable import bilinear, deform_attn
 from minigdino.runtime import kernels
 
 F32 = np.float32
-ON_CPU = [(name, level) for name in sorted(kernels.OPS) for level in kernels.levels() if has_twin(name, level)]
+ON_CPU = [(name, level) for name in sorted(kernels.OPS) for level in kernels.levels() if has_twin(name)]
 
 
 @functools.cache

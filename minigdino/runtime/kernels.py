@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import sys
 import threading
@@ -173,10 +172,8 @@ def missing() -> list[str]:
 
 
 def _compiled():
-    """Paths of the CPU twins, without those written in Python that call other twins."""
-    paths = [op.twins["numpy"] for op in OPS.values() if "numpy" in op.twins]
-    specs = {path: importlib.util.find_spec(path.partition(":")[0]) for path in paths}
-    return [path for path, spec in specs.items() if not str(getattr(spec, "origin", None)).endswith(".py")]
+    """Paths of the CPU twins"""
+    return [op.twins["numpy"] for op in OPS.values() if "numpy" in op.twins]
 
 
 def require_gil() -> None:
