@@ -23,6 +23,7 @@ feed_forward_in_parts = _products.feed_forward_in_parts
 MAX_UNPACKED_ROWS, MAX_FLOAT_ROWS = _products.MAX_UNPACKED_ROWS, _products.MAX_FLOAT_ROWS
 
 MIN_ELEMENTS = 1 << 14  # per range; with fewer, the loop ends before another thread starts
+PART_ROWS = 128  # rows whose moments are computed at a time; they stay in the cache
 # Rows and hidden channels per block of a feed-forward network. A block stays in the cache, beside the weights it needs.
 BLOCK_ROWS, BLOCK_CHANNELS = 384, 512
 MIN_ROWS = BLOCK_ROWS // 2  # per range of rows; with fewer, rereading the weights costs more
@@ -71,38 +72,54 @@ def _norm(op, spec, x, residual, weight, bias, eps):
     return out.reshape(x.shape)
 
 
-def _group_norm_groups(const floating[:, ::1] x, const floating[::1] weight, const floating[::1] bias, double eps,
-                       floating[:, ::1] out, Py_ssize_t D, Py_ssize_t first, Py_ssize_t last):
-    """Groups first to last of D channels each. The long sums over a map are in double precision"""
-    cdef Py_ssize_t i, c, g, N = x.shape[0]
-    cdef double mean, spread
-    cdef floating centre, scale
+def _moments(const floating[:, ::1] x, double[:, ::1] mean, double[:, ::1] spread, Py_ssize_t first, Py_ssize_t last):
+    """Mean, and sum of squared differences from it, of each channel in parts first to last of the rows"""
+    cdef Py_ssize_t part, i, c, start, stop, N = x.shape[0], C = x.shape[1], parts = mean.shape[0]
     with nogil:
-        for g in range(first, last):
-            mean = 0
-            for i in range(N):
-                for c in range(g * D, (g + 1) * D):
-                    mean += x[i, c]
-            mean = mean / (N * D)
-            spread = 0
-            for i in range(N):
-                for c in range(g * D, (g + 1) * D):
-                    spread += (x[i, c] - mean) * (x[i, c] - mean)
-            centre = <floating> mean
-            scale = <floating> (1 / sqrt(spread / (N * D) + eps))
-            for i in range(N):
-                for c in range(g * D, (g + 1) * D):
-                    out[i, c] = (x[i, c] - centre) * scale * weight[c] + bias[c]
+        for part in range(first, last):
+            start, stop = N * part // parts, N * (part + 1) // parts
+            for i in range(start, stop):
+                for c in range(C):
+                    mean[part, c] += x[i, c]
+            for c in range(C):
+                mean[part, c] /= stop - start
+            for i in range(start, stop):
+                for c in range(C):
+                    spread[part, c] += (x[i, c] - mean[part, c]) * (x[i, c] - mean[part, c])
+
+
+def _normalise_rows(const floating[:, ::1] x, const floating[::1] centre, const floating[::1] scale,
+                    const floating[::1] weight, const floating[::1] bias, floating[:, ::1] out, Py_ssize_t first,
+                    Py_ssize_t last):
+    cdef Py_ssize_t i, c
+    with nogil:
+        for i in range(first, last):
+            for c in range(x.shape[1]):
+                out[i, c] = (x[i, c] - centre[c]) * scale[c] * weight[c] + bias[c]
 
 
 def group_norm(x, weight, bias, groups=32, eps=1e-5):
-    """x [H, W, C], weight [C], bias [C] -> [H, W, C]"""
+    """x [H, W, C], weight [C], bias [C] -> [H, W, C]
+
+    The rows are read twice, not once per group: for the moments of each channel in parts of the rows, and to normalise.
+    The moments of a group follow from those of its channels and parts (Chan, Golub and LeVeque, 1983). The long sums
+    are in double precision.
+    """
     H, W, C = check_arrays("group_norm", "x [H, W, C], weight [C], bias [C]", x, weight, bias)
     check_groups("group_norm", groups, C)
-    rows, weight, bias = contiguous(x).reshape(H * W, C), contiguous(weight), contiguous(bias)
+    N, rows, weight, bias = H * W, contiguous(x).reshape(H * W, C), contiguous(weight), contiguous(bias)
     out = np.empty_like(rows)
     if out.size:
-        for_rows(lambda first, last: _group_norm_groups(rows, weight, bias, eps, out, C // groups, first, last), groups)
+        parts = 1 + (N - 1) // PART_ROWS
+        mean, spread = np.zeros((2, parts, C))
+        for_rows(lambda first, last: _moments(rows, mean, spread, first, last), parts)
+        sizes = np.diff(N * np.arange(parts + 1) // parts)[:, None, None]  # rows of each part
+        mean, spread = mean.reshape(parts, groups, -1), spread.reshape(parts, groups, -1)  # [parts, groups, D]
+        centre = (sizes * mean).sum(axis=(0, 2), keepdims=True) / (N * C // groups)  # [1, groups, 1]
+        variance = (spread + sizes * (mean - centre) ** 2).sum(axis=(0, 2), keepdims=True) / (N * C // groups)
+        moments = [np.repeat(a, C // groups).astype(x.dtype) for a in (centre, 1 / np.sqrt(variance + eps))]  # [C] each
+        for_rows(lambda first, last: _normalise_rows(rows, *moments, weight, bias, out, first, last), N,
+                 1 + MIN_ELEMENTS // C)
     return out.reshape(H, W, C)
 
 

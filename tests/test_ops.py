@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from minigdino._ext import cpus
 from strategies import attention_weights, linear_weights, rngs
 
 from minigdino.network import ops
@@ -59,6 +60,21 @@ def test_group_norm_survives_a_large_mean_on_a_large_map():
     single = ops.group_norm(x.astype("f4"), np.ones(32, "f4"), np.zeros(32, "f4"))
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, exact, atol=2e-5)
+
+
+def test_group_norm_of_a_drifting_map_has_the_same_bits_in_any_number_of_threads(monkeypatch):
+    """The moments are computed in parts of the rows, whose means differ here by far more than they vary within one."""
+    x = np.random.default_rng(0).normal(0, 1, (90, 40, 64)) + np.arange(90)[:, None, None] * 10
+    weight, bias = np.random.default_rng(1).standard_normal((2, 64))
+    single, results = [a.astype("f4") for a in (x, weight, bias)], []
+    exact = ops.group_norm.reference(*(a.astype(float) for a in single))
+    np.testing.assert_allclose(ops.group_norm(x, weight, bias), ops.group_norm.reference(x, weight, bias), atol=1e-12)
+    for n in (1, 2, 5):
+        monkeypatch.setattr(cpus, "_limit", n)
+        results.append(ops.group_norm(*single))
+        np.testing.assert_allclose(results[-1], exact, atol=2e-6)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("gelu", [ops.gelu, ops.gelu.reference], ids=["twin", "reference"])
