@@ -23,13 +23,23 @@ cdef extern from *:
         return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX_BF16) && (d & AMX_TILE)
             && !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
     }
+    static int has_pairs(void) {
+        enum { AVX512_BF16 = 1 << 5 };
+        unsigned a, b, c, d;
+        return HAS_AVX512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & AVX512_BF16);
+    }
+    static int is_from_amd(void) { return __builtin_cpu_is("amd"); }
     #else
     static int may_use_tiles(void) { return 0; }
+    static int has_pairs(void) { return 0; }
+    static int is_from_amd(void) { return 0; }
     #endif
     """
     bint HAS_AVX2
     bint HAS_AVX512
     bint may_use_tiles()
+    bint has_pairs()
+    bint is_from_amd()
 
 
 def levels():
@@ -44,3 +54,11 @@ def tiles():
     that uses them. Later threads and children of the process have the permission, too.
     """
     return may_use_tiles()
+
+
+def pairs(even_if_slow=False):
+    """Whether this CPU has dot products of pairs (AVX512-BF16) that are faster than float32.
+
+    On AMD's CPUs, they do twice the multiplications of float32 per cycle; on Intel's CPUs with AMX, half as many.
+    """
+    return has_pairs() and (even_if_slow or is_from_amd())

@@ -24,7 +24,8 @@ problems: dict[str, str] = {}  # {module: why it cannot be used}; `levels` and `
 def levels() -> tuple[str, ...]:
     """Instruction sets to use, best first: of "avx512", "avx2" and "" (the baseline).
 
-    Those that this CPU supports and that are not better than MINIGDINO_VECTORS. "amx", the default, sets no limit.
+    Those that this CPU supports and that are not better than MINIGDINO_VECTORS. "amx", the default, and "avx512bf16"
+    set no limit here (see `tiles` and `pairs`).
     """
     module = f"{__package__}.cpu"
     if not (found := load_for("", f"{module}:levels")):
@@ -34,18 +35,31 @@ def levels() -> tuple[str, ...]:
     names = [level or "baseline" for level in supported]
     if best in names:
         return supported[names.index(best):]
-    if best != "amx":
-        warnings.warn(f"MINIGDINO_VECTORS must be one of amx, {', '.join(names)}; {best[:100]!r} is ignored",
-                      RuntimeWarning, stacklevel=2)
+    if best not in ("amx", "avx512bf16"):
+        warnings.warn(f"MINIGDINO_VECTORS must be one of amx, avx512bf16, {', '.join(names)}; {best[:100]!r} is "
+                      "ignored", RuntimeWarning, stacklevel=2)
     return supported
 
 
 @functools.cache
 def tiles() -> bool:
     """Whether products use tile instructions (AMX): this CPU has them, and MINIGDINO_VECTORS does not exclude them."""
-    excluded = levels()[0] != "avx512" or os.environ.get("MINIGDINO_VECTORS") == "avx512"
+    excluded = levels()[0] != "avx512" or os.environ.get("MINIGDINO_VECTORS") in ("avx512bf16", "avx512")
     found = None if excluded else load_for("", f"{__package__}.cpu:tiles")
     return bool(found and found())
+
+
+@functools.cache
+def pairs() -> bool:
+    """Whether products of one part use dot products of pairs (AVX512-BF16).
+
+    That is so without tiles, where they are faster than float32: on CPUs of AMD. MINIGDINO_VECTORS=avx512bf16 uses them
+    on every CPU that has them.
+    """
+    wanted = os.environ.get("MINIGDINO_VECTORS")
+    excluded = levels()[0] != "avx512" or wanted == "avx512" or tiles()
+    found = None if excluded else load_for("", f"{__package__}.cpu:pairs")
+    return bool(found and found(wanted == "avx512bf16"))
 
 
 @functools.cache

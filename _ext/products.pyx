@@ -13,7 +13,7 @@ import numpy as np
 
 from minigdino._ext.checks import check_arrays, contiguous
 from minigdino._ext.erfc import ERFC
-from minigdino._ext.instruction_sets import tiles
+from minigdino._ext.instruction_sets import pairs, tiles
 from minigdino._ext.pool import for_rows
 from minigdino._ext.precision import parts
 
@@ -56,7 +56,14 @@ cdef extern from "product.h":
                             void *room) nogil
     Py_ssize_t room_for_feed_forward(Py_ssize_t M, Py_ssize_t C, Py_ssize_t chunk, int parts) nogil
 
+cdef extern from "pairs.h":
+    void multiply_pairs(const float *x, Py_ssize_t x_stride, Py_ssize_t channel_stride, const Blocks *w, Py_ssize_t M,
+                        Py_ssize_t N, Py_ssize_t K, float *y, Py_ssize_t y_stride, bint add, const Epilogue *epilogue,
+                        bfloat16 *room) nogil
+
+are_emulated = ARE_EMULATED
 uses_tiles = HAS_TILES and (ARE_EMULATED or tiles())
+uses_pairs = HAS_TILES and pairs()  # for one part, if there are no tiles
 MAX_FLOAT_ROWS = 96  # rows of X; for so few, splitting W into parts costs more than it saves
 MIN_IN_PARTS = 64  # rows and channels of W; for fewer, splitting X costs more than it saves
 LINE = 64  # bytes of a cache line
@@ -79,14 +86,15 @@ cdef class Packed:
 
 
 def pack(w, in_parts=True):
-    """W [N, K] -> Packed. in_parts: whether tiles may multiply it, if there are tiles"""
+    """W [N, K] -> Packed. in_parts: whether W may be split into parts, if there are instructions that multiply them"""
     cdef Packed packed = Packed()
+    cdef int n_parts = parts.get()
     packed.N, packed.K = check_arrays("product", "w [N, K]", w)
     packed.w = w = _aligned(w)
     if w.dtype != np.float32:
         return packed
-    if uses_tiles and in_parts and min(packed.N, packed.K) >= MIN_IN_PARTS:
-        n_blocks, n_parts, normal = _ceil(packed.N, BLOCK), parts.get(), []
+    if in_parts and min(packed.N, packed.K) >= MIN_IN_PARTS and (uses_tiles or (uses_pairs and n_parts == 1)):
+        n_blocks, normal = _ceil(packed.N, BLOCK), []
         packed.blocks = _empty(n_blocks * BLOCK * _ceil(packed.K, STEP) * STEP * n_parts, np.uint16)
         for_rows(lambda first, last: normal.append(_pack_blocks(w, packed, n_parts, first, last)), n_blocks,
                  1 + MIN_WEIGHTS // (BLOCK * packed.K))
@@ -176,9 +184,14 @@ cdef _multiply_in_parts(const float[:, :] x, Packed packed, float[:, :] y, const
                         Py_ssize_t first_channel, bint add):
     cdef Blocks blocks = _blocks(packed, first, first_channel)
     cdef unsigned short[::1] room = _empty(room_for(x.shape[0], x.shape[1], packed.parts), np.uint16)
+    cdef bint by_tiles = uses_tiles
     with nogil:
-        multiply_tiles(&x[0, 0], x.strides[0] // 4, x.strides[1] // 4, &blocks, packed.parts, x.shape[0], y.shape[1],
-                       x.shape[1], &y[0, 0], y.strides[0] // 4, add, epilogue, &room[0])
+        if by_tiles:
+            multiply_tiles(&x[0, 0], x.strides[0] // 4, x.strides[1] // 4, &blocks, packed.parts, x.shape[0],
+                           y.shape[1], x.shape[1], &y[0, 0], y.strides[0] // 4, add, epilogue, &room[0])
+        else:
+            multiply_pairs(&x[0, 0], x.strides[0] // 4, x.strides[1] // 4, &blocks, x.shape[0], y.shape[1], x.shape[1],
+                           &y[0, 0], y.strides[0] // 4, add, epilogue, &room[0])
 
 
 def feed_forward_in_parts(x, Packed w1, Packed w2, y, bias1, bias2, residual, activation, chunk):
@@ -190,7 +203,7 @@ def feed_forward_in_parts(x, Packed w1, Packed w2, y, bias1, bias2, residual, ac
         False if y must be computed by `multiply` on such chunks: without tiles, or if a row of x or of the hidden layer
         is not normal (see tiles.h). The normal rows of y then get the same bits.
     """
-    return bool(w1.parts and w2.parts and w1.N % BLOCK == 0 and y.size and _feed_forward_in_parts(
+    return bool(uses_tiles and w1.parts and w2.parts and w1.N % BLOCK == 0 and y.size and _feed_forward_in_parts(
         _aligned(x), w1, w2, y, bias1, bias2, residual, activation, chunk))
 
 

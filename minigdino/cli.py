@@ -230,7 +230,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_precision(command):
     command.add_argument("--precision", choices=PRECISIONS,
                          help="precision of the matrix products (default: $MINIGDINO_PRECISION, else highest). Lower "
-                              "ones are faster on CPUs with AMX")
+                              "ones are faster on CPUs with AMX, and medium on AMD CPUs with AVX512-BF16")
 
 
 def _detect(arguments):

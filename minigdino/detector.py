@@ -454,8 +454,9 @@ def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = 
             - "high": about 16 bits of each factor.
             - "medium": bfloat16, 8 bits of each factor.
 
-            Sums are in float32. Lower precisions are faster on CPUs with tile instructions (AMX). Products with few
-            rows stay in float32. On other CPUs, on a GPU, and with `use("reference")`, all products do.
+            Sums are in float32. Lower precisions are faster on CPUs with tile instructions (AMX), and "medium" on AMD
+            CPUs with AVX512-BF16. Products with few rows stay in float32. On other CPUs, on a GPU, and with
+            `use("reference")`, all products do.
 
     Returns:
         The model.

@@ -16,6 +16,8 @@ from minigdino.runtime.bench import _machine
 ROOT = Path(__file__).parent.parent
 
 COMPILED = ("deformable", "fusion", "ops", "products", "swin")
+OF_PRODUCTS = (", products: amx" if instruction_sets.tiles() else
+               ", products: avx512bf16 in medium" if instruction_sets.pairs() else "")
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def warned():
 def test_a_complete_build_misses_nothing():
     info = minigdino.info()
     assert (info["kernels"], info["missing"]) == ("fast", [])
-    assert info["vectors"] == (kernels.levels()[0] or "baseline") + ", products: amx" * instruction_sets.tiles()
+    assert info["vectors"] == (kernels.levels()[0] or "baseline") + OF_PRODUCTS
     assert info["vectors"] in _machine()
     assert warned() == []
 
@@ -76,8 +78,7 @@ def test_vectors_names_a_module_that_runs_with_another_instruction_set(without):
     best, second = kernels.levels()[0], kernels.levels()[1] or "baseline"
     without({f"{best}.swin": None})
     info = minigdino.info()
-    tiles = ", products: amx" * instruction_sets.tiles()
-    assert info["vectors"] == f"{best}{tiles}, swin: {second}"
+    assert info["vectors"] == f"{best}{OF_PRODUCTS}, swin: {second}"
     assert info["missing"] == [f"minigdino._ext.{best}.swin was not built"]
     assert set(info["twins"].values()) == {True}
 

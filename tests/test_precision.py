@@ -1,6 +1,7 @@
 """The precision of matrix products: how it is chosen, and what it changes."""
 
 import copy
+import importlib
 import os
 import pickle
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from minigdino._ext import instruction_sets
+from minigdino._ext import cpu, instruction_sets
 from minigdino._ext.precision import parts
 
 import minigdino
@@ -86,6 +87,17 @@ def test_a_lower_precision_gives_a_larger_error():
     assert 2 * errors[0] < errors[1] < errors[2] / 10 < 0.01
 
 
+@pytest.mark.skipif(instruction_sets.levels()[0] != "avx512" or not cpu.pairs(even_if_slow=True),
+                    reason="this CPU has no dot products of pairs")
+def test_pairs_are_used_in_medium_only(monkeypatch):
+    products = importlib.import_module("minigdino._ext.avx512.products")
+    monkeypatch.setattr(products, "uses_tiles", False)
+    monkeypatch.setattr(products, "uses_pairs", True)
+    highest, high, medium = map(encoded, PRECISIONS)
+    assert all((one == other).all() for one, other in zip(high, highest))
+    assert 1e-4 < max(np.abs(one - other).max() / np.abs(other).max() for one, other in zip(medium, highest)) < 0.1
+
+
 @needs_tiles
 def test_features_of_one_precision_are_not_used_for_another():
     one, photo = model("highest"), tiny.photo(200, 240)
@@ -97,12 +109,14 @@ def test_features_of_one_precision_are_not_used_for_another():
 
 
 @pytest.mark.parametrize(("wanted", "vectors"), [
-    ("baseline", "baseline"), ("avx2", "avx2"), ("avx512", "avx512"), ("amx", "avx512, products: amx")])
+    ("baseline", "baseline"), ("avx2", "avx2"), ("avx512", "avx512"),
+    ("avx512bf16", "avx512, products: avx512bf16 in medium"), ("amx", "avx512, products: amx")])
 def test_a_variable_chooses_the_instruction_set(wanted, vectors):
-    found = instruction_sets.load_for("", "minigdino._ext.cpu:levels")()
-    names = ["amx", *(level or "baseline" for level in found)]
-    if wanted == "amx" and not instruction_sets.load_for("", "minigdino._ext.cpu:tiles")():
-        vectors = names[1]  # without a warning, since "amx" sets no limit
+    names = ["amx", "avx512bf16", *(level or "baseline" for level in cpu.levels())]
+    if wanted == "amx" and not cpu.tiles():
+        vectors = names[2] + ", products: avx512bf16 in medium" * cpu.pairs()
+    if wanted == "avx512bf16" and not cpu.pairs(even_if_slow=True):
+        vectors = names[2]  # without a warning, since it sets no limit
     code = "import minigdino; print(minigdino.info()['vectors'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           env={**os.environ, "MINIGDINO_VECTORS": wanted})

@@ -1,4 +1,4 @@
-"""The matrix products of the compiled twins, for every instruction set of this CPU, with and without tiles."""
+"""The matrix products of the compiled twins, for every instruction set of this CPU, with and without tiles or pairs."""
 
 from contextlib import contextmanager
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from minigdino._ext import cpus, instruction_sets
+from minigdino._ext import cpus, instruction_sets, products
 from minigdino._ext.precision import parts
 from places import examples
 from strategies import rngs
@@ -14,34 +14,58 @@ from strategies import rngs
 from minigdino.network.ops import gelu
 from minigdino.runtime import kernels
 
-LEVELS = ["amx"] * instruction_sets.tiles() + list(kernels.levels())  # tiles are used by the module for AVX-512
+# {level: (instruction set of the module, whether it uses tiles, whether it uses pairs)}
+LEVELS = {level: (level, False, False) for level in kernels.levels()}
+if instruction_sets.tiles():
+    LEVELS["amx"] = ("avx512", True, False)
+if "avx512" in LEVELS and instruction_sets.load_for("", "minigdino._ext.cpu:pairs")(even_if_slow=True):
+    LEVELS["avx512bf16"] = ("avx512", False, True)
+if products.are_emulated:
+    LEVELS.update({"emulated amx": ("", True, False), "emulated avx512bf16": ("", False, True)})
 levels = pytest.mark.parametrize("level", LEVELS)
 
 
 def function(name, level):
-    """A function of the module of products, as compiled for one instruction set."""
+    """A function of the module of products, as compiled for one instruction set. Pairs run with precision "medium"."""
+    level, uses_tiles, uses_pairs = LEVELS[level]
     path = f"minigdino._ext.products:{name}"
-    level, uses_tiles = ("avx512", True) if level == "amx" else (level, False)
     module = instruction_sets.importlib.import_module(instruction_sets.module_of(level, path)[1])
 
     def call(*args, **options):
-        before = module.uses_tiles
-        module.uses_tiles = uses_tiles if level == "avx512" else before  # True in a build with emulated tiles
+        before = module.uses_tiles, module.uses_pairs
+        module.uses_tiles, module.uses_pairs = uses_tiles, uses_pairs
         try:
-            return getattr(module, name)(*args, **options)
+            with precision(1 if uses_pairs else parts.get()):
+                return getattr(module, name)(*args, **options)
         finally:
-            module.uses_tiles = before
+            module.uses_tiles, module.uses_pairs = before
 
     return call
+
+
+@contextmanager
+def precision(n):
+    """Split numbers into n parts."""
+    token = parts.set(n)
+    try:
+        yield
+    finally:
+        parts.reset(token)
 
 
 def product(level, x, w, *more, **options):
     return function("product", level)(x, w, *more, **options)
 
 
-def bound(x, w, depth=1):
+# Largest relative error of one product of two numbers, by the number of parts: what the omitted parts and products add
+PER_PRODUCT = {3: 2**-23 + 2**-31, 2: 3 * 2**-16 + 2**-23, 1: 2**-7 + 2**-16}
+
+
+def bound(level, x, w, depth=1, per_product=0):
     """Largest possible rounding error of every element, for sums in any order."""
-    return (abs(x).astype(float) @ abs(w).T.astype(float)) * (x.shape[1] + depth + 2) * 2**-24
+    if level.endswith("avx512bf16"):
+        per_product = PER_PRODUCT[1]
+    return (abs(x).astype(float) @ abs(w).T.astype(float)) * ((x.shape[1] + depth + 2) * 2**-24 + per_product)
 
 
 activations = st.sampled_from([None, "relu", "gelu"])
@@ -56,7 +80,7 @@ shapes = st.tuples(st.sampled_from([1, 2, 3, 9, 16, 17, 40, 97, 128, 130, 200, 3
 @example(np.random.default_rng(0), (1, 1, 1), True, True, "relu")
 @example(np.random.default_rng(0), (500, 700, 100), True, True, "relu")
 @example(np.random.default_rng(0), (500, 700, 100), True, True, "gelu")
-def test_products_are_as_exact_as_float32_allows(level, rng, shape, with_bias, with_residual, activation):
+def test_products_are_as_exact_as_the_factors_allow(level, rng, shape, with_bias, with_residual, activation):
     M, K, N = shape
     x, w = rng.standard_normal((M, K), np.float32), rng.standard_normal((N, K), np.float32)
     bias = rng.standard_normal(N, np.float32) if with_bias else None
@@ -66,12 +90,7 @@ def test_products_are_as_exact_as_float32_allows(level, rng, shape, with_bias, w
     exact = np.maximum(exact, 0) if activation == "relu" else gelu.reference(exact) if activation == "gelu" else exact
     slope = 1.13 if activation == "gelu" else 1  # the largest: it amplifies the error of the product
     assert y.dtype == np.float32
-    assert (abs(y - exact) <= slope * bound(x, w) + 1e-6 + 1e-6 * abs(exact)).all()
-
-
-def packed_in_parts(level):
-    """Whether this level packs in parts; a build with emulated tiles does so without a level."""
-    return bool(function("pack", level)(np.ones((64, 64), np.float32)).parts)
+    assert (abs(y - exact) <= slope * bound(level, x, w) + 1e-6 + 1e-6 * abs(exact)).all()
 
 
 @levels
@@ -101,12 +120,7 @@ def test_a_feed_forward_network_in_parts_has_the_bits_of_its_products(level, n, 
         done = function("feed_forward_in_parts", level)(x, first, second, y, bias1, bias2, residual, activation, chunk)
     if done:
         np.testing.assert_array_equal(y, want)
-    expected = packed_in_parts(level) and F >= 64 and not len(odd)
-    assert done == expected
-
-
-# Largest relative error of one product of two numbers, by the number of parts: what the omitted parts and products add
-PER_PRODUCT = {3: 2**-23 + 2**-31, 2: 3 * 2**-16 + 2**-23, 1: 2**-7 + 2**-16}
+    assert done == (LEVELS[level][1] and not len(odd))
 
 
 @levels
@@ -120,18 +134,8 @@ def test_errors_stay_within_the_bound_of_the_precision(level, n, rng, shape, x_p
     w = np.ldexp(rng.standard_normal((N, K)), w_power).astype(np.float32)
     with precision(n):
         y = product(level, x, w)
-    magnitudes = abs(x).astype(float) @ abs(w).T.astype(float)
-    assert (abs(y - x.astype(float) @ w.T.astype(float)) <= bound(x, w) + PER_PRODUCT[n] * magnitudes).all()
-
-
-@contextmanager
-def precision(n):
-    """Split numbers into n parts."""
-    token = parts.set(n)
-    try:
-        yield
-    finally:
-        parts.reset(token)
+    error = abs(y - x.astype(float) @ w.T.astype(float))
+    assert (error <= bound(level, x, w, per_product=PER_PRODUCT[n])).all()
 
 
 @pytest.mark.skipif("amx" not in LEVELS, reason="this CPU has no tile instructions")
@@ -145,6 +149,27 @@ def test_tiles_compute_what_the_precision_says():
             errors[n] = abs(product("amx", x, w) - exact).max()
     assert errors[3] <= abs(product("avx512", x, w) - exact).max()
     assert 5 * errors[3] < errors[2] < errors[1] / 100
+
+
+@pytest.mark.skipif("avx512bf16" not in LEVELS, reason="this CPU has no dot products of pairs")
+def test_pairs_are_for_the_lowest_precision():
+    """Where they are used for bfloat16, products of more bits are the same as without them."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((300, 256), np.float32), rng.standard_normal((64, 256), np.float32)
+    module = instruction_sets.importlib.import_module("minigdino._ext.avx512.products")
+    before = module.uses_tiles, module.uses_pairs
+    module.uses_tiles, module.uses_pairs = False, True
+    try:
+        found = {}
+        for n in PER_PRODUCT:
+            with precision(n):
+                found[n] = module.product(x, w)
+    finally:
+        module.uses_tiles, module.uses_pairs = before
+    expected = product("avx512", x, w)
+    np.testing.assert_array_equal(found[3], expected)
+    np.testing.assert_array_equal(found[2], expected)
+    assert 1e-4 < (abs(found[1] - expected) / np.linalg.norm(expected, axis=1, keepdims=True)).max() < 1e-2
 
 
 @levels
@@ -201,7 +226,7 @@ def test_factors_may_have_any_strides(level, rng, shape, data):
                 "every second": whole[::2, ::2], "reversed": whole[:rows, :columns][::-1, ::-1]}[kind]
 
     x, w = view(M, K), view(N, K)
-    assert (abs(product(level, x, w) - x.astype(float) @ w.T.astype(float)) <= bound(x, w)).all()
+    assert (abs(product(level, x, w) - x.astype(float) @ w.T.astype(float)) <= bound(level, x, w)).all()
 
 
 @levels
@@ -217,8 +242,17 @@ def test_unusual_numbers_behave_as_in_numpy(level, rows, odd):
         np.testing.assert_array_equal(np.isfinite(y), np.isfinite(expected))
         finite = np.isfinite(expected)
         np.testing.assert_array_equal(y[~finite], expected[~finite])
-        assert (abs(y - expected)[finite] <= 1e-5 * abs(expected[finite]) + bound(x, w)[finite]).all()
+        assert (abs(y - expected)[finite] <= 1e-5 * abs(expected[finite]) + bound(level, x, w)[finite]).all()
         np.testing.assert_array_equal(np.isnan(product(level, x, w, activation="relu")), np.isnan(y))  # ReLU keeps NaN
+
+
+@levels
+def test_subnormal_rows_are_not_taken_as_0(level):
+    """Tiles and pairs do that with subnormal numbers, so such rows are scaled."""
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-8, 9, (200, 75)), rng.integers(-8, 9, (77, 75))
+    y = product(level, np.ldexp(x, -140).astype(np.float32), np.ldexp(w, 40).astype(np.float32))
+    np.testing.assert_array_equal(y, np.ldexp(x @ w.T, -100))
 
 
 @levels
@@ -252,7 +286,7 @@ def test_nothing_is_written_beyond_the_result(level):
 
 @levels
 def test_unusual_rows_are_added_like_others(level):
-    """With tiles, a row with infinity is computed in another way."""
+    """With tiles or pairs, a row with infinity is computed in another way."""
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((70, 75), np.float32), rng.standard_normal((77, 75), np.float32)
     x[3, 5], x[4, 6], x[5, ::2], x[6, ::3] = np.inf, np.nan, -np.inf, np.inf
@@ -263,7 +297,7 @@ def test_unusual_rows_are_added_like_others(level):
         function("multiply", level)(x, function("pack", level)(w), y, bias, residual, activation="relu", add=True)
         finite = np.isfinite(expected)
         np.testing.assert_array_equal(y[~finite], expected[~finite])
-        assert (abs(y - expected) <= bound(x, w, 3) + 1e-5)[finite].all()
+        assert (abs(y - expected) <= bound(level, x, w, 3) + 1e-5)[finite].all()
 
 
 @levels

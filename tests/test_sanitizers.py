@@ -104,8 +104,8 @@ def test_sanitizers_find_no_error_in_the_twins(run):
     assert " passed" in done.stdout
 
 
-def test_products_by_emulated_tiles_are_exact_and_within_bounds(run):
-    """The tests of products, with the tile instructions of tiles.h in C. So they run on processors without AMX, too."""
+def test_products_by_emulated_instructions_are_exact_and_within_bounds(run):
+    """The tests of products, with the instructions of tiles.h and pairs.h in C. So they run on every processor."""
     done = run("""
 import pytest
 from minigdino._ext import products
@@ -113,6 +113,7 @@ for n in (1, 2, 3):
     products.parts.set(n)
     assert products.pack(products.np.ones((70, 70), "f")).parts == n
 sys.exit(pytest.main(sys.argv[1:]))
-""", "-q", "-p", "no:cacheprovider", "tests/test_products.py", flags=("-DEMULATE_TILES", "-O1"))
+""", "-q", "-p", "no:cacheprovider", "tests/test_products.py", "-k", "emulated",
+               flags=("-DEMULATE_TILES", "-O1"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert " passed" in done.stdout

@@ -17,7 +17,8 @@ def info() -> dict:
 
     Returns:
         {name: value}. "kernels" is what runs: "fast", "reference", or how many ops have twins if some are missing.
-        "vectors" is the instruction set of the compiled twins, followed by each module that has another one. "twins" is
+        "vectors" is the instruction set of the compiled twins, followed by each module that has another one. For
+        products, "amx" and "avx512bf16 in medium" mean that AVX-512 is used with these instructions. "twins" is
         {op: whether its compiled twin can be used}. "models" lists sources for `load`. "missing" lists the compiled
         modules that this CPU could use but that were not built or cannot be loaded, with the reasons.
     """

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
-from .._ext.instruction_sets import levels, load, load_for, module_of, problems, tiles
+from .._ext.instruction_sets import levels, load, load_for, module_of, problems
 from ..errors import ArgumentError, brief
 
 __all__ = [
@@ -151,14 +151,18 @@ def live() -> dict[str, bool]:
 def levels_in_use() -> dict[str, str]:
     """Return the instruction set that each compiled module runs with: {"ops": "avx512", "avx2" or "baseline"}.
 
-    For "products", it is "amx" if they use tile instructions, which the modules for AVX-512 contain.
+    The modules for AVX-512 also contain instructions for bfloat16. For "products", the level is "amx" if they use
+    tiles, and "avx512bf16 in medium" if they use dot products of pairs, which only the precision "medium" does.
     """
     found = {}
     for path in _compiled():
         twin = load(path)
         if level := next((level or "baseline" for level in levels() if twin and load_for(level, path) is twin), None):
-            name = path.partition(":")[0].rpartition(".")[2]
-            found[name] = "amx" if name == "products" and level == "avx512" and tiles() else level
+            found[path.partition(":")[0].rpartition(".")[2]] = level
+    if found.get("products") == "avx512":
+        uses = {"uses_tiles": "amx", "uses_pairs": "avx512bf16 in medium"}
+        found["products"] = next((name for flag, name in uses.items()
+                                  if load_for("avx512", f"minigdino._ext.products:{flag}")), "avx512")
     return found
 
 
