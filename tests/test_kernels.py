@@ -72,14 +72,23 @@ def test_every_twin_in_float32_is_as_accurate_as_its_reference(name, level, data
         assert fast.dtype == np.float32
         absolute = reference(*mapped(np.abs, exact_args)) if name in ("linear", "matmul") else exact
         scale = max(1.0, abs(absolute).max(initial=0))
-        rounding = _of_scores(*exact_args[:3]) if name == "attend" else 0
+        rounding = ROUNDING[name](*exact_args) if name in ROUNDING else 0
         assert abs(fast - exact).max(initial=0) <= 4 * abs(slow - exact).max(initial=0) + 1e-6 * scale + rounding
 
 
-def _of_scores(q, k, v):
-    """The error that rounding of scores can cause in a result: exp turns it into a relative error of the weights."""
-    terms = (abs(q) @ abs(k).swapaxes(1, 2)).max(initial=0)
-    return 2**-23 * terms * abs(v).max(initial=0)
+def _of_scores(q, k, largest):
+    """The error that rounding of scores can cause in a result: exp turns it into a relative error of the weights.
+
+    largest: the largest absolute value that a result can have.
+    """
+    return 2**-23 * (abs(q) @ abs(k).swapaxes(1, 2)).max(initial=0) * largest
+
+
+ROUNDING = {
+    "attend": lambda q, k, v, mask: _of_scores(q, k, abs(v).max(initial=0)),
+    "attend_both_ways": lambda vision, keys, key_bias, values, bias, residual: _of_scores(
+        vision, keys, max(abs(vision).max(), abs(values).sum(axis=0).max())),
+}
 
 
 @pytest.mark.parametrize(("name", "level"), LOOSE)
