@@ -7,10 +7,6 @@ stay in the cache. The products are those of product.h. */
 
 enum { ROWS = 3 * LANES }; /* image tokens at a time: a multiple of LANES and TILE_ROWS */
 
-static Index whole_vectors(Index n) { return (n + LANES - 1) / LANES * LANES; }
-
-static Index whole_panels(Index n) { return (n + PANEL - 1) / PANEL * PANEL; }
-
 /* Softmax over the text tokens of each head: scores [rows, N] -> to_text [N, ROWS]. A vector has LANES image tokens. */
 static void softmax_over_text(const float *scores, Index stride, Index rows, Index M, Index T, float *to_text) {
     for (Index s0 = 0; s0 < rows; s0 += LANES)
@@ -38,7 +34,7 @@ static void softmax_over_text(const float *scores, Index stride, Index rows, Ind
 
 /* scores [S, width] -> exp(scores - maximum) in place, and over the S image tokens maximum [N] and total [N] */
 static void weights_over_image(float *scores, Index S, Index N, float *maxima, float *totals) {
-    Index width = whole_vectors(N);
+    Index width = round_up(N, LANES);
     for (Index n = 0; n < N; n += LANES) {
         Index some = N - n < LANES ? N - n : LANES;
         vector top = load(scores + n), sum = {0};
@@ -62,12 +58,8 @@ static void copy_to_panels(const float *x, Index S, Index C, float *panels) {
         }
 }
 
-static void pack_rows(const float *w, Index w_stride, Index channel_stride, Index N, Index K, float *panels) {
-    pack_panels(w, w_stride, channel_stride, N, K, 0, whole_panels(N) / PANEL, panels);
-}
-
 static Index room_for_block(Index S, Index C, Index N) {
-    return S * whole_vectors(N) + N * ROWS + S * whole_panels(C);
+    return S * round_up(N, LANES) + N * ROWS + S * round_up(C, PANEL);
 }
 
 /* Sizes and arguments of a call. keys [N, C] and values [C, N] are packed in panels; residual [.., C] may be NULL. */
@@ -81,7 +73,7 @@ text token: maximum [N], total [N] of exp(scores - maximum), and weighted [N, C]
 `room` has `room_for_block` elements. */
 static void attend_block(const Text *text, const float *vision, const float *residual, Index S, float *from_text,
                          float *maxima, float *totals, float *weighted, float *room) {
-    Index C = text->C, N = text->M * text->T, width = whole_vectors(N);
+    Index C = text->C, N = text->M * text->T, width = round_up(N, LANES);
     float *scores = room, *to_text = scores + S * width, *panels = to_text + N * ROWS;
     Epilogue none = {NULL, NULL, 0, 0}, key_bias = {text->key_bias, NULL, 0, 0}, update = {text->bias, residual, C, 0};
     copy_to_panels(vision, S, C, panels); /* first, because it reads vision in the order of its memory */

@@ -28,10 +28,11 @@ cdef extern from "fusion.h":
         const float *key_bias
         const float *values
         const float *bias
-    Py_ssize_t whole_panels(Py_ssize_t n) nogil
+    enum: PANEL
+    Py_ssize_t round_up(Py_ssize_t n, Py_ssize_t multiple) nogil
     Py_ssize_t room_for_block(Py_ssize_t S, Py_ssize_t C, Py_ssize_t N) nogil
-    void pack_rows(const float *w, Py_ssize_t w_stride, Py_ssize_t channel_stride, Py_ssize_t N, Py_ssize_t K,
-                   float *panels) nogil
+    void pack_panels(const float *w, Py_ssize_t w_stride, Py_ssize_t channel_stride, Py_ssize_t N, Py_ssize_t K,
+                     Py_ssize_t first, Py_ssize_t last, float *panels) nogil
     void attend_block(const Text *text, const float *vision, const float *residual, Py_ssize_t S, float *from_text,
                       float *maxima, float *totals, float *weighted, float *room) nogil
 
@@ -99,8 +100,9 @@ def _short_prompt(M, keys, key_bias, values, bias, vision, residual, from_text, 
 
 def _packed(const float[:, :] w):
     """Panels of w [N, K]"""
-    cdef float[::1] panels = np.empty(whole_panels(w.shape[0]) * w.shape[1], np.float32)
-    pack_rows(&w[0, 0], w.strides[0] // 4, w.strides[1] // 4, w.shape[0], w.shape[1], &panels[0])
+    cdef Py_ssize_t rows = round_up(w.shape[0], PANEL)
+    cdef float[::1] panels = np.empty(rows * w.shape[1], np.float32)
+    pack_panels(&w[0, 0], w.strides[0] // 4, w.strides[1] // 4, w.shape[0], w.shape[1], 0, rows // PANEL, &panels[0])
     return panels
 
 

@@ -16,12 +16,27 @@ from _ext.vectors cimport softmax_row, total
 from minigdino._ext.checks import check_activation, check_arrays, check_groups, contiguous
 from minigdino._ext.pool import for_rows
 
+cdef extern from "attention.h":
+    enum: PANEL
+    enum: QUERY_ROWS
+    ctypedef struct Matrix:
+        const float *start
+        Py_ssize_t row_stride
+        Py_ssize_t channel_stride
+    Py_ssize_t round_up(Py_ssize_t n, Py_ssize_t multiple) nogil
+    void pack_head(Matrix keys, Matrix values, Py_ssize_t T, Py_ssize_t D, float *key_panels,
+                   float *value_panels) nogil
+    void attend_rows(Matrix queries, Py_ssize_t rows, Py_ssize_t T, Py_ssize_t D, const float *key_panels,
+                     const float *value_panels, const float *hidden, float *y, Py_ssize_t y_stride,
+                     float *scores) nogil
+
 # not `from .products import`: Cython would take the module of whichever instruction set was loaded first
 _products = import_module(".products", __name__.rpartition(".")[0])
 activate, multiply, pack, product = _products.activate, _products.multiply, _products.pack, _products.product
 feed_forward_in_parts = _products.feed_forward_in_parts
 MAX_UNPACKED_ROWS, MAX_FLOAT_ROWS = _products.MAX_UNPACKED_ROWS, _products.MAX_FLOAT_ROWS
 
+MIN_MULTIPLICATIONS = _products.MIN_MULTIPLICATIONS
 MIN_ELEMENTS = 1 << 14  # per range; with fewer, the loop ends before another thread starts
 PART_ROWS = 128  # rows whose moments are computed at a time; they stay in the cache
 # Rows and hidden channels per block of a feed-forward network. A block stays in the cache, beside the weights it needs.
@@ -214,23 +229,43 @@ def feed_forward(x, fc1, fc2, activation, residual=None):
 def attend(q, k, v, mask=None):
     """q [M, Q, D], k [M, T, D], v [M, T, D], mask [Q, T] -> [Q, M*D]
 
-    A thread computes one head at a time, so it stores the scores of one head only.
+    A thread computes a block of queries of one head at a time, so it stores the scores of one block only.
     """
     hidden = None if mask is None else np.where(mask, 0, -np.inf).astype(getattr(q, "dtype", float))  # [Q, T]
     M, Q, D, T = check_arrays("attend", "q [M, Q, D], k [M, T, D], v [M, T, D], mask? [Q, T]", q, k, v, hidden)
     if not T:
         raise ValueError(f"attend: expected at least one key; got k {k.shape}")
-    y, in_parts = np.empty((Q, M, D), q.dtype), Q > MAX_FLOAT_ROWS
-
-    def work(first, last):
-        scores = np.empty((Q, T), q.dtype)
-        for m in range(first, last):
-            multiply(q[m], pack(k[m], in_parts), scores)
+    y = np.empty((Q, M, D), q.dtype)
+    if y.size and q.dtype == np.float32:
+        arrays = *(a if a.flags.aligned else a.copy() for a in (q, k, v)), None if mask is None else contiguous(hidden)
+        for_rows(lambda first, last: _attend_blocks(*arrays, y, first, last), M * ((Q + QUERY_ROWS - 1) // QUERY_ROWS),
+                 1 + MIN_MULTIPLICATIONS // (QUERY_ROWS * T * D))
+    elif y.size:
+        for m in range(M):
+            scores = product(q[m], k[m])
             if hidden is not None:
                 np.copyto(scores, hidden, where=hidden < 0)  # not a sum: inf - inf would be NaN
-            _softmax_rows(scores, scores, 0, Q)
-            multiply(scores, pack(v[m].T, in_parts), y[:, m])
-
-    if y.size:
-        for_rows(work, M)
+            y[:, m] = product(softmax(scores), v[m].T)
     return y.reshape(Q, M * D)
+
+
+def _attend_blocks(const float[:, :, :] q, const float[:, :, :] k, const float[:, :, :] v, const float[:, ::1] hidden,
+                   float[:, :, ::1] y, Py_ssize_t first, Py_ssize_t last):
+    """Blocks first to last of QUERY_ROWS queries, in the order of the heads"""
+    cdef Py_ssize_t M = q.shape[0], Q = q.shape[1], D = q.shape[2], T = k.shape[1]
+    cdef Py_ssize_t blocks = (Q + QUERY_ROWS - 1) // QUERY_ROWS, b, m, i, packed = -1
+    cdef float[::1] keys = np.empty(round_up(T, PANEL) * D, np.float32)
+    cdef float[::1] values = np.empty(round_up(D, PANEL) * T, np.float32)
+    cdef float[::1] scores = np.empty(QUERY_ROWS * round_up(T, PANEL), np.float32)
+    with nogil:
+        for b in range(first, last):
+            m, i = b // blocks, b % blocks * QUERY_ROWS
+            if m != packed:
+                pack_head(matrix(k, m, 0), matrix(v, m, 0), T, D, &keys[0], &values[0])
+                packed = m
+            attend_rows(matrix(q, m, i), min(QUERY_ROWS, Q - i), T, D, &keys[0], &values[0],
+                        &hidden[i, 0] if hidden is not None else NULL, &y[i, m, 0], M * D, &scores[0])
+
+
+cdef inline Matrix matrix(const float[:, :, :] a, Py_ssize_t m, Py_ssize_t i) noexcept nogil:
+    return Matrix(&a[m, i, 0], a.strides[1] // 4, a.strides[2] // 4)

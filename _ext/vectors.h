@@ -22,6 +22,8 @@ typedef int integers __attribute__((vector_size(4 * LANES)));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+INLINE Index round_up(Index n, Index multiple) { return (n + multiple - 1) / multiple * multiple; }
+
 INLINE vector load(const float *x) { return *(const in_memory *)x; }
 
 INLINE void store(float *y, vector x) { *(in_memory *)y = x; }
@@ -51,16 +53,16 @@ INLINE vector maximum(vector a, vector b) { return choose(a > b, a, b); }
 INLINE float sum_of(vector x) {
     float lane[LANES];
     store(lane, x);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int j = 0; j < half; j++) lane[j] += lane[j + half];
+    UNROLL for (int half = LANES / 2; half; half /= 2)
+        UNROLL for (int j = 0; j < half; j++) lane[j] += lane[j + half];
     return lane[0];
 }
 
 INLINE float largest_of(vector x) {
     float lane[LANES];
     store(lane, x);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int j = 0; j < half; j++) lane[j] = lane[j] > lane[j + half] ? lane[j] : lane[j + half];
+    UNROLL for (int half = LANES / 2; half; half /= 2)
+        UNROLL for (int j = 0; j < half; j++) lane[j] = lane[j] > lane[j + half] ? lane[j] : lane[j + half];
     return lane[0];
 }
 

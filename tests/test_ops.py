@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from minigdino._ext import cpus
+from places import twin
 from strategies import attention_weights, linear_weights, rngs
 
 from minigdino.network import ops
+from minigdino.runtime import kernels
 
 pytestmark = pytest.mark.usefixtures("both_kernels")
 
@@ -142,6 +144,29 @@ def test_feed_forward_computes_each_row_independently(name):
     fc1, fc2, x = linear_weights(rng, 12, 6), linear_weights(rng, 6, 12), rng.standard_normal((3001, 6))
     alone = [ops.feed_forward.reference(row[None], fc1, fc2, name)[0] for row in x]
     np.testing.assert_allclose(ops.feed_forward(x, fc1, fc2, name), alone, atol=1e-12)
+
+
+@pytest.mark.parametrize("level", kernels.levels())
+@pytest.mark.parametrize(("queries", "keys", "D"), [(9, 9, 64), (130, 9, 32), (130, 300, 32), (48, 33, 5), (49, 1, 3)])
+def test_attention_in_blocks_of_queries(level, queries, keys, D, monkeypatch):
+    """It equals the reference, with and without a mask, and has the same bits in any number of threads."""
+    rng, attend = np.random.default_rng(0), twin("attend", level)
+    q, k, v = (rng.standard_normal((3, n, D)).astype(np.float32) for n in (queries, keys, keys))
+    mask = rng.random((queries, keys)) < 0.5
+    mask[:, 0] = True
+    for hidden in (None, mask):
+        results = []
+        for n in (1, 2, 5):
+            monkeypatch.setattr(cpus, "_limit", n)
+            results.append(attend(q, k, v, hidden))
+            exact = ops.attend.reference(*(a.astype(float) for a in (q, k, v)), hidden)
+            np.testing.assert_allclose(results[-1], exact, atol=1e-5)
+        np.testing.assert_array_equal(results[0], results[1])
+        np.testing.assert_array_equal(results[0], results[2])
+    q[0, 3] = np.nan  # one query of one head
+    broken = np.isnan(attend(q, k, v)).reshape(queries, 3, D)
+    assert broken[3, 0].all()
+    assert broken.sum() == D
 
 
 def test_a_masked_score_may_be_infinite():
