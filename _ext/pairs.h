@@ -78,7 +78,7 @@ static void multiply_pairs(const float *x, Index x_stride, Index channel_stride,
                     else if (factor != 1)
                         for (Index j = 0; j < BLOCK; j++) row[j] *= factor;
                 }
-                finish_some(&block, 0, block.rows);
+                finish_some(&block, 1, 0, block.rows);
             }
     }
 }
