@@ -200,7 +200,8 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
         if not in_place:
             y[rows, columns] = to.reshape(part.shape)
 
-    def work(first, last):
+    # a default argument: a captured function would refer to itself, so the arrays would stay until a garbage collection
+    def work(first, last, attend_in=attend_in):
         for i in range(first, last):
             band, part = divmod(i, parts)
             attend_in(*_pixels(band, band + 1, H, k, shift),
