@@ -3,7 +3,8 @@
 
 Every layer allocates temporaries of several megabytes and frees them. The default allocator returns such memory to the
 operating system, and the next allocation obtains new pages. Obtaining a page takes longer than computing on it. This
-allocator, which NumPy can set per thread, caches freed blocks during a forward pass and frees them at its end.
+allocator, which NumPy can set per thread, caches freed blocks during a forward pass and frees them at its end. Blocks in
+use and cached blocks together never exceed the most that was in use at once, so the cache does not raise the peak.
 """
 
 import os
@@ -55,9 +56,8 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef enum:
     LINE = 64  # bytes of a cache line; every array starts at a line, for aligned vector loads
-    SLOTS = 32  # maximum number of cached blocks
+    SLOTS = 64  # maximum number of cached blocks
     MIN_SIZE = 1 << 18  # bytes; the default allocator caches smaller blocks
-    MAX_CACHED = 40 << 20  # maximum number of cached bytes
 
 cdef struct Block:
     char *start  # the pointer that malloc returned
@@ -67,7 +67,7 @@ cdef struct Block:
 # nevertheless: they may run while an exception is in flight, which any Python operation would clear.
 cdef Block cached[SLOTS]  # oldest first
 cdef int n_cached = 0, n_passes = 0  # n_passes: of all threads
-cdef size_t bytes_cached = 0
+cdef size_t bytes_cached = 0, bytes_used = 0, most_used = 0  # of blocks of at least MIN_SIZE; the most since a pass began
 
 
 cdef void remove(int slot) noexcept nogil:
@@ -80,8 +80,14 @@ cdef void remove(int slot) noexcept nogil:
         cached[i] = cached[i + 1]
 
 
+cdef void free_oldest() noexcept nogil:
+    free(cached[0].start)
+    remove(0)
+
+
 cdef void *allocate(void *ctx, size_t size) noexcept nogil:
     """Return the smallest cached block of size to 1.5 * size bytes, else a new block."""
+    global bytes_used, most_used
     cdef int i, best = -1
     cdef char *start
     cdef char *array
@@ -93,10 +99,15 @@ cdef void *allocate(void *ctx, size_t size) noexcept nogil:
         start, size = cached[best].start, cached[best].size
         remove(best)
     else:
+        while n_cached and size >= MIN_SIZE and bytes_used + bytes_cached + size > most_used:
+            free_oldest()
         start = <char *> malloc(size + 2 * LINE) if size <= <size_t> -1 - 2 * LINE else NULL
         if start == NULL:
             return NULL
         prefer_large_pages(start, size)
+    if size >= MIN_SIZE:
+        bytes_used += size
+        most_used = max(most_used, bytes_used)
     # the cache line before the array stores its Block
     array = <char *> ((<size_t> start // LINE + 2) * LINE)
     (<Block *> (array - LINE))[0] = Block(start, size)
@@ -114,17 +125,18 @@ cdef void *allocate_zeros(void *ctx, size_t n, size_t size) noexcept nogil:
 
 
 cdef void release(void *ctx, void *array, size_t size) noexcept nogil:
-    global n_cached, bytes_cached
+    global n_cached, bytes_cached, bytes_used
     cdef Block block
     if array == NULL:
         return
     block = (<Block *> (<char *> array - LINE))[0]
-    if n_passes == 0 or block.size < MIN_SIZE or block.size > MAX_CACHED:
+    if block.size >= MIN_SIZE:
+        bytes_used -= block.size
+    if n_passes == 0 or block.size < MIN_SIZE:
         free(block.start)
         return
-    while n_cached == SLOTS or bytes_cached + block.size > MAX_CACHED:
-        free(cached[0].start)
-        remove(0)
+    if n_cached == SLOTS:
+        free_oldest()
     cached[n_cached] = block
     n_cached += 1
     bytes_cached += block.size
@@ -146,9 +158,10 @@ cdef object capsule = PyCapsule_New(&handler, "mem_handler", NULL)
 
 
 cdef void empty_cache() noexcept nogil:
+    global most_used
     while n_cached:
-        free(cached[0].start)
-        remove(0)
+        free_oldest()
+    most_used = bytes_used
 
 
 def _forget_other_threads():
