@@ -11,7 +11,7 @@ _limit: int | None = None
 
 def count() -> int:
     """Number of threads: as set by `limit`, else the smallest of CPU affinity, CPU quota and OMP_NUM_THREADS."""
-    return _limit or max(1, min(_affinity(), quota(), _openmp()))
+    return _limit or max(1, min(affinity(), quota(), _openmp()))
 
 
 def limit(n: int | None) -> None:
@@ -20,7 +20,8 @@ def limit(n: int | None) -> None:
     _limit = n
 
 
-def _affinity():
+def affinity() -> int:
+    """Number of processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

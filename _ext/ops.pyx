@@ -14,6 +14,7 @@ from libc.math cimport sqrt
 from _ext.vectors cimport softmax_row, total
 
 from minigdino._ext.checks import check_activation, check_arrays, check_groups, contiguous
+from minigdino._ext.cpus import count
 from minigdino._ext.pool import for_rows
 
 cdef extern from "attention.h":
@@ -33,10 +34,10 @@ cdef extern from "attention.h":
 # not `from .products import`: Cython would take the module of whichever instruction set was loaded first
 _products = import_module(".products", __name__.rpartition(".")[0])
 activate, multiply, pack, product = _products.activate, _products.multiply, _products.pack, _products.product
-feed_forward_in_parts = _products.feed_forward_in_parts
+feed_forward_in_parts, multiply_in_pieces = _products.feed_forward_in_parts, _products.multiply_in_pieces
 MAX_UNPACKED_ROWS, MAX_FLOAT_ROWS = _products.MAX_UNPACKED_ROWS, _products.MAX_FLOAT_ROWS
 
-MIN_MULTIPLICATIONS = _products.MIN_MULTIPLICATIONS
+MIN_MULTIPLICATIONS = 1 << 19  # per range of attention, which also computes many exponentials
 MIN_ELEMENTS = 1 << 14  # per range; with fewer, the loop ends before another thread starts
 PART_ROWS = 128  # rows whose moments are computed at a time; they stay in the cache
 # Rows and hidden channels per block of a feed-forward network. A block stays in the cache, beside the weights it needs.
@@ -193,7 +194,8 @@ def feed_forward(x, fc1, fc2, activation, residual=None):
     """x [N, C], residual [N, C] -> [N, C]
 
     A thread computes one block of rows at a time, and BLOCK_CHANNELS hidden channels of it at a time. So no hidden
-    layer is stored in full, and no thread waits for another between the two maps.
+    layer is stored in full, and no thread waits for another between the two maps. If there are fewer such blocks than
+    threads, all threads share one map after the other.
     """
     w1, w2, bias1, bias2 = fc1["weight"], fc2["weight"], fc1["bias"], fc2["bias"]
     N, C, F = check_arrays("feed_forward", "x [N, C], fc1_weight [F, C], fc1_bias [F], fc2_weight [C, F], "
@@ -222,7 +224,12 @@ def feed_forward(x, fc1, fc2, activation, residual=None):
                 multiply(part, second_map, y[rows], bias2 if is_last else None, residual_rows if is_last else None,
                          first_channel=f, add=f > 0)
 
-    for_rows(work, N, MIN_ROWS)
+    if N // MIN_ROWS >= count():
+        for_rows(work, N, MIN_ROWS)
+    else:
+        hidden = np.empty((N, F), x.dtype)
+        multiply_in_pieces(x, first_map, hidden, bias1, activation=activation)
+        multiply_in_pieces(hidden, second_map, y, bias2, residual, chunk=BLOCK_CHANNELS)  # as in `work`: the same bits
     return y
 
 

@@ -17,9 +17,9 @@ from cpython.pythread cimport (
 )
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
-from minigdino._ext.cpus import count
+from minigdino._ext import cpus
 
-RANGES_PER_THREAD = 4  # so that other threads can process those of a delayed thread
+RANGES_PER_THREAD = 2  # so that other threads can process those of a delayed thread
 
 cdef extern from *:
     """
@@ -45,7 +45,7 @@ cdef void wait_for(PyThread_type_lock lock) noexcept:
 cdef class Helper:
     """A thread that takes part in one loop after the other. Both locks are held while it has nothing to do."""
     cdef PyThread_type_lock start, finished
-    cdef object work
+    cdef object work  # until the thread takes it; a loop that ends before takes it back
 
     def __cinit__(self):
         self.start, self.finished = PyThread_allocate_lock(), PyThread_allocate_lock()
@@ -66,11 +66,14 @@ cdef class Helper:
         inside_a_loop = True
         while True:
             wait_for(self.start)
+            work, self.work = self.work, None
+            if work is None:  # taken back
+                continue
             try:
-                self.work()
+                work()
             except BaseException:  # out of memory before its first range; the other threads process all ranges
                 pass
-            self.work = None
+            work = None
             PyThread_release_lock(self.finished)
 
 
@@ -118,7 +121,7 @@ def for_rows(loop, n, minimum=1):
     """
     global inside_a_loop
     # one range: no need to count; helpers cannot run while the interpreter ends
-    cdef int threads = 1 if n // minimum < 2 or inside_a_loop or sys.is_finalizing() else count()
+    cdef int threads = 1 if n // minimum < 2 or inside_a_loop or sys.is_finalizing() else cpus.count()
     cdef int forks = n_forks
     cdef Py_ssize_t n_ranges = min(threads * RANGES_PER_THREAD, n // minimum)
     cdef Py_ssize_t i
@@ -134,7 +137,8 @@ def for_rows(loop, n, minimum=1):
     inside_a_loop = True  # before the lock: a garbage collection below may run a destructor that runs a loop
     wait_for(lock)
     try:
-        for helper in _helpers(min(threads, n_ranges) - 1):
+        # more threads than processors would only take turns
+        for helper in _helpers(min(threads, n_ranges, cpus.affinity()) - 1):
             helper.work = _in_this_context(rows.work)
             started.append(helper)
             PyThread_release_lock(helper.start)
@@ -142,7 +146,9 @@ def for_rows(loop, n, minimum=1):
     finally:
         if forks == n_forks:
             for helper in started:
-                wait_for(helper.finished)
+                if helper.work is None:
+                    wait_for(helper.finished)
+                helper.work = None  # a thread that has not woken up finds no work, so nobody waits for it
         PyThread_release_lock(lock)
         inside_a_loop = False
     if forks != n_forks and rows.error is None:  # the loop itself forked, and this is the child, without helpers

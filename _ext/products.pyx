@@ -12,6 +12,7 @@ from math import prod
 import numpy as np
 
 from minigdino._ext.checks import check_arrays, contiguous
+from minigdino._ext.cpus import count
 from minigdino._ext.erfc import ERFC
 from minigdino._ext.instruction_sets import pairs, tiles
 from minigdino._ext.pool import for_rows
@@ -71,7 +72,8 @@ MAX_UNPACKED_ROWS = 16  # rows of X; for so few, packing W costs more than it sa
 MAX_PANEL_ROWS = 256  # rows of X; for so few, each range packs its own panels, which then stay in its cache
 PANEL_ROWS = 4 * PANEL  # rows of W that are packed at a time there
 MIN_WEIGHTS = 1 << 16  # elements of W per range, in loops that read each of them once
-MIN_MULTIPLICATIONS = 1 << 19  # per range of rows
+MIN_MULTIPLICATIONS = 1 << 22  # per range of rows
+PIECE_ROWS, PIECE_COLUMNS = 96, 32  # of a product that is divided both ways; pieces are multiples of them
 
 cdef const float[::1] ERFC32 = np.array(ERFC, np.float32)
 
@@ -282,6 +284,26 @@ def product(x, w, bias=None, residual=None, activation=None):
                                           None if residual is None else residual[first:last], activation),
              M, 1 + MIN_MULTIPLICATIONS // (K * N + 1))
     return y
+
+
+def multiply_in_pieces(x, packed, y, bias=None, residual=None, activation=None, chunk=None):
+    """`multiply` in all threads, for too few rows: columns are divided, too. `chunk` channels are summed at a time"""
+    M, N = y.shape
+    n = _ceil(M, PIECE_ROWS)
+    width = _ceil(_ceil(N, PIECE_COLUMNS), _ceil(2 * count(), n)) * PIECE_COLUMNS
+    K = x.shape[1]
+    chunk = chunk or K
+
+    def work(first, last):
+        for c in range(first // n, _ceil(last, n)):
+            rows = slice(max(first - c * n, 0) * PIECE_ROWS, min(last - c * n, n) * PIECE_ROWS)
+            columns = slice(c * width, (c + 1) * width)
+            end = None if bias is None else bias[columns], None if residual is None else residual[rows, columns], activation
+            for k in range(0, K, chunk):
+                multiply(x[rows, k:k + chunk], packed, y[rows, columns], *(end if k + chunk >= K else ()),
+                         first=c * width, first_channel=k, add=k > 0)
+
+    for_rows(work, n * _ceil(N, width))
 
 
 def _few(const float[:, :] x, const float[:, :] w, float[:, :] y, Py_ssize_t first, Py_ssize_t last):

@@ -42,10 +42,10 @@ cdef extern from "windows.h":
 
 # not `from .products import`: Cython would take the module of whichever instruction set was loaded first
 _products = import_module(".products", __name__.rpartition(".")[0])
-multiply, pack, _empty = _products.multiply, _products.pack, _products._empty
+multiply, multiply_in_pieces, pack = _products.multiply, _products.multiply_in_pieces, _products.pack
+_empty = _products._empty
 
 MIN_WINDOWS = 4  # in a part of a band; with fewer, rereading the weights costs more
-PIECE_ROWS, PIECE_COLUMNS = 96, 32  # of a product; multiples of them are the pieces of threads
 
 
 cdef void attend_in_double(const double *qkv, const double *bias, const double *position_bias, const double *zeros,
@@ -176,7 +176,7 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
     if n_heads not in range(1, C + 1) or C % n_heads:
         raise ValueError(f"window_attention: expected a number of heads that divides {C} channels; got {n_heads}")
     D, bands, windows = C // n_heads, _ceil(H, k), _ceil(W, k)
-    parts = max(1, min(_ceil(2 * count(), bands or 1), windows // MIN_WINDOWS))  # of a band
+    parts = max(1, min(_ceil(count(), bands or 1), windows // MIN_WINDOWS))  # of a band
     # one product for the three projections
     weight, bias = (np.concatenate([p[name] for p in (query, key, value)]) for name in ("weight", "bias"))
     qkv_bias, qkv_map = bias.reshape(3, n_heads, D), pack(weight)
@@ -210,7 +210,7 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
     if y.size and bands * parts >= count():
         for_rows(work, bands * parts)
     elif y.size:
-        attend_in(slice(None), shift, slice(None), shift, _multiply_in_pieces)
+        attend_in(slice(None), shift, slice(None), shift, multiply_in_pieces)
     return y
 
 
@@ -223,19 +223,3 @@ def _pixels(first, last, n, k, shift):
     if not shift or last < _ceil(n, k):
         return slice(start, last * k + shift), 0
     return (np.r_[:min(shift, n), start:n] if first else slice(None)), shift
-
-
-def _multiply_in_pieces(x, packed, y, bias=None, residual=None):
-    """`multiply` in all threads. With few rows, columns are divided, too"""
-    M, N = y.shape
-    n = _ceil(M, PIECE_ROWS)
-    width = _ceil(_ceil(N, PIECE_COLUMNS), _ceil(2 * count(), n)) * PIECE_COLUMNS
-
-    def work(first, last):
-        for c in range(first // n, _ceil(last, n)):
-            rows = slice(max(first - c * n, 0) * PIECE_ROWS, min(last - c * n, n) * PIECE_ROWS)
-            columns = slice(c * width, (c + 1) * width)
-            multiply(x[rows], packed, y[rows, columns], None if bias is None else bias[columns],
-                     None if residual is None else residual[rows, columns], first=c * width)
-
-    for_rows(work, n * _ceil(N, width))

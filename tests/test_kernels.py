@@ -321,26 +321,79 @@ def window_attention_of(size, M):
     return x, *maps, rng.standard_normal((169, M), np.float32), M, 7, 3, residual
 
 
-@pytest.mark.parametrize(("size", "M"), STAGES)
-def test_64_threads_all_have_some_of_each_step_of_window_attention(size, M, monkeypatch):
-    module = importlib.import_module(twin("window_attention", LEVELS[0]).__module__)
-    pieces, depth = [], [0]
+@pytest.fixture
+def pieces(monkeypatch):
+    """Largest numbers of pieces into which loops can be divided. Loops that pack weights are short and left out."""
+    found, depth = [], [0]
 
     def for_rows(loop, n, minimum=1):
-        if not depth[0]:
-            pieces.append(n // minimum)
+        if not depth[0] and not loop.__qualname__.startswith("pack."):
+            found.append(n // minimum)
         depth[0] += 1
         loop(0, n)
         depth[0] -= 1
 
-    monkeypatch.setattr(module, "for_rows", for_rows)
+    for module in {twin(op, LEVELS[0]).__module__ for op in kernels.OPS}:
+        monkeypatch.setattr(importlib.import_module(module), "for_rows", for_rows)
+    return found
+
+
+@pytest.mark.parametrize(("size", "M"), STAGES)
+def test_64_threads_all_have_some_of_each_step_of_window_attention(size, M, pieces, monkeypatch):
     monkeypatch.setattr(cpus, "_limit", 64)
-    module.window_attention(*window_attention_of(size, M))
+    twin("window_attention", LEVELS[0])(*window_attention_of(size, M))
     assert min(pieces) >= 64
     pieces.clear()
     monkeypatch.setattr(cpus, "_limit", 2)
-    module.window_attention(*window_attention_of(size, M))
+    twin("window_attention", LEVELS[0])(*window_attention_of(size, M))
     assert pieces == [-(-size[0] // 7)]  # two threads take bands, whose steps find their input in the cache
+
+
+def layer_of(outputs, inputs):
+    rng = np.random.default_rng(0)
+    return {"weight": rng.standard_normal((outputs, inputs), np.float32),
+            "bias": rng.standard_normal(outputs, np.float32)}
+
+
+# the feed-forward networks of the tiny geometry for 800 x 1066 pixels: rows, channels, hidden channels
+NETWORKS = [(17821, 256, 2048), (900, 256, 2048), (53400, 96, 384), (3350, 384, 1536), (850, 768, 3072)]
+
+
+@pytest.mark.parametrize(("N", "C", "F"), NETWORKS)
+def test_64_threads_all_have_some_of_each_step_of_a_feed_forward_network(N, C, F, pieces, monkeypatch):
+    monkeypatch.setattr(cpus, "_limit", 64)
+    x = np.random.default_rng(0).standard_normal((N, C), np.float32)
+    twin("feed_forward", LEVELS[0])(x, layer_of(F, C), layer_of(C, F), "relu")
+    assert min(pieces) >= 64
+
+
+def test_64_threads_all_have_some_of_the_other_loops(pieces, monkeypatch):
+    monkeypatch.setattr(cpus, "_limit", 64)
+    rng = np.random.default_rng(0)
+    x, norm = rng.standard_normal((17821, 256), np.float32), rng.standard_normal((2, 256), np.float32)
+    twin("linear", LEVELS[0])(x, **layer_of(256, 256))
+    twin("add_norm", LEVELS[0])(x, x, *norm)
+    twin("group_norm", LEVELS[0])(x[:13400].reshape(100, 134, 256), *norm)
+    heads = rng.standard_normal((8, 900, 32), np.float32)
+    twin("attend", LEVELS[0])(heads, heads, heads)
+    sizes = (100, 134), (50, 67), (25, 34), (13, 17)
+    offsets, scores = rng.standard_normal((900, 8, 4, 4, 2), np.float32), rng.standard_normal((900, 8, 16), np.float32)
+    twin("deform_attn", LEVELS[0])(x.reshape(-1, 8, 32), sizes, rng.random((900, 2), np.float32), offsets, scores)
+    assert min(pieces) >= 64
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("N", "C", "F"), [(150, 128, 1100), (400, 64, 640), (700, 96, 384)])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_blocks_and_steps_of_a_feed_forward_network_give_the_same_bits(N, C, F, activation, level, monkeypatch):
+    x, results = np.random.default_rng(0).standard_normal((N, C), np.float32), []
+    x[3], x[-5] = 1e-40, np.inf  # rows with a treatment of their own
+    for threads in (1, 2, 64):
+        monkeypatch.setattr(cpus, "_limit", threads)
+        with np.errstate(all="ignore"):
+            results.append(twin("feed_forward", level)(x, layer_of(F, C), layer_of(C, F), activation, x))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 @pytest.mark.parametrize("level", LEVELS)

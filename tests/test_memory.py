@@ -1,14 +1,16 @@
 """The allocator that reuses memory during a forward pass."""
 
+import gc
 import os
 import threading
 import warnings
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from minigdino._ext import memory
+from minigdino._ext import cpus, memory
 
 MB = 1 << 20
 
@@ -136,3 +138,19 @@ def test_no_two_arrays_share_memory(steps):
                 assert array[size - 1] == 7
         for value, array in held.values():
             assert (array == value).all()
+
+
+def test_a_forward_pass_leaves_no_reference_cycle():
+    """A cycle would hold the arrays of a layer until a garbage collection."""
+    model, pixels = tiny.model(), tiny.pixels(90, 120)
+    model.forward(pixels, tiny.IDS)
+    gc.collect()
+    gc.disable()
+    try:
+        for threads in (1, 64):  # both divisions of the work
+            cpus.limit(threads)
+            model.forward(pixels, tiny.IDS)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+        cpus.limit(None)

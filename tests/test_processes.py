@@ -18,6 +18,8 @@ import os, signal, sys, threading, time, warnings
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 warnings.filterwarnings("ignore", message=".*multi-threaded.*fork.*")  # the warning of Python 3.12 and later
 import numpy as np, tiny, minigdino
+from minigdino._ext import cpus
+cpus.affinity = lambda: 3  # three threads, also on two processors
 minigdino.set_threads(3)
 model, pixels = tiny.model(), tiny.pixels(90, 120)
 def one_pass():

@@ -1,6 +1,7 @@
 """The threads of the compiled loops: how many, what they share, and that nothing else in the process changes."""
 
 import dis
+import itertools
 import os
 import re
 import subprocess
@@ -23,9 +24,28 @@ linux = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts
 
 
 @pytest.fixture(autouse=True)
-def default_threads():
+def many_processors(monkeypatch):
+    """Loops may start as many threads as a test sets, on every machine. Afterwards the number is the default again."""
+    monkeypatch.setattr(cpus, "affinity", lambda: 64)
     yield
     cpus.limit(None)
+
+
+def test_a_loop_starts_no_more_threads_than_there_are_processors(monkeypatch):
+    monkeypatch.setattr(cpus, "affinity", lambda: 2)
+    cpus.limit(8)
+    threads, ranges = set(), []
+
+    def visit(first, last):
+        threads.add(threading.get_ident())
+        ranges.append((first, last))
+        time.sleep(0.002)
+
+    pool.for_rows(visit, 100)
+    assert len(threads) == 2
+    assert len(ranges) == 16  # but the rows are divided for eight
+    assert sorted(ranges)[0][0] == 0
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(sorted(ranges)))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 8])
@@ -198,6 +218,7 @@ def test_the_environment_variable_limits_the_threads():
                                                ("x", False), ("-1", False), ("100000", False), ("9" * 5000, False)])
 def test_the_variable_of_openmp_is_respected(value, limits, monkeypatch):
     """Job schedulers and worker processes set it, so that the processes of a machine share its CPUs."""
+    monkeypatch.setattr(cpus, "affinity", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     default = cpus.count()
     monkeypatch.setenv("OMP_NUM_THREADS", value)
@@ -337,6 +358,8 @@ def test_many_detecting_threads_share_one_pool():
 import os, threading, time, numpy
 before = len(os.listdir("/proc/self/task"))
 import tiny, minigdino
+from minigdino._ext import cpus
+cpus.affinity = lambda: 3
 minigdino.set_threads(3)
 model = tiny.model()
 detectors = [threading.Thread(target=lambda: model.forward(tiny.pixels(90, 120), tiny.IDS)) for _ in range(6)]
