@@ -1,7 +1,7 @@
 /* Cross-attention of image and text in both directions, in float32, for one thread and a block of image tokens.
 
-A block has S image tokens of C channels and N = M * T text tokens, T in each of M heads. All its steps run on rows that
-stay in the cache. The products are those of product.h. */
+A block has S image tokens of C channels. N = M * T is the number of heads times that of text tokens. All its steps run
+on rows that stay in the cache. The products are those of product.h. */
 
 #include "product.h"
 

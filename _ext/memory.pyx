@@ -3,8 +3,9 @@
 
 Every layer allocates temporaries of several megabytes and frees them. The default allocator returns such memory to the
 operating system, and the next allocation obtains new pages. Obtaining a page takes longer than computing on it. This
-allocator, which NumPy can set per thread, caches freed blocks during a forward pass and frees them at its end. Blocks in
-use and cached blocks together never exceed the most that was in use at once, so the cache does not raise the peak.
+allocator, which NumPy can set per thread, caches freed blocks during a forward pass and frees them at its end.
+Blocks in use and cached blocks together never exceed the most that was in use at once, so the cache does not raise the
+peak.
 """
 
 import os
@@ -67,7 +68,8 @@ cdef struct Block:
 # nevertheless: they may run while an exception is in flight, which any Python operation would clear.
 cdef Block cached[SLOTS]  # oldest first
 cdef int n_cached = 0, n_passes = 0  # n_passes: of all threads
-cdef size_t bytes_cached = 0, bytes_used = 0, most_used = 0  # of blocks of at least MIN_SIZE; the most since a pass began
+# of blocks of at least MIN_SIZE; the most since a pass began
+cdef size_t bytes_cached = 0, bytes_used = 0, most_used = 0
 
 
 cdef void remove(int slot) noexcept nogil:

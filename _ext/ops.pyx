@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Twins of minigdino/network/ops.py.
 
-Norms, softmax and activations run all steps on one row at a time, so that it stays in the cache.
+Layer norms, softmax and activations run all steps on one row at a time, so that it stays in the cache.
 """
 
 from importlib import import_module
@@ -194,8 +194,8 @@ def feed_forward(x, fc1, fc2, activation, residual=None):
     """x [N, C], residual [N, C] -> [N, C]
 
     A thread computes one block of rows at a time, and BLOCK_CHANNELS hidden channels of it at a time. So no hidden
-    layer is stored in full, and no thread waits for another between the two maps. If there are fewer such blocks than
-    threads, all threads share one map after the other.
+    layer is stored in full, and no thread waits for another between the two maps. With fewer than MIN_ROWS rows per
+    thread, all threads share one map after the other, and the hidden layer is stored.
     """
     w1, w2, bias1, bias2 = fc1["weight"], fc2["weight"], fc1["bias"], fc2["bias"]
     N, C, F = check_arrays("feed_forward", "x [N, C], fc1_weight [F, C], fc1_bias [F], fc2_weight [C, F], "

@@ -137,7 +137,7 @@ def for_rows(loop, n, minimum=1):
     inside_a_loop = True  # before the lock: a garbage collection below may run a destructor that runs a loop
     wait_for(lock)
     try:
-        # more threads than processors would only take turns
+        # more threads than processors would not run at the same time
         for helper in _helpers(min(threads, n_ranges, cpus.affinity()) - 1):
             helper.work = _in_this_context(rows.work)
             started.append(helper)
@@ -148,7 +148,7 @@ def for_rows(loop, n, minimum=1):
             for helper in started:
                 if helper.work is None:
                     wait_for(helper.finished)
-                helper.work = None  # a thread that has not woken up finds no work, so nobody waits for it
+                helper.work = None  # a thread that has not woken up finds no work, so this one need not wait for it
         PyThread_release_lock(lock)
         inside_a_loop = False
     if forks != n_forks and rows.error is None:  # the loop itself forked, and this is the child, without helpers

@@ -27,8 +27,8 @@ enum {
     BLOCK_ROWS = 16 * TILE_ROWS, /* rows of X whose block stays in the L2 cache while all panels are read */
 };
 
-/* What follows the sums of a product: bias [N] and residual [M, N], which may be NULL, and ReLU or GELU. `erfc` [9] from
-erfc.py means GELU; else it is NULL. */
+/* What follows the sums of a product: bias [N] and residual [M, N], which may be NULL, and ReLU or GELU. `erfc` is the
+ERFC [9] of erfc.py for GELU, else NULL. */
 typedef struct {
     const float *bias, *residual;
     Index residual_stride;

@@ -298,7 +298,8 @@ def multiply_in_pieces(x, packed, y, bias=None, residual=None, activation=None, 
         for c in range(first // n, _ceil(last, n)):
             rows = slice(max(first - c * n, 0) * PIECE_ROWS, min(last - c * n, n) * PIECE_ROWS)
             columns = slice(c * width, (c + 1) * width)
-            end = None if bias is None else bias[columns], None if residual is None else residual[rows, columns], activation
+            end = (None if bias is None else bias[columns], None if residual is None else residual[rows, columns],
+                   activation)
             for k in range(0, K, chunk):
                 multiply(x[rows, k:k + chunk], packed, y[rows, columns], *(end if k + chunk >= K else ()),
                          first=c * width, first_channel=k, add=k > 0)

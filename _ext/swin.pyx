@@ -2,7 +2,8 @@
 """Twins of minigdino/network/swin.py.
 
 Windows are read in place: no map is padded, shifted or partitioned. `window_attention` processes a map in bands of
-windows, so the queries, keys and values of a whole map are never stored.
+windows, so the queries, keys and values of a whole map are not stored. With too few windows for all threads, these
+share one step of the whole map after the other.
 
 K is the number of pixels in a window (k**2), KP is K rounded up to whole vectors. Columns beyond K have weight 0.
 

@@ -330,7 +330,7 @@ INLINE void multiply_blocks(const float *x, Index x_stride, Index channel_stride
             factors[m - m0] = pack_scaled(x + m * x_stride, channel_stride, K, parts, (m - m0) % BLOCK,
                                           room + (m - m0) / BLOCK * size);
         if ((m1 - m0) % BLOCK) pack_zeros((m1 - m0) % BLOCK, K, parts, room + (m1 - m0) / BLOCK * size);
-        /* Rows that are packed and written next: each block prefetches some, so that no time is spent waiting for them */
+        /* Rows that are packed and written next: each block prefetches some, so that packing does not wait for them */
         Index next = m1, end = M - m1 < at_a_time ? M : m1 + at_a_time;
         Index blocks = (m1 - m0 + BLOCK - 1) / BLOCK * ((N + BLOCK - 1) / BLOCK);
         for (Index n = 0; n < N; n += BLOCK)

@@ -455,8 +455,8 @@ def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = 
             - "medium": bfloat16, 8 bits of each factor.
 
             Sums are in float32. Lower precisions are faster on CPUs with tile instructions (AMX), and "medium" on AMD
-            CPUs with AVX512-BF16. Products with few rows stay in float32. On other CPUs, on a GPU, and with
-            `use("reference")`, all products do.
+            CPUs with AVX512-BF16. Products with few rows, and the scores and sums of attention, stay in float32. Where
+            a precision has no instructions, on a GPU, and with `use("reference")`, all products do.
 
     Returns:
         The model.

@@ -15,9 +15,10 @@ def set_threads(n: int) -> None:
     """Set the number of threads for the compiled loops and matrix products of this process.
 
     The environment variable MINIGDINO_THREADS sets it at import. The default is the smallest of the CPU affinity, the
-    CPU quota and OMP_NUM_THREADS. Results do not depend on it. Of more threads than processors, only as many as there
-    are processors take part in a loop. Other libraries are not affected: NumPy's own products,
-    which only the reference mode uses, keep the threads of BLAS.
+    CPU quota and OMP_NUM_THREADS. Results do not depend on it. At most one thread per processor takes part in a loop.
+
+    Other libraries are not affected: NumPy's own products, which only the reference mode uses, keep the threads of
+    BLAS.
 
     Args:
         n: number of threads.
