@@ -39,8 +39,8 @@ static void exp_rows(float *scores, Index rows, Index T, Index stride, const flo
     }
 }
 
-/* y [rows, D] for at most QUERY_ROWS queries [rows, D] of a head. The sum of a row's weights divides its result, not
-its weights, which are more numbers. `scores` has QUERY_ROWS * round_up(T, PANEL) elements. */
+/* y [rows, D] for at most QUERY_ROWS queries [rows, D] of a head. Results are divided by the sum of the weights, not
+weights: there are fewer results. `scores` has QUERY_ROWS * round_up(T, PANEL) elements. */
 static void attend_rows(Matrix queries, Index rows, Index T, Index D, const float *key_panels,
                         const float *value_panels, const float *hidden, float *y, Index y_stride, float *scores) {
     Epilogue none = {NULL, NULL, 0, 0};

@@ -62,7 +62,7 @@ static Index room_for_block(Index S, Index C, Index N) {
     return S * round_up(N, LANES) + N * ROWS + S * round_up(C, PANEL);
 }
 
-/* Sizes and arguments of a call. keys [N, C] and values [C, N] are packed in panels; residual [.., C] may be NULL. */
+/* The text of a call: keys [N, C] and values [C, N] in panels, key_bias [N], bias [C] */
 typedef struct {
     Index C, M, T;
     const float *keys, *key_bias, *values, *bias;

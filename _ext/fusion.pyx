@@ -55,6 +55,7 @@ def attend_both_ways(vision, folded_keys, key_bias, mapped_values, bias, residua
         raise ValueError(f"attend_both_ways: expected a token, a head and a channel; got vision {vision.shape} and "
                          f"folded_keys {folded_keys.shape}")
     N, blocks, dtype = M * T, max(1, round(S / BLOCK_ROWS)), vision.dtype
+    folded_keys, mapped_values = contiguous(folded_keys), contiguous(mapped_values)
     text = folded_keys.reshape(N, C), contiguous(key_bias).reshape(N), mapped_values.reshape(N, C).T, contiguous(bias)
     image = contiguous(vision), np.empty((0, C), dtype) if residual is None else contiguous(residual)
     from_text, weighted = np.empty((S, C), dtype), np.empty((blocks, N, C), dtype)

@@ -68,7 +68,7 @@ cdef struct Block:
 # nevertheless: they may run while an exception is in flight, which any Python operation would clear.
 cdef Block cached[SLOTS]  # oldest first
 cdef int n_cached = 0, n_passes = 0  # n_passes: of all threads
-# of blocks of at least MIN_SIZE; the most since a pass began
+# of blocks of at least MIN_SIZE; the most since the cache was emptied
 cdef size_t bytes_cached = 0, bytes_used = 0, most_used = 0
 
 
@@ -181,7 +181,8 @@ if hasattr(os, "register_at_fork"):
 class reused:
     """Context manager in which new NumPy arrays reuse freed memory: `with reused(): ...`
 
-    It affects the calling thread and the helper threads of its loops. The cache is freed when no thread is inside.
+    It affects the calling thread and the helper threads of its loops. The cache is emptied whenever a thread leaves, so
+    that it cannot keep for ever what the largest of overlapping forward passes needed.
     """
 
     def __enter__(self):
@@ -195,8 +196,7 @@ class reused:
         PyDataMem_SetHandler(self.previous)
         n_passes -= 1
         passes_of_this_thread -= 1
-        if n_passes == 0:
-            empty_cache()
+        empty_cache()
 
 
 def cached_bytes():

@@ -201,7 +201,7 @@ def feed_forward(x, fc1, fc2, activation, residual=None):
     N, C, F = check_arrays("feed_forward", "x [N, C], fc1_weight [F, C], fc1_bias [F], fc2_weight [C, F], "
                            "fc2_bias [C], residual? [N, C]", x, w1, bias1, w2, bias2, residual)
     check_activation("feed_forward", activation)
-    if N <= MAX_UNPACKED_ROWS or not F:  # without hidden channels, the loop below would not write y
+    if N <= MAX_UNPACKED_ROWS or not (C and F):  # the loop below needs channels
         return product(product(x, w1, bias1, activation=activation), w2, bias2, residual)
     in_parts = N > MAX_FLOAT_ROWS
     first_map, second_map, bias1, bias2 = pack(w1, in_parts), pack(w2, in_parts), contiguous(bias1), contiguous(bias2)

@@ -43,7 +43,10 @@ cdef void wait_for(PyThread_type_lock lock) noexcept:
 
 
 cdef class Helper:
-    """A thread that takes part in one loop after the other. Both locks are held while it has nothing to do."""
+    """A thread that takes part in one loop after the other. Both locks are held while it waits.
+
+    If its work is taken back before it wakes up, it wakes up once more than it has work.
+    """
     cdef PyThread_type_lock start, finished
     cdef object work  # until the thread takes it; a loop that ends before takes it back
 
@@ -139,8 +142,9 @@ def for_rows(loop, n, minimum=1):
     try:
         # more threads than processors would not run at the same time
         for helper in _helpers(min(threads, n_ranges, cpus.affinity()) - 1):
-            helper.work = _in_this_context(rows.work)
-            started.append(helper)
+            work = _in_this_context(rows.work)
+            started.append(helper)  # before it has work: from here on, nothing can fail
+            helper.work = work
             PyThread_release_lock(helper.start)
         rows.work()
     finally:

@@ -289,6 +289,8 @@ def product(x, w, bias=None, residual=None, activation=None):
 def multiply_in_pieces(x, packed, y, bias=None, residual=None, activation=None, chunk=None):
     """`multiply` in all threads, for too few rows: columns are divided, too. `chunk` channels are summed at a time"""
     M, N = y.shape
+    if not y.size:
+        return
     n = _ceil(M, PIECE_ROWS)
     width = _ceil(_ceil(N, PIECE_COLUMNS), _ceil(2 * count(), n)) * PIECE_COLUMNS
     K = x.shape[1]

@@ -201,7 +201,7 @@ def window_attention(x, query, key, value, out_proj, relative_position_bias_tabl
         if not in_place:
             y[rows, columns] = to.reshape(part.shape)
 
-    # a default argument: a captured function would refer to itself, so the arrays would stay until a garbage collection
+    # attend_in is a default argument. In the scope of `work`, it would be part of a reference cycle that holds arrays
     def work(first, last, attend_in=attend_in):
         for i in range(first, last):
             band, part = divmod(i, parts)

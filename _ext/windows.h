@@ -21,10 +21,6 @@ typedef struct {
     int masked;     /* whether there is more than one region */
 } Window;
 
-INLINE Index whole_panels(Index n) { return (n + PANEL - 1) / PANEL * PANEL; }
-
-INLINE Index whole_vectors(Index n) { return (n + LANES - 1) / LANES * LANES; }
-
 /* The query of head m; key and value are M*D and 2*M*D elements further */
 INLINE const float *pixel(const Map *map, const Window *window, Index m, Index i) {
     Index at = window->pixels[i];
@@ -58,7 +54,7 @@ the sums of the rows. The mask is -100 where the regions of query and key differ
 of the last key. */
 INLINE void exp_of_scores(float *scores, vector last, const float *position_bias, const Window *window,
                           const Index *queries, Index n, Index K, Index columns, float *totals) {
-    Index KP = whole_vectors(K);
+    Index KP = round_up(K, LANES);
     int masked = window->masked; /* a copy, which no store can change */
     vector largest[LANES] = {{0}}, sums[LANES] = {{0}}, zero = {0};
     float most[LANES], of_last[LANES] = {0};
@@ -124,14 +120,14 @@ static void multiply_keys(const float *q, const float *keys, Index n, Index colu
 
 /* Elements of the buffer of `attend`, which starts as zeros */
 static Index room_to_attend(Index K, Index D) {
-    return whole_panels(K) * D + K * whole_panels(D) + TILE_ROWS * (whole_vectors(K) + 2 * D) + D;
+    return round_up(K, PANEL) * D + K * round_up(D, PANEL) + TILE_ROWS * (round_up(K, LANES) + 2 * D) + D;
 }
 
 INLINE void attend_as(const Map *map, const Window *window, Index m, Index K, Index D, float *room) {
     const Epilogue none = {NULL};
-    Index C = map->M * D, KP = whole_vectors(K), has_last = K % LANES == 1 && D % LANES == 0, columns = K - has_last;
+    Index C = map->M * D, KP = round_up(K, LANES), has_last = K % LANES == 1 && D % LANES == 0, columns = K - has_last;
     const float *bias = map->qkv_bias + m * D, *position_bias = map->position_bias + m * K * KP;
-    float *keys = room, *values = keys + whole_panels(K) * D, *scores = values + K * whole_panels(D);
+    float *keys = room, *values = keys + round_up(K, PANEL) * D, *scores = values + K * round_up(D, PANEL);
     float *q = scores + TILE_ROWS * KP, *attended = q + TILE_ROWS * D, *last_key = attended + TILE_ROWS * D;
     float scale = 1 / __builtin_sqrtf(D);
     store_keys(map, window, m, columns, D, keys);
