@@ -35,6 +35,7 @@ cdef extern from "attention.h":
 _products = import_module(".products", __name__.rpartition(".")[0])
 activate, multiply, pack, product = _products.activate, _products.multiply, _products.pack, _products.product
 feed_forward_in_parts, multiply_in_pieces = _products.feed_forward_in_parts, _products.multiply_in_pieces
+_ceil = _products._ceil
 MAX_UNPACKED_ROWS, MAX_FLOAT_ROWS = _products.MAX_UNPACKED_ROWS, _products.MAX_FLOAT_ROWS
 
 MIN_MULTIPLICATIONS = 1 << 19  # per range of attention, which also computes many exponentials
@@ -245,7 +246,7 @@ def attend(q, k, v, mask=None):
     y = np.empty((Q, M, D), q.dtype)
     if y.size and q.dtype == np.float32:
         arrays = *(a if a.flags.aligned else a.copy() for a in (q, k, v)), None if mask is None else contiguous(hidden)
-        for_rows(lambda first, last: _attend_blocks(*arrays, y, first, last), M * ((Q + QUERY_ROWS - 1) // QUERY_ROWS),
+        for_rows(lambda first, last: _attend_blocks(*arrays, y, first, last), M * _ceil(Q, QUERY_ROWS),
                  1 + MIN_MULTIPLICATIONS // (QUERY_ROWS * T * D))
     elif y.size:
         for m in range(M):
@@ -260,7 +261,7 @@ def _attend_blocks(const float[:, :, :] q, const float[:, :, :] k, const float[:
                    float[:, :, ::1] y, Py_ssize_t first, Py_ssize_t last):
     """Blocks first to last of QUERY_ROWS queries, in the order of the heads"""
     cdef Py_ssize_t M = q.shape[0], Q = q.shape[1], D = q.shape[2], T = k.shape[1]
-    cdef Py_ssize_t blocks = (Q + QUERY_ROWS - 1) // QUERY_ROWS, b, m, i, packed = -1
+    cdef Py_ssize_t blocks = _ceil(Q, QUERY_ROWS), b, m, i, packed = -1
     cdef float[::1] keys = np.empty(round_up(T, PANEL) * D, np.float32)
     cdef float[::1] values = np.empty(round_up(D, PANEL) * T, np.float32)
     cdef float[::1] scores = np.empty(QUERY_ROWS * round_up(T, PANEL), np.float32)

@@ -8,6 +8,8 @@ Dot products of pairs take numbers below 2**-126 as 0, as tiles do, so rows of X
 
 Every element of Y is summed in a fixed order, which does not depend on the other rows of X. */
 
+#include "product.h"
+
 #if HAS_TILES
 
 #if ARE_EMULATED

@@ -10,6 +10,9 @@ would cost more than it saves. It reads W in place.
 
 The sizes of a tile follow from the number of vector registers. */
 
+#ifndef MINIGDINO_PRODUCT_H
+#define MINIGDINO_PRODUCT_H
+
 #include "vectors.h"
 
 #if defined(__AVX512F__)
@@ -234,3 +237,5 @@ static void multiply_few(const float *x, Index x_stride, const float *w, Index w
 }
 
 #include "tiles.h"
+
+#endif

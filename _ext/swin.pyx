@@ -44,7 +44,7 @@ cdef extern from "windows.h":
 # not `from .products import`: Cython would take the module of whichever instruction set was loaded first
 _products = import_module(".products", __name__.rpartition(".")[0])
 multiply, multiply_in_pieces, pack = _products.multiply, _products.multiply_in_pieces, _products.pack
-_empty = _products._empty
+_ceil, _empty = _products._ceil, _products._empty
 
 MIN_WINDOWS = 4  # in a part of a band; with fewer, rereading the weights costs more
 
@@ -148,10 +148,6 @@ def _to_whole_vectors(position_bias):
     padded = np.full((M, K, _ceil(K, LANES) * LANES), -np.inf, position_bias.dtype)
     padded[..., :K] = position_bias
     return padded
-
-
-def _ceil(Py_ssize_t n, Py_ssize_t k):
-    return (n + k - 1) // k
 
 
 def _relative_position_bias(table, k):
