@@ -8,7 +8,9 @@ same bits for any division of its rows, and so for any number of threads.
 panels of PANEL rows, in the order in which a tile reads it. `multiply_few` is for a few rows of X, for which packing W
 would cost more than it saves. It reads W in place.
 
-The sizes of a tile follow from the number of vector registers. */
+The sizes of a tile follow from the number of vector registers. A block of W has DEPTH channels and BLOCK_WEIGHTS
+elements. It stays in the L2 cache while all rows of X are multiplied by it, BLOCK_ROWS at a time: enough to use a panel
+several times, and few enough to write Y soon in whole rows, since the memory is slow to take narrow columns. */
 
 #ifndef MINIGDINO_PRODUCT_H
 #define MINIGDINO_PRODUCT_H
@@ -16,19 +18,15 @@ The sizes of a tile follow from the number of vector registers. */
 #include "vectors.h"
 
 #if defined(__AVX512F__)
-enum { TILE_ROWS = 12, FEW_ROWS = 6, FEW_COLUMNS = 4 };
+enum { TILE_ROWS = 12, FEW_ROWS = 6, FEW_COLUMNS = 4, BLOCK_WEIGHTS = 3 << 16, BLOCK_ROWS = 48 };
 #elif defined(__AVX2__)
-enum { TILE_ROWS = 6, FEW_ROWS = 4, FEW_COLUMNS = 2 };
+enum { TILE_ROWS = 6, FEW_ROWS = 4, FEW_COLUMNS = 2, BLOCK_WEIGHTS = 1 << 17, BLOCK_ROWS = 96 };
 #elif defined(__aarch64__)
-enum { TILE_ROWS = 12, FEW_ROWS = 4, FEW_COLUMNS = 4 };
+enum { TILE_ROWS = 12, FEW_ROWS = 4, FEW_COLUMNS = 4, BLOCK_WEIGHTS = 1 << 17, BLOCK_ROWS = 96 };
 #else
-enum { TILE_ROWS = 4, FEW_ROWS = 3, FEW_COLUMNS = 3 };
+enum { TILE_ROWS = 4, FEW_ROWS = 3, FEW_COLUMNS = 3, BLOCK_WEIGHTS = 1 << 17, BLOCK_ROWS = 96 };
 #endif
-enum {
-    PANEL = 2 * LANES,
-    DEPTH = 256,                 /* channels per block: a panel of this depth stays in the L1 cache */
-    BLOCK_ROWS = 16 * TILE_ROWS, /* rows of X whose block stays in the L2 cache while all panels are read */
-};
+enum { PANEL = 2 * LANES, DEPTH = 512 }; /* DEPTH is the same everywhere, so AVX2 and AVX-512 sum in the same order */
 
 /* What follows the sums of a product: bias [N] and residual [M, N], which may be NULL, and ReLU or GELU. `erfc` is the
 ERFC [9] of erfc.py for GELU, else NULL. */
@@ -139,9 +137,42 @@ static void pack_panels(const float *w, Index w_stride, Index channel_stride, In
         if (n < PANEL) memset(panel, 0, K * PANEL * sizeof(float));
         for (Index k0 = 0; k0 < K; k0 += LANES) { /* in blocks, which reads and writes whole cache lines */
             Index k1 = k0 + LANES < K ? k0 + LANES : K;
+            for (Index j = 0; j < n; j++) __builtin_prefetch(rows + j * w_stride + k1 * channel_stride);
             for (Index k = k0; k < k1; k++)
                 for (Index j = 0; j < n; j++) panel[k * PANEL + j] = rows[j * w_stride + k * channel_stride];
         }
+    }
+}
+
+/* Y [rows, columns] as in `tile`, for up to PANEL columns and with the whole epilogue */
+static void any_tile(int rows, const float *x, Index x_stride, Index channel_stride, const float *panel, Index depth,
+                     float *y, Index y_stride, Index columns, int add, const Epilogue *epilogue) {
+    if (columns == PANEL)
+        wide_tile(rows, x, x_stride, channel_stride, panel, depth, y, y_stride, add, epilogue);
+    else
+        edge_tile(rows, x, x_stride, channel_stride, panel, depth, y, y_stride, columns, add, epilogue);
+    if (epilogue && epilogue->erfc)
+        for (int i = 0; i < rows; i++) activate(y + i * y_stride, columns, 0, epilogue->erfc, y + i * y_stride);
+}
+
+/* Y [M, N] as in `multiply_panels`, over `depth` <= DEPTH channels, for N <= BLOCK_WEIGHTS / depth */
+static void multiply_panel_block(const float *x, Index x_stride, Index channel_stride, const float *panels,
+                                 Index panel_depth, Index M, Index N, Index depth, float *y, Index y_stride, int add,
+                                 const Epilogue *epilogue) {
+    for (Index m0 = 0; m0 < M; m0 += BLOCK_ROWS) {
+        Index m1 = m0 + BLOCK_ROWS < M ? m0 + BLOCK_ROWS : M;
+        for (Index n = 0; n < N; n += PANEL)
+            for (Index m = m0; m < m1; m += TILE_ROWS) {
+                Epilogue part;
+                if (epilogue) {
+                    part = *epilogue;
+                    if (part.bias) part.bias += n;
+                    if (part.residual) part.residual += m * part.residual_stride + n;
+                }
+                any_tile((int)(m1 - m < TILE_ROWS ? m1 - m : TILE_ROWS), x + m * x_stride, x_stride, channel_stride,
+                         panels + n * panel_depth, depth, y + m * y_stride + n, y_stride, N - n < PANEL ? N - n : PANEL,
+                         add, epilogue ? &part : NULL);
+            }
     }
 }
 
@@ -150,33 +181,19 @@ the first K from `panels` on are used. */
 static void multiply_panels(const float *x, Index x_stride, Index channel_stride, const float *panels,
                             Index panel_depth, Index M, Index N, Index K, float *y, Index y_stride, int add,
                             const Epilogue *epilogue) {
-    for (Index m0 = 0; m0 < M; m0 += BLOCK_ROWS) {
-        Index m1 = m0 + BLOCK_ROWS < M ? m0 + BLOCK_ROWS : M, k0 = 0;
-        do { /* once for K = 0 */
-            Index depth = K - k0 < DEPTH ? K - k0 : DEPTH;
-            for (Index n0 = 0; n0 < N; n0 += PANEL) {
-                const float *panel = panels + n0 * panel_depth + k0 * PANEL;
-                for (Index m = m0; m < m1; m += TILE_ROWS) {
-                    int rows = (int)(m1 - m < TILE_ROWS ? m1 - m : TILE_ROWS);
-                    const float *from = x + m * x_stride + k0 * channel_stride;
-                    float *to = y + m * y_stride + n0;
-                    Epilogue part = *epilogue, *last = k0 + depth == K ? &part : NULL;
-                    if (part.bias) part.bias += n0;
-                    if (part.residual) part.residual += m * part.residual_stride + n0;
-                    if (N - n0 >= PANEL)
-                        wide_tile(rows, from, x_stride, channel_stride, panel, depth, to, y_stride, add || k0, last);
-                    else
-                        edge_tile(rows, from, x_stride, channel_stride, panel, depth, to, y_stride, N - n0,
-                                  add || k0, last);
-                    if (last && last->erfc)
-                        for (int i = 0; i < rows; i++)
-                            activate(to + i * y_stride, N - n0 < PANEL ? N - n0 : PANEL, 0, last->erfc,
-                                     to + i * y_stride);
-                }
-            }
-            k0 += depth;
-        } while (k0 < K);
-    }
+    Index k = 0;
+    do { /* once for K = 0 */
+        Index depth = K - k < DEPTH ? K - k : DEPTH, width = BLOCK_WEIGHTS / (depth ? depth : 1) / PANEL * PANEL;
+        for (Index n = 0; n < N; n += width) {
+            Epilogue part = *epilogue;
+            if (part.bias) part.bias += n;
+            if (part.residual) part.residual += n;
+            multiply_panel_block(x + k * channel_stride, x_stride, channel_stride, panels + n * panel_depth + k * PANEL,
+                                 panel_depth, M, N - n < width ? N - n : width, depth, y + n, y_stride, add || k,
+                                 k + depth == K ? &part : NULL);
+        }
+        k += depth;
+    } while (k < K);
 }
 
 /* Y [rows, columns] = X [rows, K] W^T, W [columns, K]; both with contiguous rows */

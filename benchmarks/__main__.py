@@ -2,8 +2,8 @@
 
     python -m benchmarks [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT] [--threads N] [--rounds N] ...
 
-Requires the extra `bench`. Each part is also a command: benchmarks.peers, .stages, .throughput, .growth, .detections
-and .agreement.
+Requires the extra `bench`. Each part is also a command: benchmarks.peers, .stages, .products, .throughput, .growth,
+.detections and .agreement.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import sys
 import tempfile
 
-from . import agreement, detections, growth, peers, processes, stages, throughput
+from . import agreement, detections, growth, peers, processes, products, stages, throughput
 
 
 def main() -> int:
@@ -28,6 +28,8 @@ def main() -> int:
         peers.report(options)
         print("## Time of each stage", end="\n\n", flush=True)
         stages.report(options)
+        print("## Matrix products", end="\n\n", flush=True)
+        products.report(options)
         print("## Throughput", end="\n\n", flush=True)
         throughput.report(options)
         print("## Growth", end="\n\n", flush=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import minigdino
-from benchmarks import agreement, case, peers, processes, stages, throughput, worker
+from benchmarks import agreement, case, peers, processes, products, stages, throughput, worker
 from minigdino.runtime.bench import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -156,6 +156,14 @@ def test_stages_of_every_precision_are_side_by_side():
 def test_stages_are_medians_over_the_rounds():
     runs = [{"flop": {"decoder": 6e9}, "seconds": {"decoder": s}} for s in (1.0, 2.0, 9.0)]
     assert stages.table({"highest": runs, "high": runs[:1]})[2] == "| decoder | 6.00 | 2.000 | 3.0 | 1.000 | 6.0 |"
+
+
+def test_rates_of_products():
+    ours, numpy = products.seconds(300, 64, 96, rounds=3)
+    assert len(ours) == len(numpy) == 3
+    assert min(*ours, *numpy) > 0
+    assert products.row("a", (1000, 1000, 500), [1e-3, 2e-3, 4e-3], [1e-3, 4e-3, 2e-3]) == (
+        "| a | [1000, 1000] @ [1000, 500] | 500 | 500 | 1.00 |")
 
 
 @pytest.fixture
