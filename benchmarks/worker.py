@@ -105,8 +105,9 @@ def openvino(graph, threads, precision="f32"):
     started = clock()
     import openvino
     imported = clock()
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads,
-                "INFERENCE_PRECISION_HINT": precision}
+    # with fewer threads than CPUs, binding them to CPUs would bind those of all processes to the same ones
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision,
+                "ENABLE_CPU_PINNING": threads >= len(os.sched_getaffinity(0))}
     model = openvino.Core().compile_model(graph, "CPU", settings)
     loaded = clock()
 
