@@ -27,6 +27,7 @@ MAX_EDGE = 100_000  # pixels; limit for edges in settings and in the `size` argu
 # an explicit `size`, the limit is 16 times the published size, or about 4 GB: a settings file can come from anyone.
 MAX_PIXELS = 2**26
 MAX_PIXELS_OF_SETTINGS = 2**24
+MAX_BYTES = 2**30  # limit for a file object; more than the pixels of the largest image that Pillow accepts
 MAX_PARTS = 100  # limit for the scans, and for the EXIF blocks, of a JPEG. Cameras write 1, progressive files 10 scans
 BLOCK = 2**20  # pixels, or bytes of a file, that are processed at a time
 
@@ -199,28 +200,31 @@ def _formats():
 
 
 def open_image(image) -> Image.Image:
-    """Convert any supported input to a PIL image in RGB.
+    """Convert any supported input to an upright PIL image in RGB.
 
     Args:
         image: one of
 
-            - a path: the image is rotated by its EXIF orientation;
-            - an `io.BytesIO` with the contents of an image file, rotated in the same way;
-            - a PIL image of any mode, converted by `to_rgb`; its EXIF orientation is ignored, but Pillow itself rotates
-              a TIFF when it reads the pixels;
+            - a path;
+            - the contents of an image file, as `bytes`, a `bytearray` or an `io.BytesIO`;
+            - a binary file object, as in `read_file`;
+            - a PIL image of any mode, converted by `to_rgb`;
             - a uint8 array [H, W, 3] in RGB order.
 
     Returns:
-        The image, in mode RGB.
+        The image, in mode RGB. The EXIF orientation of the input is applied, and not part of the result.
 
     Raises:
         ImageError: if the file is missing, is not a regular file, is of an unsupported format or cannot be decoded, or
             the input is of another kind.
     """
+    image = read_file(image)
     if isinstance(image, (str, os.PathLike)):
         return _read(_open_path, image, f"{image}: ")
     if isinstance(image, io.BytesIO):
-        return _read(_open_file, io.BytesIO(image.getvalue()), "")  # with a position of its own; shares the bytes
+        image = image.getvalue()  # shares the bytes, and has no position
+    if isinstance(image, (bytes, bytearray)):
+        return _read(_open_file, io.BytesIO(image), "")
     if isinstance(image, Image.Image):  # Pillow opens files lazily, so decoding may fail here
         with _lock_of(image):
             return _read(_open_given, image, "")
@@ -229,7 +233,52 @@ def open_image(image) -> Image.Image:
             raise ImageError(f"an image array must be uint8 [H, W, 3] in RGB order; got {image.dtype} "
                              f"{list(image.shape)}.\n---> hint: {_array_hint(image)}")
         return Image.fromarray(np.ascontiguousarray(image))
-    raise ImageError(f"an image must be a path, a PIL image or a uint8 array [H, W, 3]; got {type(image).__name__}")
+    raise ImageError("an image must be a path, a PIL image, a uint8 array [H, W, 3], bytes or a binary file object; "
+                     f"got {_named(image)}")
+
+
+def read_file(image):
+    """Read a binary file object. Any other input is returned unchanged.
+
+    Args:
+        image: a file object, or another input of `open_image`.
+
+    Returns:
+        The bytes from the position of the file object to its end. The file object is not closed. An `io.BytesIO` is
+        returned unchanged, because it keeps its contents.
+
+    Raises:
+        ImageError: if the file object is a text file, has no bytes left, has more than `MAX_BYTES`, or cannot be read.
+    """
+    if isinstance(image, (str, os.PathLike, io.BytesIO)) or not hasattr(image, "read"):
+        return image
+    return _read(_bytes_of, image, "")
+
+
+def _bytes_of(file):
+    if hasattr(file, "encoding"):
+        raise ImageError('a file object must be binary; got a text file. Open it with mode "rb"')
+    parts, size = [], 0
+    while part := _block_of(file):
+        if not isinstance(part, bytes):
+            raise ImageError("the method read() of a file object must return bytes; got "
+                             f"{type(part).__name__}. Read the file first, and give its bytes")
+        parts.append(part)
+        if (size := size + len(part)) > MAX_BYTES:
+            raise ImageError(f"a file object must have at most {MAX_BYTES} bytes; got more. Give one with a single "
+                             "image")
+    if not parts:
+        raise ImageError("a file object must have an image at its position; got its end. If it was read or written "
+                         "before, call seek(0) first")
+    return b"".join(parts)
+
+
+def _block_of(file):
+    try:
+        return file.read(BLOCK)
+    except (OSError, ValueError) as error:  # it is closed or only for writing, or a connection ended
+        raise ImageError("a file object must be open for reading; its method read() failed "
+                         f'({type(error).__name__}: {brief(error)}). Open it again, with mode "rb"') from None
 
 
 # Pillow cannot decode one image in several threads, so each image has a lock. Few images share one.
@@ -255,7 +304,7 @@ def _open_path(path):
         file = open_regular(path)
     except OSError as error:
         if error.errno is None:  # raised by `open_regular` for a pipe or a device
-            raise ImageError(f"{error}. Read it first, and give its contents as an io.BytesIO") from None
+            raise ImageError(f"{error}. Read it first, and give its bytes") from None
         raise
     with file:
         return _open_file(file)
@@ -271,8 +320,7 @@ def _open_file(file):
         raise ImageError("not a readable image; expected the content of one of the formats "
                          f"{', '.join(_formats())}. Convert it to PNG with another program") from None
     with opened:
-        rgb = to_rgb(opened)  # reads the pixels; for a TIFF, Pillow then also rotates, and removes the orientation
-        return _rotated(rgb, opened)
+        return _upright(opened)
 
 
 def _open_given(image):
@@ -288,7 +336,7 @@ def _open_given(image):
             _check_jpeg(image.fp, image.tile[0][2])  # an MPO file contains several images
         if image.format == "PPM":
             _check_plain(image.fp)
-    return to_rgb(image)
+    return _upright(image)
 
 
 START_OF_SCAN, END_OF_IMAGE = b"\xda", b"\xd9"
@@ -381,15 +429,24 @@ ROTATIONS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 
              8: Image.Transpose.ROTATE_90}  # EXIF orientation -> operation that undoes it
 
 
-def _rotated(image, opened):
-    """The image, rotated by the EXIF orientation of the opened file. A corrupted EXIF block is ignored."""
+WITH_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # entries of `Image.info`
+
+
+def _upright(image):
+    """Convert an image to RGB, and rotate it by its EXIF orientation. A corrupted EXIF block is ignored.
+
+    The result has no orientation, so that it is not rotated again.
+    """
+    rgb = to_rgb(image)  # reads the pixels; for a TIFF, Pillow then also rotates, and removes the orientation
     try:
-        rotation = ROTATIONS.get(opened.getexif().get(ExifTags.Base.Orientation))
+        rotation = ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception as error:  # any type, as in _read
         if from_signal_handler(error):
             raise
         rotation = None
-    return image if rotation is None else image.transpose(rotation)
+    for name in WITH_ORIENTATION:
+        rgb.info.pop(name, None)
+    return rgb if rotation is None else rgb.transpose(rotation)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -477,7 +534,29 @@ def preprocess(image: Image.Image, settings: ImageSettings, size: Sequence[int] 
     return pixels
 
 
+TO_NUMPY = {"torch": "image.detach().cpu().numpy()", "tensorflow": "image.numpy()", "cupy": "image.get()",
+            "jax": "numpy.asarray(image)", "jaxlib": "numpy.asarray(image)"}  # package of a tensor -> its conversion
+
+
+def _named(image):
+    """Name an input that is not supported, with a hint. Packages of tensors are not imported."""
+    if image is None:
+        return "None.\n---> hint: cv2.imread returns None for a file that it cannot read; check the path"
+    name = type(image).__name__
+    packages = (str(kind.__module__).partition(".")[0] for kind in type(image).__mro__)
+    if package := next(filter(TO_NUMPY.get, packages), None):
+        return (f"a {package} {name}.\n---> hint: give {TO_NUMPY[package]}; before, move the channels last, and scale "
+                "values in 0..1 to 0..255, as uint8")
+    if hasattr(type(image), "__iter__"):
+        return f"{name}.\n---> hint: for several images, give a list: list(images)"
+    return name
+
+
 def _array_hint(image):
+    if image.dtype.kind in "OSUT":
+        return "give paths as a list: image.tolist()"
+    if image.ndim == 4:
+        return "give several images as a list: list(image)"
     if image.ndim == 3 and image.shape[0] == 3:
         return "move the channels last: image.transpose(1, 2, 0)"
     if image.ndim == 2:

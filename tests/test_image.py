@@ -8,8 +8,11 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import tracemalloc
+import types
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import fuzz
@@ -18,11 +21,11 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import EpsImagePlugin, GribStubImagePlugin, Image
+from PIL import EpsImagePlugin, GribStubImagePlugin, Image, ImageCms, ImageOps, PngImagePlugin
 
 import minigdino
 from minigdino import image as module
-from minigdino.image import FORMATS, ImageSettings, endings, open_image, preprocess, resized, to_rgb
+from minigdino.image import FORMATS, ImageSettings, endings, open_image, preprocess, read_file, resized, to_rgb
 
 edges = st.integers(1, 3000)
 
@@ -134,15 +137,52 @@ def test_sixteen_bit_png_files_are_scaled(tmp_path):
     assert open_image(tmp_path / "deep.png").getpixel((0, 0)) == (9, 9, 9)
 
 
-def test_the_exif_orientation_is_applied_to_paths_but_not_to_pil_images(tmp_path):
-    image = Image.fromarray(tiny.photo(4, 6))
+def turned(kind, value):
+    """An image file with an orientation, which is in its EXIF block or in its XMP text."""
+    exif, xmp = Image.Exif(), f'<x tiff:Orientation="{value}"/>'
+    exif[274] = value
+    format, _, text = kind.partition("+")
+    if kind == "PNG+XMP":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp)
+        return encoded("PNG", pnginfo=info)
+    return encoded(format, xmp=xmp.encode()) if text else encoded(format, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "PNG+XMP", "JPEG+XMP", "WEBP+XMP"])
+@pytest.mark.parametrize("value", range(1, 9))
+def test_an_image_file_gives_the_same_upright_image_in_every_form(tmp_path, kind, value):
+    """As a path, as bytes, as a file object, and opened with Pillow: not decoded yet, decoded, and converted."""
+    data = turned(kind, value)
+    (tmp_path / "photo").write_bytes(data)
+    want = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert want.size == ((9, 7) if value < 5 else (7, 9))
+    decoded = Image.open(io.BytesIO(data))
+    decoded.load()
+    with open(tmp_path / "photo", "rb") as file, Image.open(tmp_path / "photo") as opened:
+        for image in (tmp_path / "photo", str(tmp_path / "photo"), data, bytearray(data), io.BytesIO(data), file,
+                      opened, opened, decoded, decoded.copy(), decoded.convert("RGBA"), want):
+            got = open_image(image)
+            np.testing.assert_array_equal(got, want)
+            np.testing.assert_array_equal(open_image(got), want)  # it is not rotated again
+
+
+def test_an_orientation_set_by_hand_is_applied():
+    photo = Image.fromarray(tiny.photo(7, 9))
+    photo.getexif()[274] = 6
+    np.testing.assert_array_equal(open_image(photo), photo.transpose(Image.Transpose.ROTATE_270))
+    np.testing.assert_array_equal(photo, tiny.photo(7, 9))  # the image itself stays
+    photo.getexif()[274] = [6]  # no orientation
+    np.testing.assert_array_equal(open_image(photo), photo)
+
+
+def test_the_colour_profile_stays_but_the_orientation_does_not():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
-    exif[274] = 6  # rotated by 90 degrees
-    image.save(tmp_path / "turned.png", exif=exif)
-    assert open_image(tmp_path / "turned.png").size == (4, 6)
-    assert open_image(str(tmp_path / "turned.png")).size == (4, 6)
-    with Image.open(tmp_path / "turned.png") as opened:
-        assert open_image(opened).size == (6, 4)
+    exif[274] = 6
+    got = open_image(encoded("PNG", exif=exif, icc_profile=profile))
+    assert got.info["icc_profile"] == profile
+    assert not got.getexif()
 
 
 def test_arrays_may_have_any_memory_layout():
@@ -162,8 +202,14 @@ def test_arrays_may_have_any_memory_layout():
         (Image.new("F", (2, 2)), "got float pixels"),
         (Image.new("I", (2, 2), 70000), "0..65535"),
         (Image.new("RGB", (0, 3)), "must have pixels; got a size of 0 x 3"),
-        (7, "got int"),
-        (None, "got NoneType"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"several images as a list: list\(image\)"),
+        (np.array(["a.png", "b.png"]), r"paths as a list: image.tolist\(\)"),
+        (7, "bytes or a binary file object; got int"),
+        (None, "got None.*cv2.imread returns None for a file that it cannot read; check the path"),
+        ({"a.png"}, r"got set.*for several images, give a list: list\(images\)"),
+        (["a.png"], "got list"),
+        (b"photo.png", "not a readable image; expected the content of one of the formats"),
+        (b"", "not a readable image"),
         ("nowhere.png", "nowhere.png: no such file"),
     ],
 )
@@ -649,3 +695,126 @@ def test_the_position_of_the_callers_file_stays():
     file.seek(5)
     open_image(file)
     assert file.tell() == 5
+
+
+# file objects
+
+
+class Unseekable(io.RawIOBase):
+    """A stream that returns few bytes at a time, as a network connection does."""
+
+    def __init__(self, data):
+        self.data = memoryview(data)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        n = min(len(buffer), 7, len(self.data))
+        buffer[:n], self.data = self.data[:n], self.data[n:]
+        return n
+
+
+def test_a_file_object_is_read_from_its_position_to_its_end_and_stays_open(tmp_path):
+    data = encoded("PNG")
+    (tmp_path / "photo").write_bytes(b"header" + data)
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("photo", b"header" + data)
+    with zipfile.ZipFile(tmp_path / "photos.zip") as archive, tempfile.NamedTemporaryFile() as written:
+        written.write(b"header" + data)
+        written.seek(0)
+        for file in (open(tmp_path / "photo", "rb"), open(tmp_path / "photo", "rb", buffering=0), written,  # noqa: SIM115
+                     io.BufferedReader(Unseekable(b"header" + data)), Unseekable(b"header" + data),
+                     archive.open("photo")):
+            with file:
+                assert file.read(6) == b"header"
+                np.testing.assert_array_equal(open_image(file), tiny.photo(7, 9))
+                assert not file.closed
+                with pytest.raises(minigdino.ImageError, match=r"at its position; got its end.*call seek\(0\)"):
+                    open_image(file)
+
+
+def test_the_blocks_of_a_file_object_are_joined(monkeypatch):
+    data = encoded("PNG")
+    for block in (1, 7, len(data), len(data) + 1):
+        monkeypatch.setattr(module, "BLOCK", block)
+        assert read_file(Unseekable(data)) == data
+
+
+def test_a_very_long_file_object_is_refused(monkeypatch):
+    monkeypatch.setattr(module, "MAX_BYTES", 100)
+    assert len(read_file(Unseekable(bytes(100)))) == 100
+    with open(__file__, "rb") as long, pytest.raises(minigdino.ImageError, match="at most 100 bytes; got more"):
+        open_image(long)
+
+
+def test_a_text_file_is_refused(tmp_path):
+    (tmp_path / "photo").write_bytes(encoded("PNG"))
+    with open(tmp_path / "photo") as text, tempfile.NamedTemporaryFile("w+") as temporary:
+        for file in (text, temporary, io.StringIO("x")):
+            with pytest.raises(minigdino.ImageError, match='must be binary; got a text file. Open it with mode "rb"'):
+                open_image(file)
+
+
+def test_a_file_object_that_cannot_be_read_is_refused(tmp_path):
+    with open(tmp_path / "new", "wb") as file, pytest.raises(minigdino.ImageError, match="open for reading; .*Unsup"):
+        open_image(file)
+    with open(tmp_path / "new", "rb") as file:
+        pass
+    with pytest.raises(minigdino.ImageError, match=r"read\(\) failed \(ValueError: .* closed file\). Open it again"):
+        open_image(file)
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("photo", "content")
+    damaged = (tmp_path / "photos.zip").read_bytes().replace(b"content", b"CONTENT")
+    with zipfile.ZipFile(io.BytesIO(damaged)) as archive, archive.open("photo") as file, \
+            pytest.raises(minigdino.ImageError, match="not a readable image .*Bad CRC"):
+        open_image(file)
+    with pytest.raises(minigdino.ImageError, match=r"read\(\) of a file object must return bytes; got str"):
+        open_image(types.SimpleNamespace(read=lambda n: "text"))
+
+
+def test_an_exception_of_another_library_passes_through():
+    class ConnectionLost(Exception):
+        pass
+
+    def read(n):
+        raise ConnectionLost
+
+    with pytest.raises(ConnectionLost):
+        open_image(types.SimpleNamespace(read=read))
+
+
+# tensors
+
+
+@pytest.mark.parametrize(
+    ("package", "conversion"),
+    [
+        ("torch", r"image.detach\(\).cpu\(\).numpy\(\)"),
+        ("tensorflow.python.framework.ops", r"image.numpy\(\)"),
+        ("jaxlib._jax", r"numpy.asarray\(image\)"),
+        ("cupy", r"image.get\(\)"),
+    ],
+)
+def test_a_tensor_is_named_with_its_conversion(package, conversion):
+    tensor = type("Tensor", (), {"__module__": package, "__iter__": lambda self: iter(())})
+    derived = type("Parameter", (tensor,), {"__module__": "elsewhere"})
+    for kind in (tensor, derived):
+        name = f"got a {package.partition('.')[0]} {kind.__name__}"
+        with pytest.raises(minigdino.ImageError, match=f"(?s){name}.*{conversion}.*channels last.*uint8"):
+            open_image(kind())
+
+
+def test_an_unsupported_input_imports_nothing():
+    code = """
+import sys, minigdino
+from minigdino.image import open_image
+before = set(sys.modules)
+for image in (None, 7, {1}, type("Tensor", (), {"__module__": "torch"})()):
+    try:
+        open_image(image)
+    except minigdino.ImageError:
+        pass
+sys.exit(str(set(sys.modules) - before) if set(sys.modules) - before else 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
