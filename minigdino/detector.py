@@ -7,15 +7,17 @@ H, W rows and columns of an image, T text tokens, Q queries, N detections.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias, TypedDict, TypeGuard, Unpack, overload
 
 import numpy as np
 from PIL.Image import Image
@@ -55,9 +57,25 @@ ATTEMPTS = 10  # of `load`, 0.1 s apart, while another process replaces the file
 ATTRIBUTES = ("tensors", "config", "tokenizer", "settings", "source")  # of a loaded model; they can be assigned
 IMAGE_CACHE, TEXT_CACHE = 2, 16  # images and prompts whose features a model caches
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | Image | np.ndarray"
-Images: TypeAlias = "ImageLike | Sequence[ImageLike]"
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image | np.ndarray | bytes | bytearray | BinaryIO"
+Images: TypeAlias = "ImageLike | Sequence[ImageLike] | Iterator[ImageLike]"
 Text: TypeAlias = "str | Sequence[str] | Sequence[Sequence[str]]"
+Result: TypeAlias = "Detections | ImageError"
+
+
+class DetectOptions(TypedDict, total=False):
+    """Options of `Model.detect` that do not change the type of its result."""
+
+    threshold: float
+    text_threshold: float
+    size: Sequence[int] | None
+
+
+class LoadAndDetectOptions(DetectOptions, total=False):
+    """Options of `detect` that do not change the type of its result."""
+
+    model: str | Path | Model | None
+    device: str
 
 
 class Model:
@@ -224,7 +242,7 @@ class Model:
         """Open, resize and normalise an image, with the settings of the checkpoint.
 
         Args:
-            image: a path, a PIL image, or a uint8 array [H, W, 3] in RGB order.
+            image: one image, as in `detect`.
             size: (shortest, longest) edge in pixels, instead of the checkpoint's. The shorter edge becomes `shortest`,
                 or less if the longer edge would exceed `longest`.
 
@@ -306,34 +324,77 @@ class Model:
         self._image_cache.clear()
         self._text_cache.clear()
 
+    # A str is also a sequence of str, and a file an iterator of bytes; the first overload that fits applies.
+    @overload
+    def detect(self, image: ImageLike, text: Text, *,  # type: ignore[overload-overlap]
+               errors: Literal["raise"] = ..., **options: Unpack[DetectOptions]) -> Detections: ...
+
+    @overload
+    def detect(self, image: ImageLike, text: Text, *,  # type: ignore[overload-overlap]
+               errors: Literal["return"], **options: Unpack[DetectOptions]) -> Result: ...
+
+    @overload
+    def detect(self, image: Sequence[ImageLike], text: Text, *, errors: Literal["raise"] = ...,
+               **options: Unpack[DetectOptions]) -> list[Detections]: ...
+
+    @overload
+    def detect(self, image: Sequence[ImageLike], text: Text, *, errors: Literal["return"],
+               **options: Unpack[DetectOptions]) -> list[Result]: ...
+
+    @overload
+    def detect(self, image: Iterator[ImageLike], text: Text, *, errors: Literal["raise"] = ...,
+               **options: Unpack[DetectOptions]) -> Iterator[Detections]: ...
+
+    @overload
+    def detect(self, image: Iterator[ImageLike], text: Text, *, errors: Literal["return"],
+               **options: Unpack[DetectOptions]) -> Iterator[Result]: ...
+
     def detect(self, image: Images, text: Text, *, threshold: float = 0.25, text_threshold: float = 0.25,
-               size: Sequence[int] | None = None) -> Detections | list[Detections]:
+               size: Sequence[int] | None = None, errors: Literal["raise", "return"] = "raise",
+               ) -> Result | list[Detections] | list[Result] | Iterator[Result]:
         """Detect the objects that a prompt names.
 
-        The images of a list are processed one by one, so a result does not depend on the other images.
+        The images of a list or an iterator are processed one by one, so a result does not depend on the other images.
+        Results of an iterator are lazy: each image is taken from it when its result is requested, and then released,
+        except by `Detections.image`. All other arguments are checked at the call.
 
         Args:
-            image: a path, a PIL image, or a uint8 array [H, W, 3] in RGB order; or a list of these. For a path, the
-                EXIF orientation of the file is applied.
+            image: one image, a list of images, or an iterator of images, such as a generator. An image is one of
+
+                - a path;
+                - a PIL image of any mode;
+                - a uint8 array [H, W, 3] in RGB order;
+                - the contents of an image file, as `bytes`, a `bytearray` or an `io.BytesIO`;
+                - a binary file object, which is read from its position to its end, and not closed.
+
+                An EXIF orientation is applied, that of a file and that of a PIL image. So `Image.open(path)` gives the
+                result of the path. `PIL.ImageOps.exif_transpose` removes the orientation; rotate other ways after it.
             text: the prompt, one of
 
                 - a str with phrases that end in dots: "a cat. a remote control.";
                 - a list of phrases: ["a cat", "a remote control"];
-                - one list of phrases per image: [["a cat"], ["a dog", "a hat"]].
+                - one list of phrases per image: [["a cat"], ["a dog", "a hat"]]. An iterator of images has one prompt
+                  for all.
 
             threshold: score that a detection must exceed, 0 to 1.
             text_threshold: probability that a token must exceed to become part of `Detections.phrases`, 0 to 1. It does
                 not affect labels.
             size: (shortest, longest) edge in pixels to which images are resized, instead of the checkpoint's.
+            errors: how to handle an image that cannot be used.
+
+                - "raise": raise its ImageError.
+                - "return": return its ImageError in place of its detections. All other errors are raised, also those
+                  of an iterator.
 
         Returns:
             The detections, with boxes [N, 4] in pixels of the original image, by descending score. For a list of
-            images, a list of `Detections`.
+            images, a list of `Detections`; for an iterator, an iterator. `Detections.image` is the image as given, or
+            the bytes that a file object had.
 
         Raises:
             ImageError: if an image cannot be read, or is too small or too elongated for the model.
             PromptError: if a prompt has no phrase, is too long or ambiguous, or there is not one prompt per image.
-            ArgumentError: if a threshold or `size` is invalid.
+            ArgumentError: if a threshold, `size` or `errors` is invalid.
             CheckpointError: if the model has no tokenizer, its weights give a non-finite output, or a mapped weight
                 file has changed since it was loaded.
         """
@@ -341,18 +402,28 @@ class Model:
             is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
             if not is_number or not 0 <= value <= 1:
                 raise ArgumentError(f"{name} must be a number from 0 to 1; got {brief(value)}")
+        if not isinstance(errors, str) or errors not in ("raise", "return"):
+            raise ArgumentError(f'errors must be "raise" or "return"; got {brief(errors)}')
         size = _checked_size(size)
-        if not isinstance(image, (list, tuple)):
-            prompt, = self._tokenize_all(text, 1)
-            return self._detect(image, prompt, float(threshold), float(text_threshold), size)
-        prompts = self._tokenize_all(text, len(image))
-        return [self._detect(one, prompt, float(threshold), float(text_threshold), size)
-                for one, prompt in zip(image, prompts)]
+        self.settings.target(64, 48, size)  # an edge out of range is not an error of an image
+        detect_one = partial(self._detect, threshold=float(threshold), text_threshold=float(text_threshold), size=size,
+                             errors=errors)
+        if _is_iterator(image):  # `map` keeps no image, unlike a generator with a loop
+            return map(detect_one, image, self._tokenize_all(text, None))
+        if isinstance(image, (list, tuple)):
+            return list(map(detect_one, image, self._tokenize_all(text, len(image))))
+        return detect_one(image, next(iter(self._tokenize_all(text, 1))))
 
-    def _detect(self, image, prompt, threshold, text_threshold, size):
-        picture = images.open_image(image)
-        pixels = images.preprocess(picture, self.settings, size)
-        logits, boxes = self._predict(*self._checked_inputs(pixels, prompt.ids))
+    def _detect(self, image, prompt, threshold, text_threshold, size, errors):
+        try:
+            image = images.read_file(image)
+            picture = images.open_image(image)
+            pixels, ids = self._checked_inputs(images.preprocess(picture, self.settings, size), prompt.ids)
+        except ImageError as error:
+            if errors == "raise":
+                raise
+            return type(error)(*error.args)  # without the traceback, which holds the image
+        logits, boxes = self._predict(pixels, ids)
         self._check_finite(logits, boxes)
         return post_process(logits, boxes, prompt, self.tokenizer.decode, picture.size,
                             threshold, text_threshold, image)
@@ -386,14 +457,17 @@ class Model:
         self._finite = True
 
     def _tokenize_all(self, text, n_images):
-        """One prompt per image."""
+        """An iterable of one prompt per image. The number of images is None if it is unknown."""
         if isinstance(text, (list, tuple)) and any(isinstance(t, (list, tuple)) for t in text):
+            if n_images is None:
+                raise PromptError("expected one prompt for all images of an iterator; got one list of phrases per "
+                                  "image. Give a list of images, or call detect for each image")
             if len(text) != n_images:
                 raise PromptError("expected one list of phrases for all images, or one list per image; got "
                                   f"{len(text)} prompt{'s' * (len(text) != 1)} for {n_images} "
                                   f"image{'s' * (n_images != 1)}")
             return [self.tokenize(phrases) for phrases in text]
-        return [self.tokenize(text)] * n_images
+        return itertools.repeat(self.tokenize(text))
 
     def _checked_inputs(self, pixels, token_ids):
         pixels, ids = _array(pixels, "pixels"), _array(token_ids, "token_ids")
@@ -567,9 +641,41 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_loading.clear)  # the threads that hold these locks are not in the child
 
 
+# See the comment above Model.detect.
+@overload
+def detect(image: ImageLike, text: Text, *,  # type: ignore[overload-overlap]
+           errors: Literal["raise"] = ..., **options: Unpack[LoadAndDetectOptions]) -> Detections: ...
+
+
+@overload
+def detect(image: ImageLike, text: Text, *,  # type: ignore[overload-overlap]
+           errors: Literal["return"], **options: Unpack[LoadAndDetectOptions]) -> Result: ...
+
+
+@overload
+def detect(image: Sequence[ImageLike], text: Text, *, errors: Literal["raise"] = ...,
+           **options: Unpack[LoadAndDetectOptions]) -> list[Detections]: ...
+
+
+@overload
+def detect(image: Sequence[ImageLike], text: Text, *, errors: Literal["return"],
+           **options: Unpack[LoadAndDetectOptions]) -> list[Result]: ...
+
+
+@overload
+def detect(image: Iterator[ImageLike], text: Text, *, errors: Literal["raise"] = ...,
+           **options: Unpack[LoadAndDetectOptions]) -> Iterator[Detections]: ...
+
+
+@overload
+def detect(image: Iterator[ImageLike], text: Text, *, errors: Literal["return"],
+           **options: Unpack[LoadAndDetectOptions]) -> Iterator[Result]: ...
+
+
 def detect(image: Images, text: Text, *, model: str | Path | Model | None = None, threshold: float = 0.25,
-           text_threshold: float = 0.25, size: Sequence[int] | None = None,
-           device: str = "cpu") -> Detections | list[Detections]:
+           text_threshold: float = 0.25, size: Sequence[int] | None = None, device: str = "cpu",
+           errors: Literal["raise", "return"] = "raise",
+           ) -> Result | list[Detections] | list[Result] | Iterator[Result]:
     """Detect the objects that a prompt names, in one call. A model is loaded once per process, source and device.
 
     $MINIGDINO_PRECISION sets the precision, as in `load`. After a CheckpointError, the next call loads the model again.
@@ -583,20 +689,34 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
         text_threshold: as in `Model.detect`.
         size: as in `Model.detect`.
         device: as in `load`. Ignored if `model` is a `Model`.
+        errors: as in `Model.detect`.
 
     Returns:
-        The detections; for a list of images, a list of `Detections`.
+        The detections; for a list of images, a list of `Detections`; for an iterator of images, an iterator.
 
     Raises:
         Error: as `load` and `Model.detect` do.
     """
-    options = {"threshold": threshold, "text_threshold": text_threshold, "size": size}
+    options: dict[str, Any] = {"threshold": threshold, "text_threshold": text_threshold, "size": size, "errors": errors}
     if isinstance(model, Model):
         return model.detect(image, text, **options)
     key = _checked_source(model), find_device(device).name, precisions.checked(None)
+    with _loaded_again_after_error(key):
+        found = _loaded(key).detect(image, text, **options)
+    return _guarded(found, key) if isinstance(found, Iterator) else found
+
+
+def _guarded(results, key):
+    with _loaded_again_after_error(key):
+        yield from results
+
+
+@contextlib.contextmanager
+def _loaded_again_after_error(key):
+    """Forget a model after a CheckpointError, because the checkpoint may be repaired before the next call."""
     try:
-        return _loaded(key).detect(image, text, **options)
-    except CheckpointError:  # the checkpoint may be repaired before the next call
+        yield
+    except CheckpointError:
         _models.pop(key, None)
         raise
 
@@ -628,6 +748,10 @@ def _checked_source(source):
     if not os.fspath(source):
         raise ArgumentError("a model must be a path, a model id or a name; got an empty text. Omit it for the default")
     return source if isinstance(source, str) else Path(source)
+
+
+def _is_iterator(image: Images) -> TypeGuard[Iterator[ImageLike]]:
+    return isinstance(image, Iterator) and not hasattr(image, "read")  # file objects are iterators of lines
 
 
 def _check_type(value, name, kinds, optional=False):
