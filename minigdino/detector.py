@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import json
 import os
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,18 +26,11 @@ from .checkpoints import hub
 from .checkpoints.config import Config
 from .checkpoints.json_file import absolute, is_folder, status
 from .checkpoints.parameters import random_tensors
-from .checkpoints.saving import save_checkpoint, unfinished
-from .checkpoints.weights import (
-    INDEX,
-    build,
-    checked,
-    first_non_finite,
-    mapped_files,
-    on_device,
-    read_checkpoint,
-)
-from .errors import ArgumentError, CheckpointError, Error, ImageError, PromptError, brief, from_signal_handler
-from .image import SETTINGS_FILES, ImageSettings
+from .checkpoints.reading import read_directory
+from .checkpoints.saving import save_checkpoint
+from .checkpoints.weights import build, checked, first_non_finite, mapped_files, on_device
+from .errors import ArgumentError, CheckpointError, Error, ImageError, PromptError, brief
+from .image import ImageSettings
 from .network.model import Output, forward
 from .network.phrases import PUBLISHED_DELIMITERS
 from .prompt import Prompt, Tokenizer
@@ -51,9 +42,6 @@ from .runtime.kernels import mode, traced
 
 EMBEDDED = Path(__file__).parent / "models"
 EMBEDDED_MODELS = ("shapes",)  # as a str, these names take precedence over a folder of the same name
-FILES = (INDEX, "model.safetensors", "config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json",
-         *SETTINGS_FILES)  # those that `load` reads, except shards
-ATTEMPTS = 10  # of `load`, 0.1 s apart, while another process replaces the files
 ATTRIBUTES = ("tensors", "config", "tokenizer", "settings", "source")  # of a loaded model; they can be assigned
 IMAGE_CACHE, TEXT_CACHE = 2, 16  # images and prompts whose features a model caches
 
@@ -560,7 +548,7 @@ def _load(place, source, device, mmap, precision):
                               'id (owner/name), or "shapes"')
     directory = path if is_folder(path) else path.parent
     try:
-        tensors, config, tokenizer, settings = _matching(path, directory, mmap)
+        tensors, config, tokenizer, settings = read_directory(path, directory, mmap)
         model = Model(tensors, config, tokenizer=tokenizer, settings=settings, source=source, device=device,
                       precision=precision)
     except MemoryError:
@@ -571,60 +559,6 @@ def _load(place, source, device, mmap, precision):
     model._loaded_from = place, source, model.device, mmap
     model._as_loaded = {name: getattr(model, name) for name in ATTRIBUTES}
     return model
-
-
-def _matching(path, directory, mmap):
-    """Tensors, config, tokenizer and settings of one checkpoint, even if another process replaces it meanwhile.
-
-    The files belong together if no save is moving its files at a moment between two equal states of all of them.
-    """
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(0.1)
-        before = _states(path, directory)
-        if left := unfinished(directory):
-            problem = (f"{directory}: expected files of one model; {left[0].name} shows that a save has not replaced "
-                       "all of them. It was interrupted, or still runs. Save the model again. If this message stays, "
-                       "or you know that the files belong together, delete that folder")
-            continue
-        try:
-            parts = _parts(path, directory, mmap)
-        except Error:
-            if _states(path, directory) == before:
-                raise
-        else:
-            if _states(path, directory) == before:
-                return parts
-        problem = f"{directory}: the files must not change while they are read; they did. Load the model again"
-    raise CheckpointError(problem)
-
-
-def _states(path, directory):
-    """Identity, size and times of the files of a checkpoint. A change of a shard needs a new index.
-
-    The time of the last status change shows that a failed save replaced a file and put it back.
-    """
-    names = FILES if path == directory else (path.name, *FILES)
-    files = [status(directory / name) for name in names]
-    return [file and (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in files]
-
-
-def _parts(path, directory, mmap):
-    """Read the files of a checkpoint. Refuses weights that `Model.save` wrote for another config."""
-    config_file = directory / "config.json"
-    config = Config.from_file(config_file)
-    tensors, saved = read_checkpoint(path, mmap)
-    try:
-        matches = saved is None or Config.from_dict(json.loads(saved)) == config
-    except (ValueError, TypeError, RecursionError) as error:  # ConfigError is a ValueError
-        if from_signal_handler(error):
-            raise
-        matches = False
-    if matches:
-        return tensors, config, Tokenizer.from_directory(directory), ImageSettings.from_directory(directory)
-    raise CheckpointError(f"{path}: the weights must have been saved with the values in {config_file}; the two belong "
-                          "to different checkpoints, or config.json was edited. Save the model again with Model.save. "
-                          "For other values, save Model(tensors, config, ...)")
 
 
 def default_source() -> str:

@@ -17,7 +17,8 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"inspection.explain"},
     {"__init__", "files", "evaluation.verify", "inspection.tree", "runtime.bench"},
     {"detector", "runtime.info"},
-    {"cache", "results", "network.model", "checkpoints.hub", "checkpoints.saving"},
+    {"cache", "results", "network.model", "checkpoints.hub", "checkpoints.reading"},
+    {"checkpoints.saving"},
     # stages never import one another
     {"drawing", "checkpoints.weights",
      "network.swin", "network.bert", "network.phrases", "network.enhancer", "network.queries", "network.decoder"},

@@ -17,6 +17,7 @@ import tiny
 
 import minigdino
 from minigdino import CheckpointError, Model, detector
+from minigdino.checkpoints import reading
 from minigdino.checkpoints.weights import HIDDEN, INDEX, first_non_finite, read_safetensors
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs pipes and devices")
@@ -602,7 +603,7 @@ def test_a_running_save_is_noticed_even_over_published_files(saved, monkeypatch)
             seen.append(None)
 
     monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr(detector.time, "sleep", lambda _: None)
+    monkeypatch.setattr(reading.time, "sleep", lambda _: None)
     new.save(saved)
     assert len(seen) == 5 and not any(seen)
     assert minigdino.load(saved).config == new.config
@@ -612,7 +613,7 @@ def test_a_running_save_is_noticed_even_over_published_files(saved, monkeypatch)
 def test_a_damaged_entry_in_the_weights_is_refused(saved, monkeypatch, entry):
     from safetensors.numpy import load_file, save_file
 
-    monkeypatch.setattr(detector.time, "sleep", lambda _: None)
+    monkeypatch.setattr(reading.time, "sleep", lambda _: None)
     save_file(load_file(saved / "model.safetensors"), saved / "model.safetensors", {"minigdino_config": entry})
     with pytest.raises(CheckpointError, match="different checkpoints"):
         minigdino.load(saved)

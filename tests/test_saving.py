@@ -12,8 +12,8 @@ import pytest
 import tiny
 
 import minigdino
-from minigdino import CheckpointError, Model, detector
-from minigdino.checkpoints import saving
+from minigdino import CheckpointError, Model
+from minigdino.checkpoints import reading, saving
 from minigdino.checkpoints.weights import INDEX
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX")
@@ -80,7 +80,7 @@ def killed_before(number, directory):
 
 @posix
 def test_a_save_killed_at_any_step_leaves_one_model_or_a_refused_folder(saved, monkeypatch):
-    monkeypatch.setattr(detector, "ATTEMPTS", 1)
+    monkeypatch.setattr(reading, "ATTEMPTS", 1)
     (saved / INDEX).write_text("")  # so the save removes it, too
     seen, step = [], 0
     while killed_before(step, saved):
@@ -103,7 +103,7 @@ def test_a_save_killed_at_any_step_leaves_one_model_or_a_refused_folder(saved, m
 
 @posix
 def test_a_save_killed_after_a_killed_one_leaves_a_refused_folder(saved, monkeypatch):
-    monkeypatch.setattr(detector, "ATTEMPTS", 1)
+    monkeypatch.setattr(reading, "ATTEMPTS", 1)
     seen = []
     for step in range(100):
         MODELS[1].save(saved)
@@ -124,7 +124,7 @@ def test_a_save_killed_after_a_killed_one_leaves_a_refused_folder(saved, monkeyp
 
 def test_an_interrupted_save_is_refused_for_a_file_as_well(saved, monkeypatch):
     (saved / ".minigdino-moving-a1b2c3d4").mkdir()
-    monkeypatch.setattr(detector.time, "sleep", lambda _: None)
+    monkeypatch.setattr(reading.time, "sleep", lambda _: None)
     for source in (saved, saved / "model.safetensors"):
         with pytest.raises(CheckpointError, match=r"expected files of one model; \.minigdino-moving-a1b2c3d4 shows"):
             minigdino.load(source)
@@ -150,7 +150,7 @@ def test_a_load_waits_until_all_files_are_moved(saved, monkeypatch):
 
 @pytest.mark.parametrize("place", ["Tokenizer", "ImageSettings"])
 def test_a_load_during_which_a_whole_save_takes_place_starts_again(saved, monkeypatch, place):
-    kind = getattr(detector, place)
+    kind = getattr(reading, place)
     real, saves = kind.from_directory, [MODELS[2].save]
 
     def from_directory(directory):
@@ -163,28 +163,28 @@ def test_a_load_during_which_a_whole_save_takes_place_starts_again(saved, monkey
 
 
 def test_files_that_change_during_each_attempt_are_refused(saved, monkeypatch):
-    real = detector.Tokenizer.from_directory
+    real = reading.Tokenizer.from_directory
 
     def from_directory(directory):
         path = saved / "config.json"
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
         return real(directory)
 
-    monkeypatch.setattr(detector.time, "sleep", lambda _: None)
-    monkeypatch.setattr(detector.Tokenizer, "from_directory", from_directory)
+    monkeypatch.setattr(reading.time, "sleep", lambda _: None)
+    monkeypatch.setattr(reading.Tokenizer, "from_directory", from_directory)
     with pytest.raises(CheckpointError, match="must not change while they are read; they did. Load the model again"):
         minigdino.load(saved)
 
 
 def test_other_files_of_the_folder_may_change_during_a_load(saved, monkeypatch):
-    real = detector.Tokenizer.from_directory
+    real = reading.Tokenizer.from_directory
 
     def from_directory(directory):
         (saved / f"{time.monotonic_ns()}.jsonl").write_text("{}")
         return real(directory)
 
-    monkeypatch.setattr(detector, "ATTEMPTS", 1)
-    monkeypatch.setattr(detector.Tokenizer, "from_directory", from_directory)
+    monkeypatch.setattr(reading, "ATTEMPTS", 1)
+    monkeypatch.setattr(reading.Tokenizer, "from_directory", from_directory)
     assert parts(saved) == {1}
 
 
@@ -269,7 +269,7 @@ def test_a_failed_save_that_cannot_be_undone_says_where_the_files_are(saved, mon
     assert (saved / "model.safetensors").read_bytes() != old
     assert (moving / "tokenizer.json").exists()
     assert not links or (moving / "old/model.safetensors").read_bytes() == old
-    monkeypatch.setattr(detector, "ATTEMPTS", 1)
+    monkeypatch.setattr(reading, "ATTEMPTS", 1)
     with pytest.raises(CheckpointError, match="Save the model again"):
         minigdino.load(saved)
     MODELS[2].save(saved)
@@ -293,7 +293,7 @@ def test_without_links_a_save_that_replaced_nothing_changes_nothing(saved, monke
 
 def test_a_load_during_which_a_save_fails_starts_again(saved, monkeypatch):
     """All files are the old ones before and after it."""
-    real, mixed = detector.Tokenizer.from_directory, []
+    real, mixed = reading.Tokenizer.from_directory, []
 
     def from_directory(directory):
         rename = os.rename
@@ -313,7 +313,7 @@ def test_a_load_during_which_a_save_fails_starts_again(saved, monkeypatch):
             MODELS[2].save(saved)
         return mixed[0]
 
-    monkeypatch.setattr(detector.Tokenizer, "from_directory", from_directory)
+    monkeypatch.setattr(reading.Tokenizer, "from_directory", from_directory)
     assert parts(saved) == {1}
     assert mixed
 
@@ -330,7 +330,7 @@ def test_without_locks_a_save_removes_only_old_folders_of_killed_saves(saved, mo
     (left / "tokenizer.json").write_text("")
     os.utime(left, (time.time() - age,) * 2)
     monkeypatch.setattr(saving.fcntl, "flock", refuse)
-    monkeypatch.setattr(detector, "ATTEMPTS", 1)
+    monkeypatch.setattr(reading, "ATTEMPTS", 1)
     MODELS[2].save(saved)
     if age:
         assert parts(saved) == {2}
