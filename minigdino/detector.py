@@ -356,7 +356,8 @@ class Model:
                 - a binary file object, which is read from its position to its end, and not closed.
 
                 An EXIF orientation is applied, that of a file and that of a PIL image. So `Image.open(path)` gives the
-                result of the path. `PIL.ImageOps.exif_transpose` removes the orientation; rotate other ways after it.
+                result of the path, and boxes are in pixels of the upright image. A PIL image that you have rotated must
+                have no orientation any more; `PIL.ImageOps.exif_transpose` rotates and removes it.
             text: the prompt, one of
 
                 - a str with phrases that end in dots: "a cat. a remote control.";

@@ -383,16 +383,18 @@ def use(folder: Path, text) -> None:
 
 
 def use_image(path):
-    """Read an image from its path, and from a PIL image that the caller opened."""
+    """Read an image from its path, and from a PIL image that the caller opened: the two are the same."""
+    given = None
     try:
         opened = Image.open(path)
     except Exception:  # raised in the caller's code, not by minigdino
         opened = None
     if opened:
         with opened, contextlib.suppress(minigdino.Error):
-            open_image(opened)
+            given = open_image(opened)
     picture = open_image(path)
     assert picture.mode == "RGB" and 0 < picture.width * picture.height <= 2 * PIXELS
+    assert given is None or (given.size, given.tobytes()) == (picture.size, picture.tobytes())
     pixels = preprocess(picture, SETTINGS)
     assert pixels.dtype == np.float32 and pixels.shape[0] == 3 and max(pixels.shape) <= 64 and np.isfinite(pixels).all()
 
