@@ -545,8 +545,8 @@ def _named(image):
     name = type(image).__name__
     packages = (str(kind.__module__).partition(".")[0] for kind in type(image).__mro__)
     if package := next(filter(TO_NUMPY.get, packages), None):
-        return (f"a {package} {name}.\n---> hint: give {TO_NUMPY[package]}; before, move the channels last, and scale "
-                "values in 0..1 to 0..255, as uint8")
+        return (f"a {package} {name}.\n---> hint: give {TO_NUMPY[package]}, with the channels last and as uint8 in "
+                "0..255")
     if hasattr(type(image), "__iter__"):
         return f"{name}.\n---> hint: for several images, give a list: list(images)"
     return name

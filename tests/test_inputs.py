@@ -1,6 +1,7 @@
 """Inputs of `detect`: bytes and file objects, errors in place of results, and iterators of images."""
 
 import collections
+import copy
 import gc
 import io
 import itertools
@@ -27,6 +28,13 @@ MODEL = tiny.model(queries=40)
 PHOTOS = [tiny.photo(30, 40, seed) for seed in range(3)]
 ELONGATED = np.zeros((8, 400, 3), np.uint8)  # it has fewer image tokens than the model has queries
 BAD = ["missing.png", b"no image", None, np.zeros((4, 4), np.uint8), ELONGATED]
+
+
+class Damaged:
+    """A mapped file that has changed."""
+
+    def check(self):
+        raise CheckpointError("the file has changed")
 
 
 def same(a, b):
@@ -147,6 +155,10 @@ def test_an_error_of_the_checkpoint_is_never_returned():
     bare = Model.random(MODEL.config, settings=MODEL.settings)
     with pytest.raises(CheckpointError, match="tokenizing text needs"):
         bare.detect([PHOTOS[0]], TEXT, errors="return")
+    damaged = copy.copy(MODEL)
+    damaged._files = [Damaged()]
+    with pytest.raises(CheckpointError, match="has changed"):
+        damaged.detect([PHOTOS[0]], TEXT, errors="return")
 
 
 def test_a_returned_error_keeps_no_image():
@@ -257,13 +269,8 @@ def test_a_damaged_model_is_loaded_again_after_an_error_of_an_iterator(monkeypat
     results = minigdino.detect(iter(PHOTOS), TEXT, model=tmp_path)
     next(results)
     (model,) = detector._models.values()
-    monkeypatch.setattr(model, "_check_files", Model._check_files.__get__(types.SimpleNamespace(_files=[Damaged()])))
+    monkeypatch.setattr(model, "_files", [Damaged()])
     with pytest.raises(CheckpointError, match="has changed"):
         next(results)
     assert not detector._models
     assert isinstance(minigdino.detect(PHOTOS[0], TEXT, model=tmp_path), Detections)
-
-
-class Damaged:
-    def check(self):
-        raise CheckpointError("the file has changed")
