@@ -222,7 +222,7 @@ def open_image(image) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         return _read(_open_path, image, f"{image}: ")
     if isinstance(image, io.BytesIO):
-        image = image.getvalue()  # shares the bytes, and has no position
+        image = _read(io.BytesIO.getvalue, image, "")  # shares the bytes, and has no position
     if isinstance(image, (bytes, bytearray)):
         return _read(_open_file, io.BytesIO(image), "")
     if isinstance(image, Image.Image):  # Pillow opens files lazily, so decoding may fail here

@@ -763,6 +763,10 @@ def test_a_file_object_that_cannot_be_read_is_refused(tmp_path):
         pass
     with pytest.raises(minigdino.ImageError, match=r"read\(\) failed \(ValueError: .* closed file\). Open it again"):
         open_image(file)
+    with io.BytesIO(encoded("PNG")) as file:
+        pass
+    with pytest.raises(minigdino.ImageError, match="not a readable image .*closed file"):
+        open_image(file)
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.writestr("photo", "content")
     damaged = (tmp_path / "photos.zip").read_bytes().replace(b"content", b"CONTENT")
