@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import minigdino
+from training import demo
 from training.evaluate import average_precision, false_boxes, scenes
 from training.predict import with_minigdino
 
@@ -45,12 +46,32 @@ def test_swapped_words_swap_the_labels(model):
     for found in (one, two):
         by_label = {d.label: d.box for d in found}
         assert set(by_label) == {"a purple star", "a green heart"}
-        assert by_label["a green heart"][0] < 100 < by_label["a purple star"][0]
+        assert by_label["a purple star"][0] < 100 < by_label["a green heart"][0]
     assert {d.label: d.label_id for d in one} != {d.label: d.label_id for d in two}
 
 
-def test_an_absent_object_is_not_found(model):
-    assert len(model.detect(SCENE, "a blue diamond.", threshold=0.4)) == 0
+def test_the_image_of_the_demonstration_is_the_drawn_scene():
+    assert abs(np.asarray(Image.open(SCENE), int) - demo.scene().image).mean() < 2  # JPEG
+
+
+@pytest.mark.parametrize("threshold", [0.25, 0.4])
+@pytest.mark.parametrize("pair", demo.PAIRS, ids=" ".join)
+def test_each_object_of_the_demonstration_is_found_by_its_words(model, pair, threshold):
+    (thing,) = (thing for thing in demo.scene().things if (thing.colour, thing.shape) == pair)
+    for text in (f"a {thing.colour} {thing.shape}.", f"a {thing.colour} shape."):
+        (found,) = model.detect(SCENE, text, threshold=threshold)
+        np.testing.assert_allclose(found.box, thing.box, atol=25)  # the model sees 160 x 128 pixels
+
+
+@pytest.mark.parametrize("shape", ["star", "heart", "ring", "triangle"])
+def test_objects_of_the_demonstration_are_found_by_their_shape(model, shape):
+    found = model.detect(SCENE, f"{shape}.")
+    assert len(found) == sum(thing.shape == shape for thing in demo.scene().things)
+
+
+@pytest.mark.parametrize("text", ["a blue diamond.", "a black shape.", "a brown circle.", "a photo of a cat."])
+def test_an_absent_object_is_not_found(model, text):
+    assert len(model.detect(SCENE, text)) == 0
 
 
 def test_fast_and_reference_find_the_same_detections(model):

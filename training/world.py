@@ -164,6 +164,7 @@ def draw_scene(
     kind: str | None = None,
     other: bool = False,
     jpeg: int | None = None,
+    each: bool = False,
 ) -> Scene:
     """Draw a random scene. Objects without space or contrast are left out.
 
@@ -175,6 +176,7 @@ def draw_scene(
         kind: background, one of `backgrounds.KINDS`; None draws one.
         other: use the second drawing style.
         jpeg: always compress as JPEG with this quality.
+        each: draw the pairs in order, each once, instead of a random choice.
     """
     height, width = size
     canvas = background(kind or KINDS[rng.integers(len(KINDS))], rng, height, width)
@@ -183,7 +185,7 @@ def draw_scene(
     for _ in range(4 * wanted):
         if len(things) == wanted:
             break
-        colour, shape = pairs[rng.integers(len(pairs))]
+        colour, shape = pairs[len(things) if each else rng.integers(len(pairs))]
         polygons = _place(shape, rng, width, height, other)
         low, high = _extent(polygons)
         box = np.concatenate([np.maximum(low, 0), np.minimum(high, (width, height))])
