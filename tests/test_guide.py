@@ -20,6 +20,7 @@ from docs import hooks
 from minigdino.checkpoints.parameters import random_tensors
 from minigdino.inspection import tree
 from minigdino.inspection.explain import FIGURES
+from tests.browser import conftest as browser
 
 ROOT = Path(__file__).parent.parent
 ROWS = hooks.rosetta()
@@ -250,6 +251,29 @@ def test_the_site_loads_nothing_from_the_network(site):
     for path in site.rglob("*.html"):
         assert not [load for load in Page(path).loads - {None} if load.startswith(("http:", "https:", "//"))], path
     assert not [path for path in site.rglob("*.css") if re.search(r"url\(['\"]?(?:https?:)?//", path.read_text())]
+
+
+def test_search_works_from_disk(site):
+    """Browsers refuse workers in pages that are opened from disk; scripts/iframe-worker.js stands for them."""
+    if reason := browser.missing():
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, playwright.chromium.launch(
+            executable_path=browser.CHROMIUM, args=browser.SWITCHES) as chromium:
+        tab = chromium.new_page()
+        errors, requests = [], []
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("request", lambda request: requests.append(request.url))
+        for page in ("index.html", "howto/server.html"):  # in two folders
+            tab.goto((site / page).as_uri())
+            tab.get_by_role("textbox", name="Search").focus()
+            tab.keyboard.type("deformable attention")
+            link = tab.locator(".md-search-result__item a").first
+            link.wait_for(state="attached", timeout=20_000)
+            assert "/reading/deformable.html" in link.get_attribute("href")
+        assert not errors
+        assert not [url for url in requests if not url.startswith(("file:", "data:"))]
 
 
 def test_formulas_and_macros_are_expanded(site):
