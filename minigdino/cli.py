@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import glob
 import io
@@ -15,8 +16,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from . import ArgumentError, Error, __version__, files, info, load, set_threads, trace, use
+from . import ArgumentError, Error, __version__, datasets, files, info, load, set_threads, trace, use
 from .checkpoints import hub
+from .checkpoints.fingerprint import fingerprint
+from .checkpoints.json_file import is_file, is_folder, status
 from .detector import EMBEDDED_MODELS, default_source
 from .errors import brief
 from .image import MAX_EDGE
@@ -123,6 +126,17 @@ def _path(text):
     return Path(text)
 
 
+def _file(text):
+    """A path, or "-" for standard output. A file of that name is ./-"""
+    return text if text == files.STDOUT else _path(text)
+
+
+def _drawing(text):
+    """A path as text: a slash at its end, which Path would drop, says that it is a folder."""
+    _path(text)
+    return text
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands and their options."""
     top = _Parser(prog="minigdino", description="Detect objects in images from a text prompt. No PyTorch.")
@@ -137,11 +151,12 @@ def parser() -> argparse.ArgumentParser:
                "  minigdino detect photos/ --phrase 'st. bernard' --jsonl found.jsonl --resume")
     detect.add_argument("source", nargs="+", metavar="SOURCE",
                         help="an image, a folder, a glob pattern in quotes, or - for an image on standard input. "
-                             "A path given twice is processed once. "
+                             "In folders and patterns, hidden files are skipped. A path given twice is processed once. "
                              "Without --phrase, the last argument is TEXT, the prompt: phrases that end in dots, such "
                              'as "a cat. a dog."')
     detect.add_argument("--phrase", action="append", metavar="P",
                         help="one phrase of the prompt, instead of TEXT; repeatable")
+    detect.add_argument("--recursive", action="store_true", help="search the subfolders of folders, too")
     detect.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes" '
                                                      "(default: $MINIGDINO_MODEL, else grounding-dino-tiny)")
     detect.add_argument("--threshold", type=float, default=0.25, metavar="X",
@@ -155,17 +170,23 @@ def parser() -> argparse.ArgumentParser:
     detect.add_argument("--threads", type=int, metavar="N",
                         help="number of threads (default: the CPUs that this process may use, or OMP_NUM_THREADS if "
                              "that is less)")
-    detect.add_argument("--out", metavar="PATH", type=_path,
-                        help="draw the detections: a file for one image, a folder for several. An existing file with "
-                             "this name is replaced. In a folder, only pictures that minigdino drew are replaced; any "
-                             "other file is an error")
+    detect.add_argument("--out", metavar="PATH", type=_drawing,
+                        help="draw the detections: a file for one image, or a folder, which must exist or end in a "
+                             "slash if there is one image only")
     detect.add_argument("--json", action="store_true",
                         help="print JSON instead of a table: an object for one image, a list for several")
-    detect.add_argument("--jsonl", metavar="FILE", type=_path,
-                        help="append one line of JSON per image, as soon as it is done")
+    detect.add_argument("--jsonl", metavar="FILE", type=_file,
+                        help="append one line of JSON per image, as soon as it is done; - for standard output, also "
+                             "with the next options")
+    detect.add_argument("--coco", metavar="FILE", type=_file, help="write all detections as a COCO data set")
+    detect.add_argument("--csv", metavar="FILE", type=_file, help="write all detections as CSV")
     detect.add_argument("--resume", action="store_true",
-                        help="with --jsonl: skip images that the file already has, also those with an error")
-    detect.add_argument("--coco", metavar="FILE", type=_path, help="write all detections as a COCO data set")
+                        help="with --jsonl: skip images that the file already has, also those with an error. The "
+                             "model, the prompt and the options must be the same")
+    detect.add_argument("--overwrite", action="store_true",
+                        help="replace existing files of other programs, and that of --jsonl. Without it, only "
+                             "pictures, COCO and CSV files that minigdino wrote are replaced. Inputs are never "
+                             "replaced")
     detect.add_argument("--categories", metavar="FILE", type=_path,
                         help="with --coco: JSON file with the id of each label, a different int for each")
     detect.set_defaults(command=_detect, error=detect.error)
@@ -237,50 +258,100 @@ def _detect(arguments):
     *sources, text = arguments.source if not arguments.phrase else [*arguments.source, arguments.phrase]
     if not sources:
         arguments.error('give an image and a text: minigdino detect cat.jpg "a cat."')
+    printed = _printed(arguments)
     if arguments.threads is not None:
         set_threads(arguments.threads)
     # before the first forward pass, check all arguments that concern every image
-    images = files.find_images(sources)
+    images = files.find_images(sources, recursive=arguments.recursive)
     many = images != sources or len(sources) > 1  # True for a folder or a pattern, even with one image
-    pictures = _pictures(arguments.out, images, many, sources) if arguments.out else {}
-    _check_paths([*(("an image", image) for image in images if image != files.STDIN),
-                  ("--categories", arguments.categories), *_model_files(arguments.model)],
-                 [*(("--out", path) for path in dict.fromkeys([arguments.out, *pictures.values()])),
-                  ("--coco", arguments.coco), ("--jsonl", arguments.jsonl)])
-    for path in filter(None, (arguments.coco, None if many else pictures.get(images[0]))):
-        files.check_writable(path)  # the first of many pictures is written after one pass
+    pictures = _checked_outputs(arguments, images, many, sources)
     model = load(arguments.model, device=arguments.device, precision=arguments.precision)
     options = {"threshold": arguments.threshold, "text_threshold": arguments.text_threshold, "size": arguments.size}
     model.detect([], text, **options)  # checks the options; a wrong one must not leave an empty file of --jsonl
-    categories = _categories(arguments.categories, model.tokenize(text).phrases)
-    earlier, found = [], []  # (image, result) of the lines that --resume continues, and of this run
-    with files.JsonLines(arguments.jsonl, arguments.resume) if arguments.jsonl else contextlib.nullcontext() as lines:
+    prompt = model.tokenize(text)
+    categories = _categories(arguments.categories, prompt.phrases)
+    data_sets = [(arguments.coco, datasets.Coco(categories))] if arguments.coco else []
+    data_sets += [(arguments.csv, datasets.Csv())] if arguments.csv else []
+    collected = data_sets + ([(files.STDOUT, datasets.Json(many))] if arguments.json else [])
+    with _lines(arguments, model, prompt, options) as lines:
         def on_result(image, result):
-            if arguments.json or arguments.coco:
-                found.append((image, result))
+            for _, data_set in collected:
+                data_set.add(image, result)
             if isinstance(result, Error):
                 _complain(f"minigdino: {printable(str(result))}")
             elif pictures:
                 _write(pictures[image], _encoded(result.plot(), pictures[image]))
             if lines:  # after the picture: --resume skips the image from now on
                 lines.write(files.record(image, result))
-            if not arguments.json and not isinstance(result, Error) and not (lines and many):
+            if not printed and not isinstance(result, Error) and not (lines and many):
                 _print_table(image if many else None, result, arguments.threshold)
 
-        if lines and lines.done and arguments.coco:
-            earlier = _earlier(lines, set(images), categories)
-        images = [image for image in images if not lines or image not in lines.done]
+        if lines and lines.done:
+            _add_earlier(lines, data_sets, categories)
+            images = [image for image in images if image not in lines.done]
         failed = files.detect_each(model, images, text, on_result=on_result, **options,
                                    progress=sys.stderr if many and sys.stderr.isatty() else None)
-    if arguments.coco:  # before the JSON: standard output may be closed
-        detected = [pair for pair in found if not isinstance(pair[1], Error)]
-        data = files.coco(earlier + detected, categories)
-        _write(arguments.coco, (json.dumps(data, allow_nan=False) + "\n").encode())
-    if arguments.json:
-        records = [files.record(*pair) for pair in found]
-        one = len(records) == 1 and not many  # none are left after --resume: []
-        _print(json.dumps(records[0] if one else records, indent=2, allow_nan=False))
+    for path, data_set in sorted(collected, key=lambda pair: pair[0] == files.STDOUT):  # which may be closed: last
+        _write(path, data_set.content())
     return 1 if failed else 0
+
+
+def _printed(arguments):
+    """The option whose output is printed instead of a table; None for the table."""
+    names = ["--json"] if arguments.json else []
+    names += [f"--{name} -" for name in ("jsonl", "coco", "csv") if getattr(arguments, name) == files.STDOUT]
+    if len(names) > 1:
+        arguments.error(f"expected at most one output on standard output; got {' and '.join(names)}")
+    if arguments.jsonl == files.STDOUT and arguments.resume:
+        arguments.error("--resume needs a file of --jsonl; standard output has no earlier lines")
+    if arguments.resume and not arguments.jsonl:
+        arguments.error("--resume needs --jsonl, the file that it continues")
+    return names[0] if names else None
+
+
+def _checked_outputs(arguments, images, many, sources):
+    """Check all outputs. Returns {image: path of its picture}."""
+    pictures = _pictures(arguments, images, many, sources) if arguments.out else {}
+    coco, csv, lines = (None if path == files.STDOUT else path
+                        for path in (arguments.coco, arguments.csv, arguments.jsonl))
+    _check_paths([*(("an image", image) for image in images if image != files.STDIN),
+                  ("--categories", arguments.categories), *_model_files(arguments.model)],
+                 [*(("--out", path) for path in dict.fromkeys([arguments.out, *pictures.values()])),
+                  ("--coco", coco), ("--csv", csv), ("--jsonl", lines)])
+    picture = pictures and (Path(arguments.out, "*") if many else pictures[images[0]])
+    for path, is_ours in ((picture, files.is_drawn), (coco, datasets.is_coco), (csv, datasets.is_csv)):
+        if path:
+            if not arguments.overwrite:
+                files.check_replaceable(path, is_ours)
+            files.check_writable(path)
+    if lines:
+        files.check_lines(lines, arguments.resume, arguments.overwrite)
+    return pictures
+
+
+def _lines(arguments, model, prompt, options):
+    """The JSON Lines as a context; None without --jsonl."""
+    if not arguments.jsonl:
+        return contextlib.nullcontext()
+    header = {"minigdino": __version__, "model": str(model.source),
+              "fingerprint": fingerprint(model.tensors, model.config, model.settings.to_dict()),
+              "text": prompt.phrases, "tokens": prompt.ids.tolist(), **options, "precision": model.precision}
+    if arguments.jsonl == files.STDOUT:
+        return _PrintedLines(header)
+    return files.JsonLines(arguments.jsonl, arguments.resume, header=header, overwrite=arguments.overwrite)
+
+
+class _PrintedLines(contextlib.nullcontext):
+    """JSON Lines on standard output, with the interface of `files.JsonLines`."""
+
+    def __init__(self, header):
+        super().__init__(self)
+        self.done = {}
+        self.write(header)
+
+    def write(self, line):
+        """Print one line."""
+        _print(json.dumps(line, allow_nan=False))
 
 
 def _model_files(source):
@@ -305,22 +376,26 @@ def _check_paths(inputs, outputs):
 
 
 def _real(path):
-    """The path without links, which identifies a file."""
+    """What identifies a file: its number, which all its names share, or its path without links if it does not exist."""
+    if found := status(path):
+        return found.st_dev, found.st_ino
     try:
         return os.path.realpath(path)
     except (OSError, ValueError):  # a deleted working directory, or a null byte; opening the file is an error
         return os.path.normpath(path)
 
 
-def _earlier(lines, images, categories):
-    """[(image, detections)] of the images that the file already has. Lines with an error are left out."""
-    results = {line["image"]: files.detections(line, lines.path) for line in lines.records()
-               if line["image"] in images and "error" not in line}
-    for image, found in results.items():
+def _add_earlier(lines, data_sets, categories):
+    """Add the images that the file already has to data sets. Lines with an error are left out."""
+    for line in lines.records() if data_sets else ():
+        if "error" in line:
+            continue
+        found = files.detections(line, lines.path)
         if missing := [label for label in found.labels if label not in categories]:
-            raise ArgumentError(f"{lines.path}: with --coco, each label needs an id from the prompt or --categories; "
-                                f"{brief(missing[0])} of {image} has none. Give the prompt of the earlier run")
-    return list(results.items())
+            raise ArgumentError(f"{lines.path}: each label must be a phrase of the prompt; {brief(missing[0])} of "
+                                f"{line['image']} is not. Delete its line, so that --resume processes it again")
+        for _, data_set in data_sets:
+            data_set.add(line["image"], found)
 
 
 def _categories(path, phrases):
@@ -335,32 +410,58 @@ def _categories(path, phrases):
     return categories
 
 
-def _pictures(out, images, many, sources):
-    """{image: output file}. `out` is the file for one image, or a folder that reproduces the folders of the images."""
-    if not many and not os.path.isdir(out):
+def _pictures(arguments, images, many, sources):
+    """{image: output file}. --out is the file for one image, or a folder that reproduces the folders of the images."""
+    out, text = Path(arguments.out), arguments.out
+    if text == files.STDOUT:
+        raise ArgumentError("--out - is not possible: pictures are not written to standard output. Give --out a file "
+                            "or a folder")
+    is_named_folder = text.endswith(("/", os.sep))
+    if not many and not is_named_folder and not is_folder(out):
         _encoded(Image.new("RGB", (64, 64)), out)  # a format that cannot be written is an error before the first pass
         return {images[0]: out}
-    if os.path.isfile(out) or (out.suffix and not os.path.exists(out)):
-        raise ArgumentError(f"{out}: several images need a folder to write to. Give --out the name of a folder")
+    if is_file(out) or (out.suffix and not is_named_folder and not status(out)):
+        raise ArgumentError(f"{out}: several images need a folder to write to. Give --out the name of a folder, with a "
+                            "slash at its end")
+    outputs = _in_folder(out, images)
+    _check_folder(outputs, _searched(sources, arguments.recursive), arguments.overwrite)
+    return outputs
+
+
+def _in_folder(out, images):
+    """{image: file in a folder}, with the images' folders below the one that contains all of them."""
     # not Path.absolute, which keeps "..": the outputs would leave the folder
     paths = {image: Path(os.path.abspath("stdin" if image == files.STDIN else image)) for image in images}
     top = os.path.commonpath([path.parent for path in paths.values()])
-    outputs = {image: out / path.relative_to(top).with_suffix(".png") for image, path in paths.items()}
-    taken, originals = {}, {_real(image) for image in images}
-    folders = {_real(source) for source in sources if os.path.isdir(source)}
+    return {image: out / path.relative_to(top).with_suffix(".png") for image, path in paths.items()}
+
+
+def _searched(sources, recursive):
+    """A function that says whether the sources contain the images in a folder."""
+    folders = {_real(source) for source in sources if is_folder(source)}
+
+    def is_searched(folder):
+        above = [Path(absolute(folder)).parents for absolute in (os.path.abspath, os.path.realpath) if recursive]
+        return any(_real(place) in folders for place in itertools.chain([folder], *above))
+
+    return is_searched
+
+
+def _check_folder(outputs, is_searched, overwrite):
+    """Refuse pictures that would replace an image, another picture or a file of the user, or be an image next time."""
+    taken, originals = {}, {_real(image) for image in outputs}
     for image, output in outputs.items():
         if _real(output) in originals:
             raise ArgumentError(f"{image} would be drawn to {output}, which is one of the images. Give --out another "
                                 "folder")
-        if _real(output.parent) in folders:
+        if is_searched(output.parent):
             raise ArgumentError(f"{image} would be drawn to {output}, where the next run would take the drawing for an "
                                 "image. Give --out another folder")
-        if os.path.exists(output) and not files.is_drawn(output):
+        if status(output) and not (overwrite and is_file(output)) and not files.is_drawn(output):
             raise ArgumentError(f"{image} would be drawn to {output}, which exists and was not drawn by minigdino. "
-                                "Give --out another folder, or move that file")
+                                "Give --out another folder, move that file, or give --overwrite to replace it")
         if (other := taken.setdefault(output, image)) != image and _real(other) != _real(image):
             raise ArgumentError(f"{other} and {image} would both be drawn to {output}. Draw them in two runs")
-    return outputs
 
 
 def _encoded(picture, path):
@@ -368,7 +469,7 @@ def _encoded(picture, path):
     file = io.BytesIO()
     file.name = path.name
     try:
-        picture.save(file, pnginfo=files.drawn_mark())  # other formats ignore it
+        picture.save(file, **files.drawn_marks())
     except MemoryError:
         raise
     except Exception as error:  # encoders raise many types for a size or a mode that their format does not have
@@ -379,8 +480,13 @@ def _encoded(picture, path):
 
 
 def _write(path, data):
-    files.replace_file(path, data)
-    _complain(f"wrote {printable(str(path))}")
+    """Write a file from bytes or blocks of bytes, and name it on standard error; or print the blocks."""
+    if path == files.STDOUT:
+        for text in codecs.iterdecode(data, "utf-8", "surrogateescape"):
+            _print(text, end="")
+    else:
+        files.replace_file(path, data)
+        _complain(f"wrote {printable(str(path))}")
 
 
 def _print_table(image, found, threshold):

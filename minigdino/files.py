@@ -1,4 +1,4 @@
-"""Detection in many image files, for `minigdino detect`: find images, write JSON Lines and COCO files."""
+"""Detection in many image files, for `minigdino detect`: find images, write JSON Lines, replace files safely."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from .checkpoints.json_file import open_regular, read_json
+from .checkpoints.json_file import is_file, is_folder, open_regular, read_json, status
 from .detector import Model
 from .errors import ArgumentError, CheckpointError, Error, ImageError, brief, from_signal_handler
 from .image import endings
@@ -32,14 +32,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-STDIN = "-"
+STDIN = STDOUT = "-"
 MAX_STDIN = 2**30  # bytes; more than the pixels of the largest image that Pillow accepts
 MAX_CATEGORIES = 2**29  # bytes; the largest COCO annotation file fits
 MAX_LINE = 2**26  # bytes; a longer line is not from this program, so it is not read into memory
 MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
-def find_images(sources: Sequence[str]) -> list[str]:
+def find_images(sources: Sequence[str], *, recursive: bool = False) -> list[str]:
     """List the images of some sources. A path that occurs several times is listed once.
 
     Paths are compared as text: "a.jpg" and "./a.jpg" are two images, as they are two names in the output.
@@ -48,9 +48,11 @@ def find_images(sources: Sequence[str]) -> list[str]:
         sources: each one of
 
             - a file, listed as given, whether it exists or not;
-            - a folder: the images in it, sorted by name; subfolders are not searched;
+            - a folder: the images in it, sorted by name; hidden files, such as "._a.jpg", are left out;
             - a glob pattern: the matching files, sorted; "**" matches any number of folders;
             - "-", for an image on standard input.
+
+        recursive: whether the subfolders of a folder are searched too, except hidden ones.
 
     Returns:
         Different paths, and "-" for standard input, in the order of the sources.
@@ -61,8 +63,11 @@ def find_images(sources: Sequence[str]) -> list[str]:
     found: list[str] = []
     for source in sources:
         if source != STDIN and os.path.isdir(source):
-            if not (images := _images(source)):
-                raise ImageError(f"{source}: expected a folder with images, such as .jpg or .png files; found none")
+            folders = _folders([source]) if recursive else [source]
+            if not (images := sorted(image for folder in folders for image in _images(folder))):
+                more = "" if recursive else ". With --recursive, its subfolders are searched too"
+                raise ImageError(f"{source}: expected a folder with images, such as .jpg or .png files; found "
+                                 f"none{more}")
             found += images
         elif any(c in source for c in "*?[") and "\0" not in source and not os.path.exists(source):
             if not (matches := sorted(filter(os.path.isfile, _matches(source)))):
@@ -74,13 +79,14 @@ def find_images(sources: Sequence[str]) -> list[str]:
 
 
 def _images(folder):
-    """The images in a folder, sorted by name."""
+    """The images in a folder, except hidden files. macOS stores its attributes of a.jpg in ._a.jpg."""
     try:
         entries = list(Path(folder).iterdir())
     except OSError as error:
         raise ImageError(f"{folder}: expected a readable folder ({error.strerror}). Check its permissions") from None
     known = endings()
-    return sorted(str(path) for path in entries if path.suffix.lower() in known and os.path.isfile(path))
+    return [str(path) for path in entries
+            if path.suffix.lower() in known and not path.name.startswith(".") and os.path.isfile(path)]
 
 
 _SEP = re.escape(os.sep + (os.altsep or ""))
@@ -142,15 +148,28 @@ def detect_each(model: Model, images: Sequence[str], text, *, on_result: Callabl
         except ImageError as error:
             failed += 1
             result = error
+        _show(progress, "")  # so that the result has a line of its own
         on_result(image, result)
-        if progress:
-            each = (time.monotonic() - start) / (i + 1)
-            left = each * (len(images) - i - 1)
-            end = "" if i + 1 < len(images) else "\n"
-            with contextlib.suppress(OSError):  # the terminal was closed, but the run goes on
-                progress.write(f"\r\033[K{i + 1}/{len(images)} images, {each:.1f} s each, {left:.0f} s left{end}")
-                progress.flush()
+        each = (time.monotonic() - start) / (i + 1)
+        left = _duration(each * (len(images) - i - 1))
+        end = "" if i + 1 < len(images) else "\n"
+        _show(progress, f"{i + 1}/{len(images)} images, {each:.2f} s each, {left} left{end}")
     return failed
+
+
+def _show(progress, text):
+    """Replace the current line of a terminal."""
+    if progress:
+        with contextlib.suppress(OSError):  # the terminal was closed, but the run goes on
+            progress.write(f"\r\033[K{text}")
+            progress.flush()
+
+
+def _duration(seconds):
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _opened(image):
@@ -222,7 +241,7 @@ def _is_number(value, low, high):
 
 
 class JsonLines:
-    """An append-only, resumable JSON Lines file, with one line per image.
+    """An append-only, resumable JSON Lines file: a header, then one line per image.
 
     Each line is on the disk as soon as the image is done. An interrupted run loses at most the line that was being
     written. The file is locked until `close`, or until the process ends, so that two runs never write to it. On a file
@@ -231,42 +250,47 @@ class JsonLines:
     Args:
         path: the file.
         resume: whether to continue an existing file. An incomplete last line is then removed.
+        header: all that determines the lines, such as the model and the prompt: a JSON object with the key "minigdino".
+            It is the first line of a new file, and must agree with that of an existing one. None for no header, and
+            no comparison.
+        overwrite: whether to replace an existing file. With `resume`, it is continued nevertheless.
 
     Attributes:
         path: the file.
-        done: names of the images that the file already has.
+        done: {name of an image that the file already has: number of its last line}.
 
     Raises:
-        ArgumentError: if the file exists and `resume` is False, if another process writes to it, if it has a line of
-            another format, or if it cannot be written.
+        ArgumentError: if the file exists and neither `resume` nor `overwrite` is set, if it was begun with another
+            header, if another process writes to it, if it has a line of another format, or if it cannot be written.
     """
 
-    def __init__(self, path: str | Path, resume: bool = False):
+    def __init__(self, path: str | Path, resume: bool = False, *, header: dict | None = None, overwrite: bool = False):
         self.path = Path(path)
-        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe could wait without end
-            raise ArgumentError(f"{path}: expected a regular file for --jsonl; got a folder, a pipe or a device. "
-                                "Choose another name")
-        exclusive = 0 if resume else os.O_EXCL
+        _check_kind(path)
+        exclusive = 0 if resume or overwrite else os.O_EXCL
         try:
             self._file = open(path, "ab", buffering=0,  # noqa: SIM115  closed by `close`
                               opener=lambda name, flags: os.open(name, flags | exclusive, 0o666))
         except FileExistsError:
-            raise ArgumentError(f"{path} exists already. Give --resume to continue it, or choose another "
-                                "name") from None
+            raise _exists(path) from None
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from None
         try:
             if not _lock(self._file):
                 raise ArgumentError(f"{path}: another process is writing to this file. Wait until it ends, or choose "
                                     "another name for --jsonl")
-            self.done = self._finished()
+            if not resume:
+                os.truncate(self._file.fileno(), 0)  # after the lock: no other run loses its lines
+            earlier, self.done = self._read()
+            if header:
+                self._begin(earlier, header)
         except BaseException:
             self.close()
             raise
 
-    def _finished(self) -> set[str]:
-        """Names of the images in complete lines. After that check, an incomplete last line is cut off."""
-        names: set[str] = set()
+    def _read(self) -> tuple[dict | None, dict[str, int]]:
+        """The header, and the images in complete lines. After that check, an incomplete last line is cut off."""
+        header, numbers = None, {}
         complete = number = 0
         try:
             with open(self.path, "rb") as file:
@@ -275,24 +299,44 @@ class JsonLines:
                     if not line.endswith(b"\n") and _starts_a_line(line):
                         os.truncate(self._file.fileno(), complete)
                         break
-                    names.add(_image_of(line))
+                    values = _object(line)
+                    if number == 1 and "minigdino" in values:
+                        header = values
+                    else:
+                        numbers[_image_of(values)] = number
                     complete += len(line)
         except OSError as error:
             raise self._unwritable(error) from None
         except (ValueError, LookupError, TypeError, RecursionError):
             raise ArgumentError(f'{self.path}: each line must be a JSON object with "image"; line {number} is not. '
                                 "Choose another name for --jsonl") from None
-        return names
+        return header, numbers
+
+    def _begin(self, earlier, header):
+        """Write the header of a new file. Refuse a file whose lines have another header, or an unknown one."""
+        if earlier is None and self.done:
+            raise ArgumentError(f"{self.path}: expected a first line that names the model and the prompt, because "
+                                "--resume adds lines for the same ones; got none, as in files of earlier versions. "
+                                "Choose another name for --jsonl")
+        if earlier is None:
+            self.write(header)
+        elif differences := _differences(earlier, json.loads(json.dumps(header))):
+            old, new = (" and ".join(parts) for parts in zip(*differences))
+            raise ArgumentError(f"{self.path}: --resume needs the model and the options with which the file was begun, "
+                                f"{old}; got {new}. Give the same ones, or choose another name for --jsonl")
 
     def records(self) -> Iterator[dict]:
-        """Yield the JSON object of each line, one by one.
+        """Yield the JSON object of each image, one by one: the last one, if the file has several for an image.
 
         Raises:
             ArgumentError: if the file cannot be read.
         """
         try:
             with open(self.path, "rb") as file:
-                yield from map(json.loads, file)
+                for number, line in enumerate(file, start=1):
+                    values = json.loads(line)
+                    if self.done.get(values.get("image")) == number:
+                        yield values
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -300,7 +344,7 @@ class JsonLines:
         """Append one line, and wait until it is on the disk.
 
         Args:
-            line: the JSON object, as from `record`.
+            line: the JSON object, as from `record`, or a header.
 
         Raises:
             ValueError: if a number is not finite, which JSON cannot represent.
@@ -329,18 +373,74 @@ class JsonLines:
                              "--jsonl")
 
 
-def _image_of(line):
-    """Name of the image of a complete line. Raises ValueError, LookupError or TypeError for another format."""
-    name = json.loads(line)["image"]
-    if not line.endswith(b"\n") or not isinstance(name, str):
+def check_lines(path: str | Path, resume: bool, overwrite: bool) -> None:
+    """Check that `JsonLines` can open a file, as far as that is possible without its header. Creates its folder.
+
+    Args:
+        path: the file.
+        resume: as in `JsonLines`.
+        overwrite: as in `JsonLines`.
+
+    Raises:
+        ArgumentError: as `JsonLines` does.
+    """
+    _check_kind(path)
+    if status(path) is None:
+        check_writable(path)
+    elif not (resume or overwrite):
+        raise _exists(path)
+
+
+def _check_kind(path):
+    if status(path) and not is_file(path):  # opening a pipe could wait without end
+        raise ArgumentError(f"{path}: expected a regular file for --jsonl; got a folder, a pipe or a device. "
+                            "Choose another name")
+
+
+def _exists(path):
+    return ArgumentError(f"{path} exists already. Give --resume to continue it, --overwrite to replace it, or choose "
+                         "another name")
+
+
+def _differences(earlier, header):
+    """Pairs (old, new) of the values that differ between two headers, in words.
+
+    The version and the name of the model may differ: the fingerprint shows whether the model is the same. The tokens
+    differ too where the phrases do.
+    """
+    def words(values, name):
+        name_of_model = f"model {brief(values.get('model'))} with " if name == "fingerprint" else ""
+        return f"{name_of_model}{name} {brief(values.get(name))}"
+
+    names = [name for name in {**earlier, **header}
+             if name not in ("minigdino", "model") and earlier.get(name) != header.get(name)]
+    if "text" in names and "tokens" in names:
+        names.remove("tokens")
+    return [(words(earlier, name), words(header, name)) for name in names]
+
+
+def _object(line):
+    """The JSON object of a complete line. Raises ValueError for another format."""
+    values = json.loads(line)
+    if not line.endswith(b"\n") or not isinstance(values, dict):
         raise ValueError
-    return name
+    return values
+
+
+def _image_of(values):
+    """Name of the image of a line. Raises LookupError or ValueError for another format."""
+    if not isinstance(values["image"], str):
+        raise ValueError
+    return values["image"]
 
 
 def _starts_a_line(text):
     """Return whether bytes are the start of a line of `JsonLines`. A power failure can leave zeros in place of text."""
-    text, start = text.rstrip(b"\0"), b'{"image": "'
-    return len(text) < MAX_LINE and text.startswith(start[: len(text)])
+    text = text.rstrip(b"\0")
+    return len(text) < MAX_LINE and any(text.startswith(start[: len(text)]) for start in LINE_STARTS)
+
+
+LINE_STARTS = (b'{"image": "', b'{"minigdino": "')
 
 
 def _lock(file) -> bool:
@@ -361,17 +461,17 @@ def _lock(file) -> bool:
     return True
 
 
-def replace_file(path: str | Path, data: bytes) -> None:
+def replace_file(path: str | Path, data: bytes | Iterable[bytes]) -> None:
     """Write a file, and create its folder. An existing file keeps its content unless all data can be written.
 
     Args:
         path: the file. The target of a link is replaced, not the link. A device or a pipe is written to.
-        data: the new content.
+        data: the new content, or blocks of it.
 
     Raises:
         ArgumentError: if the file cannot be written, for example because the disk is full.
     """
-    _put(path, data)
+    _put(path, [data] if isinstance(data, bytes) else data)
 
 
 def check_writable(path: str | Path) -> None:
@@ -386,18 +486,33 @@ def check_writable(path: str | Path) -> None:
     _put(path, None)
 
 
-def _put(path, data):
-    """Write a file; with None as the data, do all steps that come before the writing."""
+def check_replaceable(path: str | Path, is_ours: Callable[[str | Path], bool]) -> None:
+    """Check that `replace_file` would not replace a file of the user. A device or a pipe is not replaced.
+
+    Args:
+        path: the file.
+        is_ours: whether minigdino wrote the existing file, such as `is_drawn`.
+
+    Raises:
+        ArgumentError: if another program wrote the file.
+    """
+    if is_file(path) and not _is_stream(path) and not is_ours(path):
+        raise ArgumentError(f"{path} exists, and is not marked as written by minigdino. Choose another name, or give "
+                            "--overwrite to replace it")
+
+
+def _put(path, blocks):
+    """Write a file; with None as the blocks, do all steps that come before the writing."""
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        if data is None and os.path.isdir(path):
+        if blocks is None and is_folder(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if (os.path.exists(path) and not os.path.isfile(path)) or os.path.abspath(path).startswith(STREAMS):
-            if data is not None:  # opening a pipe waits for its reader
+        if _is_stream(path):
+            if blocks is not None:  # opening a pipe waits for its reader
                 with open(path, "wb") as file:
-                    file.write(data)
+                    file.writelines(blocks)
         else:
-            _replace(os.path.realpath(path), data)
+            _replace(os.path.realpath(path), blocks)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{path}: cannot write there ({_reason(error)}). Choose another path") from None
 
@@ -405,7 +520,12 @@ def _put(path, data):
 STREAMS = ("/dev/std", "/dev/fd/", "/proc/")  # names of open files, which must not be replaced by other files
 
 
-def _replace(path, data):
+def _is_stream(path):
+    """Return whether a path is written to, not replaced: a device, a pipe, or the name of an open file."""
+    return bool(status(path) and not is_file(path)) or os.path.abspath(path).startswith(STREAMS)
+
+
+def _replace(path, blocks):
     exists = os.path.exists(path)
     if exists:
         open(path, "r+b").close()  # a file that is protected from writing stays as it is
@@ -413,9 +533,9 @@ def _replace(path, data):
     try:
         mode = 0o600 if exists else 0o666  # other users must not read a private file
         with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            if data is None:
+            if blocks is None:
                 return
-            file.write(data)
+            file.writelines(blocks)
             file.flush()
             os.fsync(file.fileno())
         if exists:
@@ -426,15 +546,24 @@ def _replace(path, data):
             os.unlink(part)
 
 
-def drawn_mark() -> PngInfo:
-    """Return the PNG text "Software: minigdino". It marks a picture that a later run may replace."""
-    mark = PngInfo()
-    mark.add_text("Software", "minigdino")
-    return mark
+def drawn_marks() -> dict:
+    """Return options of `PIL.Image.Image.save` that mark a picture, which a later run may then replace.
+
+    The mark is "Software: minigdino", in the text of a PNG and in the EXIF of a JPEG, WebP, TIFF or AVIF. In a GIF, it
+    is the comment "minigdino". Other formats ignore these options.
+    """
+    text, exif = PngInfo(), Image.Exif()
+    text.add_text("Software", MARK)
+    exif[ExifTags.Base.Software] = MARK
+    return {"pnginfo": text, "exif": exif, "comment": MARK}
+
+
+MARK = "minigdino"
+MARKED = ("PNG", "JPEG", "WEBP", "TIFF", "AVIF", "GIF")
 
 
 def is_drawn(path: str | Path) -> bool:
-    """Return whether a file is a PNG with the text of `drawn_mark`.
+    """Return whether a file is a picture with the mark of `drawn_marks`.
 
     Args:
         path: a file of any kind.
@@ -442,9 +571,15 @@ def is_drawn(path: str | Path) -> bool:
     Returns:
         False for every other file, and for one that cannot be read.
     """
+    Image.init()
+    known = [name for name in MARKED if name in Image.OPEN]  # a build of Pillow can lack some
     try:
-        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as picture:
-            return picture.info.get("Software") == "minigdino"
+        with open_regular(path) as file, Image.open(file, formats=known) as picture:
+            if picture.format == "PNG":  # whose EXIF may be behind the pixels
+                return picture.info.get("Software") == MARK
+            if picture.format == "GIF":
+                return picture.info.get("comment") == MARK.encode()
+            return picture.getexif().get(ExifTags.Base.Software) == MARK
     except Exception as error:  # Pillow raises many types for damaged files
         if from_signal_handler(error):
             raise
@@ -453,26 +588,6 @@ def is_drawn(path: str | Path) -> bool:
 
 def _reason(error):
     return getattr(error, "strerror", None) or brief(error)
-
-
-def coco(results: Sequence[tuple[str, Detections]], categories: dict[str, int]) -> dict:
-    """Convert the detections of several images to a COCO data set.
-
-    Args:
-        results: (name of the image, its detections) of each image.
-        categories: {label: category id} with every phrase of the prompt.
-
-    Returns:
-        {"images", "categories", "annotations"}. Ids of images and annotations start at 1.
-    """
-    images, annotations = [], []
-    for image_id, (name, found) in enumerate(results, start=1):
-        images.append({"id": image_id, "file_name": name, "width": found.image_size[0], "height": found.image_size[1]})
-        for row in found.to_coco(image_id, categories):
-            area = row["bbox"][2] * row["bbox"][3]
-            annotations.append({"id": len(annotations) + 1, **row, "area": area, "iscrowd": 0})
-    return {"images": images, "categories": [{"id": i, "name": name} for name, i in categories.items()],
-            "annotations": annotations}
 
 
 def read_categories(path: str | Path) -> dict[str, int]:

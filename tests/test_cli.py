@@ -67,7 +67,7 @@ def test_a_corrupted_image_is_reported_and_the_others_are_processed(home, many):
     done = run(home, "detect", "many", "cat", "--model", "model", "--jsonl", "found.jsonl", "--out", "drawn")
     assert done.returncode == 1
     assert "b.png: not a readable image" in done.stderr
-    lines = [json.loads(line) for line in (home / "found.jsonl").read_text().splitlines()]
+    _, *lines = [json.loads(line) for line in (home / "found.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == ["many/a.png", "many/b.png", "many/c.png"]
     assert ["error" in line for line in lines] == [False, True, False]
     assert sorted(p.name for p in (home / "drawn").iterdir()) == ["a.png", "c.png"]
@@ -75,12 +75,13 @@ def test_a_corrupted_image_is_reported_and_the_others_are_processed(home, many):
 
 def test_resume_skips_images_that_the_file_has(home, many):
     path = home / "resumed.jsonl"
-    path.write_text('{"image": "many/a.png", "width": 1}\n{"image": "many/b')
+    header = run(home, "detect", "many/a.png", "cat", "--model", "model", "--jsonl", "-").stdout.splitlines()[0]
+    path.write_text(header + '\n{"image": "many/a.png", "width": 1}\n{"image": "many/b')
     done = run(
         home, "detect", "many/a.png", "many/c.png", "cat", "--model", "model", "--jsonl", "resumed.jsonl", "--resume"
     )
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    _, *lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["image"], "detections" in line) for line in lines] == [("many/a.png", False), ("many/c.png", True)]
     again = run(home, "detect", "many", "cat", "--model", "model", "--jsonl", "resumed.jsonl")
     assert again.returncode == 1
@@ -238,12 +239,12 @@ def test_control_c_ends_cleanly_and_keeps_the_finished_lines(home):
     )
     lines = home / "lots.jsonl"
     until = time.monotonic() + 60
-    while time.monotonic() < until and not (lines.exists() and lines.read_text().count("\n") >= 2):
+    while time.monotonic() < until and not (lines.exists() and lines.read_text().count("\n") >= 3):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr.strip()) == (130, "minigdino: stopped")
-    done = [json.loads(line) for line in lines.read_text().splitlines()]
+    _, *done = [json.loads(line) for line in lines.read_text().splitlines()]
     assert 2 <= len(done) < 60
 
 

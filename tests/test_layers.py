@@ -14,7 +14,7 @@ COMPILED = PACKAGE.parent / "_ext"
 LEVELS = [  # a module may import from the rows below its own, never from its own row
     {"__main__"},
     {"cli"},
-    {"inspection.explain"},
+    {"inspection.explain", "datasets"},
     {"__init__", "files", "evaluation.verify", "inspection.tree", "runtime.bench"},
     {"detector", "runtime.info"},
     {"cache", "results", "network.model", "checkpoints.hub", "checkpoints.reading"},
@@ -22,7 +22,8 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     # stages never import one another
     {"drawing", "checkpoints.weights",
      "network.swin", "network.bert", "network.phrases", "network.enhancer", "network.queries", "network.decoder"},
-    {"image", "prompt", "checkpoints.parameters", "network.fusion", "network.deformable", "network.boxes"},
+    {"image", "prompt", "checkpoints.fingerprint", "checkpoints.parameters",
+     "network.fusion", "network.deformable", "network.boxes"},
     {"checkpoints.names", "network.ops", "inspection.tracing", "runtime.device", "runtime.flops"},
     {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.precision", "runtime.threads"},
     {"checkpoints.json_file"},

@@ -42,6 +42,22 @@ def in_process(home, monkeypatch, capsys, *arguments):
 DETECT = "detect photo.png cat --model model"
 
 
+def objects(path):
+    """The JSON objects of a JSON Lines file: the header, and one per image."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def images_of(path):
+    """The names of the images in a JSON Lines file."""
+    return [line["image"] for line in objects(path)[1:]]
+
+
+@pytest.fixture(scope="module")
+def header(home):
+    """The first line of the JSON Lines that DETECT writes."""
+    return shell(home, f"{DETECT} --jsonl -").stdout.decode().splitlines(keepends=True)[0]
+
+
 @pytest.mark.parametrize(("arguments", "redirections", "status"), [
     (DETECT, ">&-", 0), (DETECT, "2>&-", 0), (DETECT, "<&- >&- 2>&-", 0), ("detect - cat --model model", "<&-", 1),
     ("detect photo.png photo.png cat --model model", "2>&-", 0), ("void", "2>&- >&-", 2),
@@ -61,7 +77,7 @@ def test_a_file_does_not_take_the_number_of_a_closed_stream(home):
     """Otherwise messages of C libraries would be written into the file."""
     done = shell(home, f"{DETECT} --jsonl numbers.jsonl", "<&- >&- 2>&-")
     assert done.returncode == 0
-    assert [json.loads(line)["image"] for line in (home / "numbers.jsonl").read_text().splitlines()] == ["photo.png"]
+    assert images_of(home / "numbers.jsonl") == ["photo.png"]
 
 
 @pytest.mark.parametrize("arguments", ["--help", f"{DETECT} --json"])
@@ -131,7 +147,7 @@ def test_a_full_disk_gives_a_message_and_keeps_existing_files(home):
     for name in ("old.json", "old.png"):
         (home / name).write_bytes(b"old")
     for option in ("--coco old.json", "--out old.png"):
-        done = shell(home, f"{DETECT} {option} --threshold 0", limit=small_files)
+        done = shell(home, f"{DETECT} {option} --threshold 0 --overwrite", limit=small_files)
         assert done.returncode == 1
         assert b"cannot write there (File too large)" in done.stderr and b"Traceback" not in done.stderr
     assert (home / "old.json").read_bytes() == (home / "old.png").read_bytes() == b"old"
@@ -139,16 +155,14 @@ def test_a_full_disk_gives_a_message_and_keeps_existing_files(home):
 
 
 def test_a_line_cut_by_a_full_disk_is_removed_on_resume(home):
-    (home / "cut.jsonl").write_text(first := '{"image": "a.png", "width": 1}\n')
-    done = shell(home, f"{DETECT} --jsonl cut.jsonl --resume --threshold 0", limit=small_files)
+    done = shell(home, f"{DETECT} --jsonl cut.jsonl --threshold 0", limit=small_files)
     assert done.returncode == 1
     assert b"cut.jsonl: the file cannot be written (File too large)" in done.stderr and b"Traceback" not in done.stderr
-    assert len((home / "cut.jsonl").read_bytes()) == 1000
-    done = shell(home, f"{DETECT} --jsonl cut.jsonl --resume")
+    assert len(cut := (home / "cut.jsonl").read_bytes()) == 1000
+    done = shell(home, f"{DETECT} --jsonl cut.jsonl --resume --threshold 0")
     assert done.returncode == 0, done.stderr
-    text = (home / "cut.jsonl").read_text()
-    assert text.startswith(first)
-    assert [json.loads(line)["image"] for line in text.splitlines()] == ["a.png", "photo.png"]
+    assert (home / "cut.jsonl").read_bytes().startswith(cut)
+    assert images_of(home / "cut.jsonl") == ["photo.png"]
 
 
 def test_too_little_memory_gives_a_message(home, monkeypatch, capsys):
@@ -162,9 +176,9 @@ def test_too_little_memory_gives_a_message(home, monkeypatch, capsys):
 
 
 HOLD = """
-import sys, time
+import json, sys, time
 from minigdino.files import JsonLines
-lines = JsonLines(sys.argv[1])
+lines = JsonLines(sys.argv[1], header=json.loads(sys.argv[2]))
 lines.write({"image": "a.png"})
 lines._file.write(b'{"image": "b.p')
 print("ready", flush=True)
@@ -172,18 +186,18 @@ time.sleep(60)
 """
 
 
-def test_a_second_run_is_refused_and_a_killed_run_can_be_resumed(home):
+def test_a_second_run_is_refused_and_a_killed_run_can_be_resumed(home, header):
     path = home / "shared.jsonl"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path), header], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
-        second = shell(home, f"{DETECT} --jsonl shared.jsonl --resume")
+        refused = [shell(home, f"{DETECT} --jsonl shared.jsonl {how}") for how in ("--resume", "--overwrite")]
         process.send_signal(signal.SIGKILL)
-    assert second.returncode == 1
-    assert b"shared.jsonl: another process is writing to this file" in second.stderr
-    assert path.read_bytes() == b'{"image": "a.png"}\n{"image": "b.p'
+    for second in refused:
+        assert second.returncode == 1
+        assert b"shared.jsonl: another process is writing to this file" in second.stderr
+    assert path.read_text() == header + '{"image": "a.png"}\n{"image": "b.p'
     assert shell(home, f"{DETECT} --jsonl shared.jsonl --resume").returncode == 0
-    names = [json.loads(line)["image"] for line in path.read_text().splitlines()]
-    assert names == ["a.png", "photo.png"]
+    assert images_of(path) == ["a.png", "photo.png"]
 
 
 def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
@@ -197,7 +211,7 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
 
 
 def test_an_empty_path_is_a_wrong_argument_and_no_output_goes_missing(home, capsys):
-    for option in ("--coco", "--jsonl", "--out", "--categories"):
+    for option in ("--coco", "--jsonl", "--csv", "--out", "--categories"):
         with pytest.raises(SystemExit) as end:
             cli.main(["detect", "photo.png", "cat", option, ""])
         assert end.value.code == 2
@@ -242,7 +256,7 @@ def test_a_pipe_is_an_output_like_a_file(home, monkeypatch, capsys):
     status, _, err = in_process(home, monkeypatch, capsys, *DETECT.split(), "--coco", "pipe")
     reader.join(20)
     assert status == 0, err
-    assert list(json.loads(read[0])) == ["images", "categories", "annotations"]
+    assert list(json.loads(read[0])) == ["images", "categories", "annotations", "info"]
 
 
 def test_a_replaced_file_keeps_its_mode_and_links(tmp_path):
@@ -297,10 +311,10 @@ def test_outputs_have_an_image_once_if_its_path_is_given_twice(home, monkeypatch
                                   "model", "--json", "--jsonl", "single.jsonl", "--coco", "single.json")
     assert status == 0, err
     assert [line["image"] for line in json.loads(out)] == ["photo.png"]
-    line = (home / "single.jsonl").read_text()
-    assert line.count("\n") == 1
+    header, line = (home / "single.jsonl").read_text().splitlines()
     assert [image["file_name"] for image in json.loads((home / "single.json").read_text())["images"]] == ["photo.png"]
-    (home / "single.jsonl").write_text(json.dumps({**json.loads(line), "detections": []}) + "\n" + line)
+    old = json.dumps({**json.loads(line), "detections": []})
+    (home / "single.jsonl").write_text("\n".join([header, old, line, ""]))
     status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--jsonl", "single.jsonl", "--resume", "--coco",
                          "resumed.json")
     assert status == 0, err
@@ -356,11 +370,22 @@ def test_a_folder_of_drawings_is_drawn_again(home, photos, monkeypatch, capsys, 
         assert (picture.info["Software"], picture.info.get("icc_profile", b"")) == ("minigdino", profile)
 
 
-def test_a_named_picture_is_replaced(home, photos, monkeypatch, capsys):
-    (photos / "mine.png").write_text("old")
-    status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--out", str(photos / "mine.png"))
-    assert status == 0, err
-    Image.open(photos / "mine.png").load()
+@pytest.mark.parametrize("name", [f"mine.{ending}" for ending in ("png", "jpg", "webp", "gif", "tif", "json", "csv")])
+def test_a_named_file_is_replaced_only_if_minigdino_wrote_it(home, photos, monkeypatch, capsys, name):
+    """The model is loaded only after that check."""
+    option = {".json": "--coco", ".csv": "--csv"}.get((photos / name).suffix, "--out")
+    arguments = "photo.png", "cat", option, str(photos / name)
+    (photos / name).write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "load", None)
+        status, err = detect(home, patch, capsys, *arguments)
+        assert (status, err.count("\n")) == (1, 1)
+        assert f"{name} exists, and is not marked as written by minigdino. Choose another name, or give --overwrite" in err
+        assert (photos / name).read_text() == "old"
+    for more in (["--overwrite"], []):
+        status, err = detect(home, monkeypatch, capsys, *arguments, *more)
+        assert status == 0, err
+        assert (photos / name).read_bytes() != b"old"
 
 
 @pytest.mark.parametrize("done", [0, 1, 2, 3, 4])
@@ -372,7 +397,7 @@ def test_a_resumed_run_writes_the_coco_file_of_an_uninterrupted_run(home, monkey
     want = json.loads((home / f"{folder}.json").read_text())
     assert len(want["images"]) == 3 and want["annotations"]
     lines = (home / f"{folder}.jsonl").read_text().splitlines(keepends=True)
-    (home / f"{folder}.jsonl").write_text('{"image": "elsewhere.png"}\n' + "".join(lines[:done]) + '{"image": "')
+    (home / f"{folder}.jsonl").write_text("".join(lines[: 1 + done]) + '{"image": "')
     status, err = detect(home, monkeypatch, capsys, *options, "--resume")
     assert status == (done < 2), err
     assert json.loads((home / f"{folder}.json").read_text()) == want
@@ -390,43 +415,51 @@ def test_a_resumed_run_writes_the_coco_file_of_an_uninterrupted_run(home, monkey
      "has another format"),
     ({"width": 1, "height": 1, "detections": [
         {"box": [1, 2, 3, 4], "score": 0.5, "label": "dog", "label_id": 0, "phrase": "dog"}]},
-     "each label needs an id from the prompt or --categories; 'dog' of photo.png has none")])
-def test_lines_that_do_not_fit_a_coco_file_are_refused_before_it_is_replaced(home, monkeypatch, capsys, line, message):
-    (home / "unfit.jsonl").write_text(json.dumps({"image": "photo.png", **line}) + "\n")
+     "each label must be a phrase of the prompt; 'dog' of photo.png is not. Delete its line, so that --resume")])
+def test_lines_that_do_not_fit_a_coco_file_are_refused_before_it_is_replaced(
+        home, header, monkeypatch, capsys, line, message):
+    (home / "unfit.jsonl").write_text(header + json.dumps({"image": "photo.png", **line}) + "\n")
     (home / "unfit.json").write_text("old")
     status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--jsonl", "unfit.jsonl", "--resume", "--coco",
-                         "unfit.json")
+                         "unfit.json", "--overwrite")
     assert (status, message in err, err.count("\n")) == (1, True, 1), err
     assert (home / "unfit.json").read_text() == "old"
 
 
 def test_a_line_is_written_after_the_picture(home, monkeypatch, capsys):
     """A run that is killed between the two draws the picture again when it is resumed."""
-    def killed(*_):
-        raise KeyboardInterrupt
+    write = files.JsonLines.write
+
+    def killed(*given):
+        if not (isinstance(given[-1], dict) and "minigdino" in given[-1]):  # the header is written
+            raise KeyboardInterrupt
+        write(*given)
 
     arguments = ["photo.png", "cat", "--out", "killed.png", "--jsonl", "killed.jsonl", "--resume"]
     for owner, name in ((files, "replace_file"), (files.JsonLines, "write")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, killed)
             assert detect(home, monkeypatch, capsys, *arguments)[0] == 130
-        assert (home / "killed.jsonl").read_text() == ""
+        assert images_of(home / "killed.jsonl") == []
     (home / "killed.png").unlink()
     status, err = detect(home, monkeypatch, capsys, *arguments)
     assert status == 0, err
-    assert (home / "killed.png").exists() and (home / "killed.jsonl").read_text().count("\n") == 1
+    assert (home / "killed.png").exists() and images_of(home / "killed.jsonl") == ["photo.png"]
 
 
 @pytest.mark.parametrize("options", [
     "--jsonl same.x --coco same.x", "--jsonl same.x --coco ./void/../same.x", "--out same.png --coco same.png",
     "--out same.png --jsonl same.png", "--out me.png", "--coco me.png", "--jsonl me.png --resume", "--coco link.png",
     "--categories ids.json --coco ids.json", "--categories ids.json --jsonl ids.json --resume",
-    "you.png --out folder --coco folder/me.png", "you.png --out new --jsonl new"])
+    "you.png --out folder --coco folder/me.png", "you.png --out new --jsonl new",
+    "--csv me.png --overwrite", "--out me.png --overwrite", "--out link.png --overwrite", "--coco hard.png --overwrite",
+    "--csv same.x --coco same.x", "--jsonl me.png --overwrite", "you.png --out folder --csv folder/you.png --overwrite"])
 def test_an_output_never_replaces_an_input_or_another_output(home, monkeypatch, capsys, options):
     work = copies(home, "same", "me.png", "you.png", "folder/old.png")
     (work / "ids.json").write_text('{"cat": 17}')
     if not (work / "link.png").is_symlink():
         (work / "link.png").symlink_to("me.png")
+        (work / "hard.png").hardlink_to(work / "me.png")
     before = {p: p.read_bytes() for p in work.rglob("*") if p.is_file()}
     monkeypatch.setattr(cli, "load", None)  # the error comes before the model is loaded
     status, _, err = in_process(work, monkeypatch, capsys, "detect", "me.png", *options.split(), "--phrase", "cat")
@@ -471,7 +504,8 @@ def blocked(home, tmp_path, monkeypatch):
     if (target, command) != ("folder.png", "detect photo.png cat --out")])  # --out can be a folder
 def test_a_target_that_cannot_be_written_is_refused_before_the_model_is_loaded(
         home, blocked, monkeypatch, capsys, target, reason, command):
-    status, _, err = in_process(home, monkeypatch, capsys, *command.split(), str(blocked / target))
+    more = ["--overwrite"] if command.startswith("detect") else []
+    status, _, err = in_process(home, monkeypatch, capsys, *command.split(), str(blocked / target), *more)
     assert (status, err.count("\n")) == (1, 1), err
     assert f"{target}: cannot write there ({reason}" in err and "Choose another path" in err
     assert sorted(p.name for p in blocked.rglob("*")) == ["file", "folder.png", "old.png", "sealed"]

@@ -1,0 +1,194 @@
+"""The detections of many images in one file: a COCO data set, CSV, or JSON.
+
+A file is collected image by image: the first megabyte in memory, the rest in a temporary file. So memory does not grow
+with the number of images, and the finished file can replace an older one in one step.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import tempfile
+import textwrap
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+from .checkpoints.json_file import open_regular
+from .errors import ArgumentError, Error, brief, from_signal_handler
+from .files import record
+from .results import COLUMNS, FORMULA, Detections
+from .version import __version__
+
+BLOCK = 2**20  # bytes of a file that are in memory at a time
+
+
+class _Items:
+    """Pieces of text with a separator between them.
+
+    Args:
+        separator: text between two pieces.
+
+    Attributes:
+        n: number of pieces.
+    """
+
+    def __init__(self, separator: str):
+        self.n, self._separator = 0, separator
+        self._file = tempfile.SpooledTemporaryFile(BLOCK)  # noqa: SIM115  deleted by the system
+
+    def __del__(self):
+        self._file.close()  # of a run that failed: Python would warn of an open file
+
+    def append(self, text: str) -> None:
+        """Append a piece. Bytes of a file name that are not Unicode are kept."""
+        piece = self._separator + text if self.n else text
+        try:
+            self._file.write(piece.encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            raise ArgumentError(f"{tempfile.gettempdir()}: results cannot be collected there ({brief(error)}). Set "
+                                "TMPDIR to a folder with more space") from None
+        self.n += 1
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the text, and close the temporary file."""
+        with self._file as file:
+            file.seek(0)
+            yield from iter(partial(file.read, BLOCK), b"")
+
+
+class Coco:
+    """A COCO data set of several images. Ids of images and annotations start at 1.
+
+    Args:
+        categories: {label: category id} with every phrase of the prompt.
+    """
+
+    def __init__(self, categories: Mapping[str, int]):
+        self._categories = categories
+        self._images, self._annotations = _Items(", "), _Items(", ")
+
+    def add(self, image: str, result: Detections | Error) -> None:
+        """Add the detections of an image. An image with an error is left out.
+
+        Args:
+            image: name of the image.
+            result: its detections, or the error.
+
+        Raises:
+            ArgumentError: if the categories lack a label, or there is no space for temporary files.
+        """
+        if isinstance(result, Error):
+            return
+        width, height = result.image_size
+        number = self._images.n + 1
+        self._images.append(_json({"id": number, "file_name": image, "width": width, "height": height}))
+        for row in result.to_coco(number, self._categories):
+            area = row["bbox"][2] * row["bbox"][3]
+            self._annotations.append(_json({"id": self._annotations.n + 1, **row, "area": area, "iscrowd": 0}))
+
+    def content(self) -> Iterator[bytes]:
+        """Yield the bytes of the file: {"images", "categories", "annotations", "info"}. Can be called once."""
+        categories = [{"id": number, "name": label} for label, number in self._categories.items()]
+        yield COCO_START
+        yield from self._images.blocks()
+        yield f'], "categories": {_json(categories)}, "annotations": ['.encode()
+        yield from self._annotations.blocks()
+        yield f'], "info": {_json({"description": DESCRIPTION, "version": __version__})}}}\n'.encode()
+
+
+DESCRIPTION = "Detections of minigdino"
+COCO_START = b'{"images": ['
+COCO_END = re.compile(rb'\], "info": \{"description": "%s", "version": "[^"]*"\}\}\n\Z' % DESCRIPTION.encode())
+MAX_END = 200  # bytes; more than COCO_END matches
+
+
+class Csv:
+    """The detections of several images as CSV: the name of the image, then the columns of `Detections.to_csv`."""
+
+    def __init__(self):
+        self._lines = _Items("")
+        self._write([["image", *COLUMNS]])
+
+    def add(self, image: str, result: Detections | Error) -> None:
+        """Add one line per detection of an image; none for an error. Arguments and errors as in `Coco.add`."""
+        if not isinstance(result, Error):
+            name = f"'{image}" if image.startswith(FORMULA) else image  # as `to_csv` treats a label
+            _, *rows = csv.reader(io.StringIO(result.to_csv(), newline=""))
+            self._write([name, *row] for row in rows)
+
+    def _write(self, rows):
+        # the writer ends lines with "\r\n", so that it quotes "\r"
+        append = SimpleNamespace(write=lambda line: self._lines.append(line.removesuffix("\r\n") + "\n"))
+        csv.writer(append).writerows(rows)
+
+    def content(self) -> Iterator[bytes]:
+        """Yield the bytes of the file, in UTF-8. Can be called once."""
+        return self._lines.blocks()
+
+
+CSV_START = ",".join(["image", *COLUMNS]).encode() + b"\n"
+
+
+class Json:
+    """The JSON of `minigdino detect --json`.
+
+    Args:
+        many: whether it is a list of objects, not the object of one image.
+    """
+
+    def __init__(self, many: bool):
+        self._many, self._objects = many, _Items(",\n")
+
+    def add(self, image: str, result: Detections | Error) -> None:
+        """Add an image, also one with an error. Arguments and errors as in `Coco.add`."""
+        text = json.dumps(record(image, result), indent=2, allow_nan=False)
+        self._objects.append(textwrap.indent(text, "  ") if self._many else text)
+
+    def content(self) -> Iterator[bytes]:
+        """Yield the bytes: the list or the object; "[]" without images. Can be called once."""
+        start, end = (b"[\n", b"\n]") if self._many else (b"", b"")
+        if not self._objects.n:
+            start, end = b"[", b"]"
+        yield start
+        yield from self._objects.blocks()
+        yield end + b"\n"
+
+
+def is_coco(path: str | Path) -> bool:
+    """Return whether `Coco` made a file. A file that another program has changed is not recognised.
+
+    Args:
+        path: a file of any kind.
+
+    Returns:
+        False for every other file, and for one that cannot be read.
+    """
+    start, end = _ends(path, len(COCO_START), MAX_END)
+    return start == COCO_START and COCO_END.search(end) is not None
+
+
+def is_csv(path: str | Path) -> bool:
+    """Return whether the first line of a file is the header of `Csv`. Arguments and result as in `is_coco`."""
+    return _ends(path, len(CSV_START), 0)[0] == CSV_START
+
+
+def _ends(path, first, last):
+    """The first and the last bytes of a file; none if it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            start = file.read(first)
+            file.seek(-min(last, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            return start, file.read()
+    except (OSError, ValueError) as error:
+        if from_signal_handler(error):
+            raise
+        return b"", b""
+
+
+def _json(value):
+    return json.dumps(value, allow_nan=False)
