@@ -222,6 +222,8 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("image", metavar="IMAGE", help="an image file")
     explain.add_argument("text", metavar="TEXT", help='the prompt, such as "a cat. a dog."')
     explain.add_argument("--out", metavar="PAGE", type=_path, required=True, help="the HTML file to write")
+    explain.add_argument("--overwrite", action="store_true",
+                         help="replace an existing file that is not such a page. The image is never replaced")
     explain.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes"')
     explain.add_argument("--guide", metavar="URL",
                          help="URL of the guide that `make docs` builds, relative to the page; captions link to it")
@@ -524,9 +526,11 @@ def _trace(arguments):
 
 
 def _explain(arguments):
-    from .inspection.explain import page
+    from .inspection.explain import is_page, page
 
     _check_paths([("the image", arguments.image), *_model_files(arguments.model)], [("--out", arguments.out)])
+    if not arguments.overwrite:
+        files.check_replaceable(arguments.out, is_page)
     files.check_writable(arguments.out)
     guide = None if arguments.guide is None else arguments.guide.rstrip("/") + "/"
     html = page(load(arguments.model), arguments.image, arguments.text, guide)

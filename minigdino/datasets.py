@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import tempfile
 import textwrap
@@ -18,9 +17,8 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from .checkpoints.json_file import open_regular
-from .errors import ArgumentError, Error, brief, from_signal_handler
-from .files import record
+from .errors import ArgumentError, Error, brief
+from .files import ends, record
 from .results import COLUMNS, FORMULA, Detections
 from .version import __version__
 
@@ -168,26 +166,13 @@ def is_coco(path: str | Path) -> bool:
     Returns:
         False for every other file, and for one that cannot be read.
     """
-    start, end = _ends(path, len(COCO_START), MAX_END)
+    start, end = ends(path, len(COCO_START), MAX_END)
     return start == COCO_START and COCO_END.search(end) is not None
 
 
 def is_csv(path: str | Path) -> bool:
     """Return whether the first line of a file is the header of `Csv`. Arguments and result as in `is_coco`."""
-    return _ends(path, len(CSV_START), 0)[0] == CSV_START
-
-
-def _ends(path, first, last):
-    """The first and the last bytes of a file; none if it cannot be read."""
-    try:
-        with open_regular(path) as file:
-            start = file.read(first)
-            file.seek(-min(last, os.fstat(file.fileno()).st_size), os.SEEK_END)
-            return start, file.read()
-    except (OSError, ValueError) as error:
-        if from_signal_handler(error):
-            raise
-        return b"", b""
+    return ends(path, len(CSV_START))[0] == CSV_START
 
 
 def _json(value):

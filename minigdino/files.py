@@ -586,6 +586,28 @@ def is_drawn(path: str | Path) -> bool:
         return False
 
 
+def ends(path: str | Path, first: int, last: int = 0) -> tuple[bytes, bytes]:
+    """Read the start and the end of a file, where programs leave their marks.
+
+    Args:
+        path: a file of any kind.
+        first: number of bytes at the start.
+        last: number of bytes at the end.
+
+    Returns:
+        Both, as far as the file is long enough; nothing of a file that cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            start = file.read(first)
+            file.seek(-min(last, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            return start, file.read()
+    except (OSError, ValueError) as error:
+        if from_signal_handler(error):
+            raise
+        return b"", b""
+
+
 def _reason(error):
     return getattr(error, "strerror", None) or brief(error)
 

@@ -17,6 +17,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 import minigdino
+from minigdino import CheckpointError, cli
 from minigdino.cli import main
 from minigdino.image import ImageSettings
 from minigdino.inspection.explain import CHAPTERS, FIGURES, captions, page
@@ -371,6 +372,21 @@ def test_the_command_writes_the_page(tmp_path, capsys):
     assert time.perf_counter() - start < 30
     assert f"wrote {out}" in capsys.readouterr().err
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(("content", "options", "loaded"), [
+    ("notes", [], False), ("notes", ["--overwrite"], True), (None, [], True)])
+def test_the_command_replaces_only_a_page(demo, tmp_path, monkeypatch, capsys, content, options, loaded):
+    """The model is loaded after that check."""
+    def load(_):
+        raise CheckpointError("loaded")
+
+    monkeypatch.setattr(cli, "load", load)
+    (tmp_path / "page.html").write_text(content or demo, encoding="utf-8")
+    assert main(["explain", str(SCENE), TEXT, "--out", str(tmp_path / "page.html"), *options]) == 1
+    message = "loaded" if loaded else "page.html exists, and is not marked as written by minigdino. Choose another name"
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == (content or demo)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 
 from ...detector import ImageLike, Model
+from ...files import ends
 from ...version import __version__
 from ..tree import place
 from . import captions
@@ -18,10 +19,11 @@ from .figure import Chapter, Figure
 from .figures import CHAPTERS, FIGURES
 from .observe import ForwardPass, observe
 
-__all__ = ["CHAPTERS", "FIGURES", "Chapter", "Figure", "page"]
+__all__ = ["CHAPTERS", "FIGURES", "Chapter", "Figure", "is_page", "page"]
 
 HERE = Path(__file__).parent
 LARGEST = (760, 900)  # maximum width and height of the image in the page
+MAX_HEAD = 500  # bytes at the start of the page, which contain its mark
 
 
 def page(model: Model, image: ImageLike, text: str | Sequence[str], guide: str | None = None) -> str:
@@ -53,6 +55,18 @@ def page(model: Model, image: ImageLike, text: str | Sequence[str], guide: str |
         "script": "\n".join(path.read_text(encoding="utf-8") for path in _scripts()),
     }
     return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(values)
+
+
+def is_page(path: str | Path) -> bool:
+    """Return whether a file is a page of `page`, which a later run may replace.
+
+    Args:
+        path: a file of any kind.
+
+    Returns:
+        False for every other file, and for one that cannot be read.
+    """
+    return b'<meta name="generator" content="minigdino">' in ends(path, MAX_HEAD)[0]
 
 
 def _scripts():

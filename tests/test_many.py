@@ -1,0 +1,399 @@
+"""Runs of `minigdino detect` over many images: resuming, sources, progress, standard output, memory."""
+
+import gc
+import io
+import json
+import os
+import shutil
+import sys
+import weakref
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from test_streams import copies, detect, images_of, in_process, objects
+
+from minigdino import ArgumentError, ImageError, cli, datasets, files
+from minigdino.results import Detections
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+HEADER = {"minigdino": "0.1", "model": "m", "fingerprint": "1f", "text": ["a cat"], "tokens": [101, 7, 102],
+          "threshold": 0.25, "size": None}
+
+
+# --resume: the header of a JSON Lines file
+
+
+@pytest.fixture(scope="module")
+def begun(home):
+    """A run of two images, the second of which was not reached."""
+    copies(home, "begun", "a.png", "b.png")
+    tiny.model(seed=1).save(home / "other")
+    return home
+
+
+ARGUMENTS = ["begun/a.png", "begun/b.png", "cat. dog.", "--size", "64", "96"]
+
+
+@pytest.fixture
+def lines(begun, monkeypatch, capsys):
+    """Its JSON Lines file."""
+    path = begun / "begun.jsonl"
+    path.unlink(missing_ok=True)
+    status, err = detect(begun, monkeypatch, capsys, *ARGUMENTS, "--jsonl", "begun.jsonl")
+    assert status == 0, err
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    return path
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (["cat. hat."], "text ['cat', 'dog']; got text ['cat', 'hat']"), (["Cat. dog."], "got text ['Cat', 'dog']"),
+    (["cat? dog."], "tokens [101, 203, 1012, 205, 1012, 102]; got tokens [101, 203, 1029, 205, 1012, 102]"),
+    (["cat. dog. cat."], "got text ['cat', 'dog', 'cat']"),
+    (["--threshold", "0.3"], "threshold 0.25; got threshold 0.3."),
+    (["--text-threshold", "0"], "text_threshold 0.25; got text_threshold 0.0."),
+    (["--size", "64", "97"], "size [64, 96]; got size [64, 97]."),
+    (["--precision", "medium"], "precision 'highest'; got precision 'medium'."),
+    (["cat.", "--size", "64", "97"], "text ['cat', 'dog'] and size [64, 96]; got text ['cat'] and size [64, 97]"),
+    (["--model", "other"], "model 'model' with fingerprint ")])
+def test_resume_with_another_prompt_model_or_option_is_refused_by_name(
+        begun, lines, monkeypatch, capsys, change, message):
+    before = lines.read_bytes()
+    text, *options = change if not change[0].startswith("--") else ("cat. dog.", *change)
+    status, _, err = in_process(begun, monkeypatch, capsys, "detect", "begun", text, "--model", "model", "--size", "64",
+                                "96", *options, "--jsonl", "begun.jsonl", "--resume")
+    assert (status, err.count("\n")) == (1, 1), err
+    assert "begun.jsonl: --resume needs the model and the options with which the file was begun, " in err
+    assert message in err and err.endswith("Give the same ones, or choose another name for --jsonl\n")
+    assert lines.read_bytes() == before
+
+
+def test_resume_accepts_the_same_run_from_another_place(begun, lines, tmp_path, monkeypatch, capsys):
+    """The model may have moved, the prompt may be written differently, and the version may be another one."""
+    shutil.copytree(begun / "model", tmp_path / "moved")
+    header, first = objects(lines)
+    lines.write_text(json.dumps({**header, "minigdino": "9.9"}) + "\n" + json.dumps(first) + "\n")
+    status, _, err = in_process(begun, monkeypatch, capsys, "detect", *ARGUMENTS[:2], "--phrase", "cat", "--phrase",
+                                "dog", *ARGUMENTS[3:], "--model", str(tmp_path / "moved"), "--jsonl", "begun.jsonl",
+                                "--resume")
+    assert status == 0, err
+    assert images_of(lines) == ["begun/a.png", "begun/b.png"]
+
+
+@pytest.mark.parametrize("content", ['{"image": "begun/a.png"}\n', '{"image": "a"}\n{"minigdino": "1"}\n'])
+def test_lines_without_a_header_are_not_continued(begun, monkeypatch, capsys, content):
+    (begun / "old.jsonl").write_text(content)
+    status, err = detect(begun, monkeypatch, capsys, *ARGUMENTS, "--jsonl", "old.jsonl", "--resume")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "a first line that names the model" in err or "line 2 is not" in err
+    assert (begun / "old.jsonl").read_text() == content
+
+
+VALUES = st.none() | st.integers(0, 2) | st.sampled_from(["a", 0.25, ["a cat"], ["a", "b"], True])
+HEADERS = st.dictionaries(st.sampled_from(["text", "threshold", "size", "fingerprint", "nms"]), VALUES)
+
+
+@given(HEADERS, HEADERS)
+def test_headers_agree_if_their_values_do(tmp_path_factory, old, new):
+    path = tmp_path_factory.mktemp("agree") / "x.jsonl"
+    with files.JsonLines(path, header={**HEADER, **old}):
+        pass
+    old, new = {**HEADER, **old}, {**HEADER, **new, "minigdino": "0.2", "model": "elsewhere"}
+    wrong = [name for name in {**old, **new} if name not in ("minigdino", "model") and old.get(name) != new.get(name)]
+    if wrong:
+        with pytest.raises(ArgumentError) as error:
+            files.JsonLines(path, resume=True, header=new)
+        assert all(f"{name} {new.get(name)!r}" in str(error.value) for name in wrong)
+    with files.JsonLines(path, resume=True, header=old) as lines:
+        assert lines.done == {}
+
+
+@given(st.data())
+def test_a_run_that_was_killed_at_any_byte_can_be_resumed(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("killed") / "x.jsonl"
+    names = ["a", "b", "ü"]
+    with files.JsonLines(path, header=HEADER) as lines:
+        for name in names:
+            lines.write({"image": name})
+    complete = path.read_bytes()
+    path.write_bytes(complete[: data.draw(st.integers(0, len(complete)))])
+    with files.JsonLines(path, resume=True, header=HEADER) as lines:
+        for name in names:
+            if name not in lines.done:
+                lines.write({"image": name})
+    assert path.read_bytes() == complete
+
+
+def test_each_line_is_synced_to_the_disk(tmp_path, monkeypatch):
+    path, synced = tmp_path / "x.jsonl", []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append(path.read_text().count("\n")))
+    with files.JsonLines(path, header=HEADER) as lines:
+        for name in "ab":
+            lines.write({"image": name})
+    assert synced == [1, 2, 3]
+
+
+def test_overwrite_replaces_lines_unless_they_are_resumed(begun, lines, monkeypatch, capsys):
+    before = lines.read_text()
+    for more in (["--resume", "--overwrite", "--threshold", "0.3"], []):  # refused
+        status, err = detect(begun, monkeypatch, capsys, *ARGUMENTS, "--jsonl", "begun.jsonl", *more)
+        assert (status, lines.read_text()) == (1, before), err
+    assert "--resume to continue it, --overwrite to replace it, or choose" in err
+    status, err = detect(begun, monkeypatch, capsys, *ARGUMENTS, "--jsonl", "begun.jsonl", "--resume", "--overwrite")
+    assert status == 0 and lines.read_text().startswith(before), err
+    status, err = detect(begun, monkeypatch, capsys, "begun/b.png", "hat", "--jsonl", "begun.jsonl", "--overwrite")
+    assert status == 0, err
+    assert (objects(lines)[0]["text"], images_of(lines)) == (["hat"], ["begun/b.png"])
+
+
+def test_data_sets_of_a_resumed_run_have_all_images_of_the_lines(begun, lines, monkeypatch, capsys):
+    """Those of the first run, too, which are not among the sources."""
+    options = ARGUMENTS[2:]
+    status, err = detect(begun, monkeypatch, capsys, "begun/b.png", *options, "--jsonl", "begun.jsonl", "--resume",
+                         "--coco", "begun.json", "--csv", "begun.csv", "--overwrite")
+    assert status == 0, err
+    assert images_of(lines) == ["begun/a.png", "begun/b.png"]
+    status, err = detect(begun, monkeypatch, capsys, "begun", *options, "--coco", "all.json", "--csv", "all.csv")
+    assert status == 0, err
+    for ending in ("json", "csv"):
+        assert (begun / f"begun.{ending}").read_bytes() == (begun / f"all.{ending}").read_bytes()
+
+
+# sources
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A folder with images in several places. Hidden files are no images."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("p/b.JPG", "p/a.png", "p/._a.png", "p/.h.jpg", "p/q/c.Jpeg", "p/q/r/d.TIFF", "p/.hidden/e.png",
+                 "p/q/no.txt", "p/folder.png/f.png", "empty/deep/g.png"):
+        os.makedirs(os.path.dirname(name), exist_ok=True)
+        Image.fromarray(tiny.photo(60, 80)).save(name, format="PNG")
+    os.symlink("../..", "p/q/up")
+    return tmp_path
+
+
+def test_a_folder_can_be_searched_with_its_subfolders(tree):
+    flat = ["p/a.png", "p/b.JPG"]
+    assert files.find_images(["p"]) == flat
+    deep = ["p/a.png", "p/b.JPG", "p/folder.png/f.png", "p/q/c.Jpeg", "p/q/r/d.TIFF"]
+    for source in ("p", "p/", "./p"):
+        found = files.find_images([source], recursive=True)
+        assert found[: len(deep)] == deep
+        assert found[len(deep):] == ["p/q/up/empty/deep/g.png"]  # through a link, once
+    with pytest.raises(ImageError, match="found none. With --recursive, its subfolders are searched too"):
+        files.find_images(["empty"])
+    assert files.find_images(["empty"], recursive=True) == ["empty/deep/g.png"]
+    os.makedirs("void/deep")
+    with pytest.raises(ImageError, match="found none$"):
+        files.find_images(["void"], recursive=True)
+
+
+def test_patterns_skip_hidden_files_and_folders(tree):
+    assert files.find_images(["p/*.png"]) == ["p/a.png"]
+    assert files.find_images(["p/*"]) == ["p/a.png", "p/b.JPG"]
+    assert files.find_images(["p/**/*.png"]) == ["p/a.png", "p/folder.png/f.png", "p/q/up/empty/deep/g.png"]
+
+
+def test_a_named_file_is_always_taken(tree):
+    names = ["p/._a.png", "p/q/no.txt", "p/.hidden/e.png"]
+    assert files.find_images(names) == names
+    assert files.find_images(["p/._*"]) == ["p/._a.png"]  # a pattern that names hidden files
+
+
+def test_an_unreadable_subfolder_is_an_error(tree, monkeypatch):
+    read = files.Path.iterdir
+
+    def refuse(path):
+        if path.name == "r":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(files.Path, "iterdir", refuse)
+    with pytest.raises(ImageError, match=r"p/q/r.*: expected a readable folder \(Permission denied\)"):
+        files.find_images(["p"], recursive=True)
+
+
+@pytest.mark.parametrize("out", ["p/drawn", "p/q/r", "away", "p/q/up/x"])
+def test_pictures_are_never_images_of_the_next_recursive_run(tree, monkeypatch, capsys, out):
+    os.symlink("p/q", "away")
+    monkeypatch.setattr(cli, "load", None)
+    before = sorted(tree.rglob("*"))
+    status, err = detect(tree, monkeypatch, capsys, "p", "cat", "--recursive", "--out", out, "--overwrite")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "where the next run would take the drawing for an image. Give --out another folder" in err
+    assert sorted(tree.rglob("*")) == before
+
+
+def test_a_recursive_run_draws_the_folders_of_the_images(home, tree, monkeypatch, capsys):
+    os.unlink("p/q/up")
+    status, _, err = in_process(tree, monkeypatch, capsys, "detect", "p", "cat", "--recursive", "--out", "drawn",
+                                "--model", str(home / "model"))
+    assert status == 0, err
+    drawn = sorted(str(path.relative_to(tree)) for path in (tree / "drawn").rglob("*.png") if path.is_file())
+    assert drawn == ["drawn/a.png", "drawn/b.png", "drawn/folder.png/f.png", "drawn/q/c.png", "drawn/q/r/d.png"]
+
+
+# --out and --overwrite
+
+
+@pytest.mark.parametrize("out", ["made.v2/", "there"])
+def test_the_picture_of_one_image_can_go_to_a_folder(home, tmp_path, monkeypatch, capsys, out):
+    (tmp_path / "there").mkdir()
+    status, _, err = in_process(tmp_path, monkeypatch, capsys, "detect", str(home / "photo.png"), "cat", "--model",
+                                str(home / "model"), "--out", out)
+    assert status == 0, err
+    assert files.is_drawn(tmp_path / out / "photo.png")
+
+
+def test_the_folder_of_several_pictures_is_checked_before_the_model_is_loaded(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "load", None)
+    copies(home, "sources", "a.jpg", "b.jpg")
+    (tmp_path / "file").write_text("old")
+    for out, message in ((tmp_path / "file" / "new", "cannot write there ("), (tmp_path / "file", "need a folder"),
+                         (tmp_path / "new.png", "need a folder"), ("-", "are not written to standard output")):
+        status, err = detect(home, monkeypatch, capsys, "sources", "cat", "--out", str(out))
+        assert (status, err.count("\n")) == (1, 1)
+        assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_lines_are_checked_before_the_model_is_loaded(home, tmp_path, monkeypatch, capsys):
+    (tmp_path / "old.jsonl").write_text("old")
+    monkeypatch.setattr(cli, "load", None)
+    for path, message in ((tmp_path / "old.jsonl", "exists already. Give --resume"), (tmp_path, "regular file"),
+                          (tmp_path / "old.jsonl" / "new.jsonl", "cannot write there (")):
+        status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--jsonl", str(path))
+        assert (status, err.count("\n")) == (1, 1)
+        assert message in err
+    assert (tmp_path / "old.jsonl").read_text() == "old"
+
+
+def test_overwrite_replaces_a_picture_in_a_folder_but_no_image_and_no_folder(home, monkeypatch, capsys):
+    work = copies(home, "pile", "a.jpg", "b.png", "drawn/a.png", "drawn/b.png")
+    arguments = ["pile/a.jpg", "pile/b.png", "cat", "--out"]
+    before = (work / "b.png").read_bytes()
+    status, err = detect(home, monkeypatch, capsys, *arguments, "pile/drawn")
+    assert status == 1 and "was not drawn by minigdino" in err and "or give --overwrite to replace it" in err
+    status, err = detect(home, monkeypatch, capsys, *arguments, "pile/drawn", "--overwrite")
+    assert status == 0 and all(map(files.is_drawn, (work / "drawn").iterdir())), err
+    (work / "a.png").mkdir()
+    for _ in range(2):
+        status, err = detect(home, monkeypatch, capsys, *arguments, "pile", "--overwrite")
+        assert status == 1, err
+        assert (work / "b.png").read_bytes() == before
+        if (work / "a.png").exists():
+            assert "a.png, which exists and was not drawn by minigdino" in err
+            (work / "a.png").rmdir()
+    assert "pile/b.png, which is one of the images" in err
+
+
+# standard output
+
+
+def test_one_output_can_be_printed_instead_of_the_table(home, monkeypatch, capsys):
+    printed = {}
+    for option in ("--jsonl", "--coco", "--csv"):
+        for where in ("-", f"printed{option}"):
+            status, out, err = in_process(home, monkeypatch, capsys, "detect", "photo.png", "photo.png", "cat",
+                                          "--model", "model", option, where, "--overwrite")
+            assert status == 0, err
+            printed[where] = out
+        assert (home / f"printed{option}").read_text() == printed["-"]
+        table = printed[f"printed{option}"]  # not printed with lines of several images
+        assert table.startswith("photo.png:\ncat  0.") or (option, table) == ("--jsonl", "")
+        assert not (home / "-").exists()
+
+
+@pytest.mark.parametrize("options", ["--json --jsonl -", "--coco - --csv -", "--json --coco -", "--jsonl - --csv -"])
+def test_standard_output_takes_one_output(capsys, options):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["detect", "photo.png", "cat", *options.split()])
+    assert end.value.code == 2
+    first, second = (option.removesuffix(" -") for option in options.replace("--", "|--").split("|")[1:])
+    assert f"expected at most one output on standard output; got {first.strip()}" in (err := capsys.readouterr().err)
+    assert second.strip() in err
+
+
+@pytest.mark.parametrize("options", ["--resume", "--resume --jsonl -"])
+def test_resume_needs_a_file(capsys, options):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["detect", "photo.png", "cat", *options.split()])
+    assert end.value.code == 2
+    assert "--resume needs" in capsys.readouterr().err
+
+
+def test_text_is_printed_block_by_block_without_cutting_characters(monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "BLOCK", 1)
+    data_set = datasets.Csv()
+    data_set.add("ü猫🐱.png", tiny.model().detect(tiny.photo(), "cat", threshold=0)[:1])
+    cli._write("-", data_set.content())
+    assert "ü猫🐱.png," in capsys.readouterr().out
+
+
+# progress and memory
+
+
+class Terminal(io.StringIO):
+    """Standard error as a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_the_progress_is_erased_before_a_message(home, monkeypatch, capsys):
+    work = copies(home, "shown", "a.png", "c.png")
+    (work / "b.png").write_bytes(b"broken")
+    for more in ([], ["--jsonl", "shown.jsonl"]):
+        monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+        detect(home, monkeypatch, capsys, "shown", "cat", *more)
+        _, *lines = terminal.getvalue().split("\r\033[K")
+        shown = [line for line in lines if line]
+        assert shown[0].startswith("1/3 images, 0.") and shown[0].endswith(" s left")
+        assert shown[1].startswith("minigdino: shown/b.png: not a readable image") and shown[1].endswith("\n")
+        assert shown[2].startswith("2/3 images, ") and shown[3].startswith("3/3 images, ")
+        assert shown[3].endswith(" s each, 0 s left\n") and len(shown) == 4
+
+
+@pytest.mark.parametrize(("seconds", "text"), [
+    (0, "0 s"), (59.4, "59 s"), (60, "1 min"), (3569, "59 min"), (3600, "1 h 0 min"), (30_000, "8 h 20 min")])
+def test_the_time_left_is_readable(seconds, text):
+    assert files._duration(seconds) == text
+
+
+class Stub:
+    """A model that detects the same boxes in every image, and keeps weak references to its results."""
+
+    source, precision, tensors = "stub", "highest", {}
+    config, settings = tiny.config(), tiny.SETTINGS
+
+    def __init__(self):
+        self.results, self.most = weakref.WeakSet(), 0
+
+    def tokenize(self, text):
+        return tiny.model().tokenize(text)
+
+    def detect(self, image, text, **_):
+        if image == []:
+            return []
+        gc.collect()  # Pillow leaves cycles that hold the frames of its callers
+        self.most = max(self.most, len(self.results))
+        result = Detections(np.ones((50, 4), np.float32), np.ones(50, np.float32), ["cat"] * 50, np.zeros(50, np.int64),
+                            ["cat"] * 50, (80, 60), tiny.photo(60, 80))
+        self.results.add(result)
+        return result
+
+
+def test_no_result_is_kept(home, monkeypatch, capsys):
+    copies(home, "pictures", *(f"{i}.png" for i in range(8)))
+    model = Stub()
+    monkeypatch.setattr(cli, "load", lambda *_, **__: model)
+    status, out, err = in_process(home, monkeypatch, capsys, "detect", "pictures", "cat", "--json", "--jsonl",
+                                  "kept.jsonl", "--coco", "kept.json", "--csv", "kept.csv", "--out", "kept")
+    assert status == 0, err
+    assert len(json.loads(out)) == 8
+    assert model.most <= 2
