@@ -421,7 +421,7 @@ def _pictures(arguments, images, many, sources):
     is_named_folder = text.endswith(("/", os.sep))
     if not many and not is_named_folder and not is_folder(out):
         _encoded(Image.new("RGB", (64, 64)), out)  # a format that cannot be written is an error before the first pass
-        return {images[0]: out}
+        return {images[0]: str(out)}
     if is_file(out) or (out.suffix and not is_named_folder and not status(out)):
         raise ArgumentError(f"{out}: several images need a folder to write to. Give --out the name of a folder, with a "
                             "slash at its end")
@@ -433,9 +433,10 @@ def _pictures(arguments, images, many, sources):
 def _in_folder(out, images):
     """{image: file in a folder}, with the images' folders below the one that contains all of them."""
     # not Path.absolute, which keeps "..": the outputs would leave the folder
-    paths = {image: Path(os.path.abspath("stdin" if image == files.STDIN else image)) for image in images}
-    top = os.path.commonpath([path.parent for path in paths.values()])
-    return {image: out / path.relative_to(top).with_suffix(".png") for image, path in paths.items()}
+    paths = {image: os.path.abspath("stdin" if image == files.STDIN else image) for image in images}
+    top = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
+    # a str takes a fifth of the memory of a Path, and there may be many
+    return {image: str(out / Path(path).relative_to(top).with_suffix(".png")) for image, path in paths.items()}
 
 
 def _searched(sources, recursive):
@@ -456,7 +457,7 @@ def _check_folder(outputs, is_searched, overwrite):
         if _real(output) in originals:
             raise ArgumentError(f"{image} would be drawn to {output}, which is one of the images. Give --out another "
                                 "folder")
-        if is_searched(output.parent):
+        if is_searched(os.path.dirname(output) or "."):
             raise ArgumentError(f"{image} would be drawn to {output}, where the next run would take the drawing for an "
                                 "image. Give --out another folder")
         if status(output) and not (overwrite and is_file(output)) and not files.is_drawn(output):
@@ -469,7 +470,7 @@ def _check_folder(outputs, is_searched, overwrite):
 def _encoded(picture, path):
     """A picture as the bytes of a file, marked as drawn. Pillow chooses the format by the name."""
     file = io.BytesIO()
-    file.name = path.name
+    file.name = os.path.basename(path)
     try:
         picture.save(file, **files.drawn_marks())
     except MemoryError:

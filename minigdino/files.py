@@ -274,7 +274,7 @@ class JsonLines:
         except FileExistsError:
             raise _exists(path) from None
         except (OSError, ValueError) as error:
-            raise self._unwritable(error) from None
+            raise _unwritable(self.path, error) from None
         try:
             if not _lock(self._file):
                 raise ArgumentError(f"{path}: another process is writing to this file. Wait until it ends, or choose "
@@ -306,7 +306,7 @@ class JsonLines:
                         numbers[_image_of(values)] = number
                     complete += len(line)
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise _unwritable(self.path, error) from None
         except (ValueError, LookupError, TypeError, RecursionError):
             raise ArgumentError(f'{self.path}: each line must be a JSON object with "image"; line {number} is not. '
                                 "Choose another name for --jsonl") from None
@@ -338,7 +338,7 @@ class JsonLines:
                     if self.done.get(values.get("image")) == number:
                         yield values
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise _unwritable(self.path, error) from None
 
     def write(self, line: dict) -> None:
         """Append one line, and wait until it is on the disk.
@@ -356,7 +356,7 @@ class JsonLines:
                 rest = rest[self._file.write(rest):]
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise _unwritable(self.path, error) from None
 
     def close(self) -> None:
         """Close the file, and release its lock."""
@@ -367,10 +367,6 @@ class JsonLines:
 
     def __exit__(self, *_) -> None:
         self.close()
-
-    def _unwritable(self, error):
-        return ArgumentError(f"{self.path}: the file cannot be written ({_reason(error)}). Choose another name for "
-                             "--jsonl")
 
 
 def check_lines(path: str | Path, resume: bool, overwrite: bool) -> None:
@@ -389,6 +385,11 @@ def check_lines(path: str | Path, resume: bool, overwrite: bool) -> None:
         check_writable(path)
     elif not (resume or overwrite):
         raise _exists(path)
+    else:
+        try:
+            open(path, "ab").close()
+        except OSError as error:
+            raise _unwritable(path, error) from None
 
 
 def _check_kind(path):
@@ -400,6 +401,10 @@ def _check_kind(path):
 def _exists(path):
     return ArgumentError(f"{path} exists already. Give --resume to continue it, --overwrite to replace it, or choose "
                          "another name")
+
+
+def _unwritable(path, error):
+    return ArgumentError(f"{path}: the file cannot be written ({_reason(error)}). Choose another name for --jsonl")
 
 
 def _differences(earlier, header):

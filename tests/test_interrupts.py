@@ -125,7 +125,7 @@ CALLS = {  # name: (what the signal interrupts, a call of minigdino)
     "save": (os, "replace", lambda directory: minigdino.load(directory).save(directory)),
     "lines": (os, "fsync", write_line),
     "drawn": (Image, "open", lambda directory: files.is_drawn(directory / "config.json")),
-    "mark": (os, "fstat", lambda directory: datasets.is_csv(directory / "config.json")),
+    "mark": (files, "open_regular", lambda directory: datasets.is_csv(directory / "config.json")),
     "collect": (tempfile.SpooledTemporaryFile, "write", lambda _: datasets.Csv()),
     "write": (os, "fsync", lambda directory: files.replace_file(directory / "found.json", b"{}")),
     "array": (np, "asarray", lambda directory: minigdino.load(directory).forward(np.zeros((3, 64, 64)), [1]))}

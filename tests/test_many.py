@@ -270,6 +270,15 @@ def test_the_lines_are_checked_before_the_model_is_loaded(home, tmp_path, monkey
         status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--jsonl", str(path))
         assert (status, err.count("\n")) == (1, 1)
         assert message in err
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        status, err = detect(home, patch, capsys, "photo.png", "cat", "--resume", "--jsonl",
+                             str(tmp_path / "old.jsonl"))
+    assert status == 1 and "old.jsonl: the file cannot be written (Permission denied). Choose another name" in err
     assert (tmp_path / "old.jsonl").read_text() == "old"
 
 
