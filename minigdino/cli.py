@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     _replace_closed_streams()
     try:
         try:
-            arguments = parser().parse_args(argv)
+            arguments = _parsed(argv)
             return arguments.command(arguments)
         finally:
             _print("", end="")  # what --help wrote: at exit, a failure would not be reported
@@ -248,6 +248,17 @@ def parser() -> argparse.ArgumentParser:
                                 epilog="example: minigdino info")
     about.set_defaults(command=_info)
     return top
+
+
+def _parsed(argv):
+    """The arguments of a command. SOURCE and TEXT may be anywhere: argparse leaves those after an option over."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    if rest and (arguments.command is not _detect or any(one.startswith("-") and one != "-" for one in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.source += rest
+    return arguments
 
 
 def _add_precision(command):

@@ -301,6 +301,29 @@ def test_overwrite_replaces_a_picture_in_a_folder_but_no_image_and_no_folder(hom
     assert "pile/b.png, which is one of the images" in err
 
 
+# arguments
+
+
+@pytest.mark.parametrize("arguments", [
+    "begun cat. --json --size 64 96", "begun --json cat. --size 64 96", "--json begun --size 64 96 cat.",
+    "--json --size 64 96 begun/a.png begun/b.png cat.", "begun/a.png --json begun/b.png --size 64 96 cat."])
+def test_options_may_stand_between_the_sources_and_the_text(begun, monkeypatch, capsys, arguments):
+    status, out, err = in_process(begun, monkeypatch, capsys, "detect", "--model", "model", *arguments.split())
+    assert status == 0, err
+    records = json.loads(out)
+    assert [line["image"] for line in records] == ["begun/a.png", "begun/b.png"]
+    assert {d["label"] for line in records for d in line["detections"]} == {"cat"}
+
+
+@pytest.mark.parametrize("arguments", ["detect begun --json cat. --void", "detect begun --json cat. -v", "info --json",
+                                       "detect begun --json cat. --void -", "models x y z --void"])
+def test_unknown_options_are_refused(begun, capsys, arguments):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments.split())
+    assert end.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
 # standard output
 
 
