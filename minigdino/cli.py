@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
-import glob
 import io
 import itertools
 import json
@@ -14,13 +13,9 @@ import re
 import sys
 from pathlib import Path
 
-from PIL import Image
-
-from . import ArgumentError, Error, __version__, datasets, files, info, load, set_threads, trace, use
+from . import ArgumentError, Error, __version__, datasets, files, info, load, outputs, set_threads, trace, use
 from .checkpoints import hub
 from .checkpoints.fingerprint import fingerprint
-from .checkpoints.json_file import is_file, is_folder, status
-from .detector import EMBEDDED_MODELS, default_source
 from .errors import brief
 from .image import MAX_EDGE
 from .runtime.kernels import mode
@@ -293,7 +288,7 @@ def _detect(arguments):
             if isinstance(result, Error):
                 _complain(f"minigdino: {printable(str(result))}")
             elif pictures:
-                _write(pictures[image], _encoded(result.plot(), pictures[image]))
+                _write(pictures[image], outputs.encoded(result.plot(), pictures[image]))
             if lines:  # after the picture: --resume skips the image from now on
                 lines.write(files.record(image, result))
             if not printed and not isinstance(result, Error) and not (lines and many):
@@ -324,13 +319,14 @@ def _printed(arguments):
 
 def _checked_outputs(arguments, images, many, sources):
     """Check all outputs. Returns {image: path of its picture}."""
-    pictures = _pictures(arguments, images, many, sources) if arguments.out else {}
+    pictures = {} if not arguments.out else outputs.picture_paths(
+        arguments.out, images, many, sources, recursive=arguments.recursive, overwrite=arguments.overwrite)
     coco, csv, lines = (None if path == files.STDOUT else path
                         for path in (arguments.coco, arguments.csv, arguments.jsonl))
-    _check_paths([*(("an image", image) for image in images if image != files.STDIN),
-                  ("--categories", arguments.categories), *_model_files(arguments.model)],
-                 [*(("--out", path) for path in dict.fromkeys([arguments.out, *pictures.values()])),
-                  ("--coco", coco), ("--csv", csv), ("--jsonl", lines)])
+    outputs.check_paths([*(("an image", image) for image in images if image != files.STDIN),
+                         ("--categories", arguments.categories), *outputs.model_files(arguments.model)],
+                        [*(("--out", path) for path in dict.fromkeys([arguments.out, *pictures.values()])),
+                         ("--coco", coco), ("--csv", csv), ("--jsonl", lines)])
     picture = pictures and (Path(arguments.out, "*") if many else pictures[images[0]])
     for path, is_ours in ((picture, files.is_drawn), (coco, datasets.is_coco), (csv, datasets.is_csv)):
         if path:
@@ -367,37 +363,6 @@ class _PrintedLines(contextlib.nullcontext):
         _print(json.dumps(line, allow_nan=False))
 
 
-def _model_files(source):
-    """Pairs ("the model", path) of the files that a local model has, or that `load` would prefer if it had them."""
-    source = default_source() if source is None else source
-    if source in EMBEDDED_MODELS or not os.path.exists(source):  # also a model id
-        return []
-    folder = source if os.path.isdir(source) else os.path.dirname(source)
-    names = ["special_tokens_map.json", *itertools.chain(*hub.PARTS), *glob.glob("*.safetensors", root_dir=folder)]
-    return [("the model", path) for path in (source, *(os.path.join(folder, name) for name in names))]
-
-
-def _check_paths(inputs, outputs):
-    """Refuse an output that would overwrite an input or another output. Both are pairs (name, path or None)."""
-    taken = {_real(path): name for name, path in inputs if path is not None}
-    for name, path in outputs:
-        if path is None or (os.path.exists(path) and not os.path.isfile(path)):  # a device can take several outputs
-            continue
-        if (other := taken.setdefault(_real(path), name)) != name:
-            raise ArgumentError(f"expected different files for {other} and {name}; got {path} for both. Choose another "
-                                "name for one of them")
-
-
-def _real(path):
-    """What identifies a file: its number, which all its names share, or its path without links if it does not exist."""
-    if found := status(path):
-        return found.st_dev, found.st_ino
-    try:
-        return os.path.realpath(path)
-    except (OSError, ValueError):  # a deleted working directory, or a null byte; opening the file is an error
-        return os.path.normpath(path)
-
-
 def _add_earlier(lines, data_sets, categories):
     """Add the images that the file already has to data sets. Lines with an error are left out."""
     for line in lines.records() if data_sets else ():
@@ -421,76 +386,6 @@ def _categories(path, phrases):
         raise ArgumentError(f"{path} must have an id for each phrase; it has no id for {brief(missing[0])}, only for "
                             f"{known}{', ...' if len(categories) > 10 else ''}. Add it")
     return categories
-
-
-def _pictures(arguments, images, many, sources):
-    """{image: output file}. --out is the file for one image, or a folder that reproduces the folders of the images."""
-    out, text = Path(arguments.out), arguments.out
-    if text == files.STDOUT:
-        raise ArgumentError("--out - is not possible: pictures are not written to standard output. Give --out a file "
-                            "or a folder")
-    is_named_folder = text.endswith(("/", os.sep))
-    if not many and not is_named_folder and not is_folder(out):
-        _encoded(Image.new("RGB", (64, 64)), out)  # a format that cannot be written is an error before the first pass
-        return {images[0]: str(out)}
-    if is_file(out) or (out.suffix and not is_named_folder and not status(out)):
-        raise ArgumentError(f"{out}: several images need a folder to write to. Give --out the name of a folder, with a "
-                            "slash at its end")
-    outputs = _in_folder(out, images)
-    _check_folder(outputs, _searched(sources, arguments.recursive), arguments.overwrite)
-    return outputs
-
-
-def _in_folder(out, images):
-    """{image: file in a folder}, with the images' folders below the one that contains all of them."""
-    # not Path.absolute, which keeps "..": the outputs would leave the folder
-    paths = {image: os.path.abspath("stdin" if image == files.STDIN else image) for image in images}
-    top = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
-    # a str takes a fifth of the memory of a Path, and there may be many
-    return {image: str(out / Path(path).relative_to(top).with_suffix(".png")) for image, path in paths.items()}
-
-
-def _searched(sources, recursive):
-    """A function that says whether the sources contain the images in a folder."""
-    folders = {_real(source) for source in sources if is_folder(source)}
-
-    def is_searched(folder):
-        above = [Path(absolute(folder)).parents for absolute in (os.path.abspath, os.path.realpath) if recursive]
-        return any(_real(place) in folders for place in itertools.chain([folder], *above))
-
-    return is_searched
-
-
-def _check_folder(outputs, is_searched, overwrite):
-    """Refuse pictures that would replace an image, another picture or a file of the user, or be an image next time."""
-    taken, originals = {}, {_real(image) for image in outputs}
-    for image, output in outputs.items():
-        if _real(output) in originals:
-            raise ArgumentError(f"{image} would be drawn to {output}, which is one of the images. Give --out another "
-                                "folder")
-        if is_searched(os.path.dirname(output) or "."):
-            raise ArgumentError(f"{image} would be drawn to {output}, where the next run would take the drawing for an "
-                                "image. Give --out another folder")
-        if status(output) and not (overwrite and is_file(output)) and not files.is_drawn(output):
-            raise ArgumentError(f"{image} would be drawn to {output}, which exists and was not drawn by minigdino. "
-                                "Give --out another folder, move that file, or give --overwrite to replace it")
-        if (other := taken.setdefault(output, image)) != image and _real(other) != _real(image):
-            raise ArgumentError(f"{other} and {image} would both be drawn to {output}. Draw them in two runs")
-
-
-def _encoded(picture, path):
-    """A picture as the bytes of a file, marked as drawn. Pillow chooses the format by the name."""
-    file = io.BytesIO()
-    file.name = os.path.basename(path)
-    try:
-        picture.save(file, **files.drawn_marks())
-    except MemoryError:
-        raise
-    except Exception as error:  # encoders raise many types for a size or a mode that their format does not have
-        reason = f"Pillow does not write {error}" if isinstance(error, KeyError) else brief(error)
-        raise ArgumentError(f"{path}: cannot write there ({reason}). Choose another ending, such as .png, "
-                            "or an existing folder") from None
-    return file.getvalue()
 
 
 def _write(path, data):
@@ -540,7 +435,8 @@ def _trace(arguments):
 def _explain(arguments):
     from .inspection.explain import is_page, page
 
-    _check_paths([("the image", arguments.image), *_model_files(arguments.model)], [("--out", arguments.out)])
+    outputs.check_paths([("the image", arguments.image), *outputs.model_files(arguments.model)],
+                        [("--out", arguments.out)])
     if not arguments.overwrite:
         files.check_replaceable(arguments.out, is_page)
     files.check_writable(arguments.out)

@@ -225,8 +225,9 @@ def detections(line: dict, path: str | Path) -> Detections:
                           label_ids=np.array([row["label_id"] for row in rows], np.int64).reshape(len(rows)),
                           phrases=[row["phrase"] for row in rows], image_size=size)
     except (LookupError, TypeError, ValueError, OverflowError):
-        raise ArgumentError(f'{path}: with --coco or --csv, each line must have "width", "height" and "detections"; the line of '
-                            f"{line['image']} has another format. Choose another name for --jsonl") from None
+        raise ArgumentError(f'{path}: with --coco or --csv, each line must have "width", "height" and "detections"; '
+                            f"the line of {line['image']} has another format. Choose another name for "
+                            "--jsonl") from None
 
 
 def _is_detection(row):

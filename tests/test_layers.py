@@ -14,7 +14,7 @@ COMPILED = PACKAGE.parent / "_ext"
 LEVELS = [  # a module may import from the rows below its own, never from its own row
     {"__main__"},
     {"cli"},
-    {"inspection.explain", "datasets"},
+    {"inspection.explain", "datasets", "outputs"},
     {"__init__", "files", "evaluation.verify", "inspection.tree", "runtime.bench"},
     {"detector", "runtime.info"},
     {"cache", "results", "network.model", "checkpoints.hub", "checkpoints.reading"},

@@ -15,7 +15,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from minigdino import cli, files
+from minigdino import cli, files, outputs
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 
@@ -580,12 +580,12 @@ def test_a_picture_never_replaces_the_weights(home, tmp_path, monkeypatch, capsy
 def test_other_files_can_be_written_to_the_folder_of_a_model(home, tmp_path, monkeypatch, capsys):
     shutil.copytree(home / "model", tmp_path / "shapes")
     monkeypatch.chdir(tmp_path)
-    assert cli._model_files("shapes") == cli._model_files("owner/name") == cli._model_files("void") == []
+    assert outputs.model_files("shapes") == outputs.model_files("owner/name") == outputs.model_files("void") == []
     status, _, err = in_process(home, monkeypatch, capsys, "detect", "photo.png", "cat", "--model",
                                 str(tmp_path / "shapes"), "--coco", str(tmp_path / "shapes" / "found.json"))
     assert status == 0, err
     monkeypatch.chdir(tmp_path / "shapes")
-    assert ("the model", "model.safetensors") in cli._model_files("model.safetensors")
+    assert ("the model", "model.safetensors") in outputs.model_files("model.safetensors")
 
 
 def test_a_null_byte_in_a_name_is_an_unreadable_image(home, monkeypatch, capsys):
@@ -604,7 +604,7 @@ def test_lines_are_read_again_only_for_a_coco_file(home, monkeypatch, capsys):
 def test_a_device_takes_several_outputs(home, monkeypatch, capsys):
     status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--coco", "/dev/null")
     assert status == 0, err
-    cli._check_paths([], [("--out", "/dev/null"), ("--coco", "/dev/null")])
+    outputs.check_paths([], [("--out", "/dev/null"), ("--coco", "/dev/null")])
 
 
 @pytest.mark.parametrize("name", ["x.psd", "x.xyz", "x", "x.wmf", "x.xbm", "x.fits"])
@@ -616,11 +616,11 @@ def test_a_format_that_cannot_be_written_is_refused_before_the_model_is_loaded(h
 
 
 @pytest.mark.parametrize("ending", ["gif", "tga", "pcx", "sgi", "avif", "webp", "jpg"])
-def test_a_picture_that_is_too_large_for_its_format_gives_a_message(tmp_path, ending):
+def test_a_picture_that_is_too_large_for_its_format_gives_a_message(ending):
     if f".{ending}" not in Image.registered_extensions():
         pytest.skip("this Pillow lacks the format")
     with pytest.raises(cli.ArgumentError, match="cannot write there"):
-        cli._encoded(Image.new("RGB", (70_000, 1)), tmp_path / f"x.{ending}")
+        outputs.encoded(Image.new("RGB", (70_000, 1)), f"x.{ending}")
 
 
 @pytest.mark.parametrize("option", ["--threshold 7", "--text-threshold -1", "--size 0 0"])
