@@ -2,7 +2,7 @@
 
 from .checkpoints.config import Config
 from .detector import Model, detect, load
-from .errors import ArgumentError, CheckpointError, ConfigError, Error, ImageError, PromptError
+from .errors import ArgumentError, CheckpointError, ConfigError, Error, ImageError, PromptError, PromptWarning
 from .inspection.tracing import trace
 from .network.model import Output
 from .prompt import Prompt
@@ -15,8 +15,8 @@ from .version import __version__
 
 __all__ = [
     "ArgumentError", "CheckpointError", "Config", "ConfigError", "Detection", "Detections", "Error", "ImageError",
-    "Model", "Output", "Prompt", "PromptError", "__version__", "detect", "info", "load",
-    "set_threads", "trace", "use",
+    "Model", "Output", "Prompt", "PromptError", "PromptWarning", "__version__", "detect", "info",
+    "load", "set_threads", "trace", "use",
 ]
 
 _require_gil()

@@ -1,7 +1,8 @@
-"""The exceptions that minigdino raises. A message states what was expected, what was given, and the next step."""
+"""The exceptions that minigdino raises, and its warning about prompts. A message states what was expected, what was given, and the next step."""
 
 import reprlib
 import sys
+import warnings
 
 from ._ext.interrupts import from_signal_handler
 
@@ -45,6 +46,22 @@ class PromptError(Error, ValueError):
 
 class ArgumentError(Error, ValueError):
     """An argument has the wrong type, shape or range, or its file or device cannot be used."""
+
+
+class PromptWarning(UserWarning):
+    """A prompt is valid, but probably does not name what its author means. Its message names the words."""
+
+
+def warn_prompt(message: str) -> None:
+    """Issue a PromptWarning for the line of the program that called this package.
+
+    Args:
+        message: the text of the warning.
+    """
+    level, frame = 1, sys._getframe()
+    while frame.f_back and str(frame.f_globals.get("__name__")).startswith(f"{__package__}."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, PromptWarning, stacklevel=level)
 
 
 _short = reprlib.Repr()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoints.json_file import read_json, read_text, status
-from .errors import ArgumentError, CheckpointError, PromptError, brief
+from .errors import ArgumentError, CheckpointError, PromptError, brief, warn_prompt
 
 DELIMITERS = ("[CLS]", "[SEP]", ".", "?")
 BLANK = " \t\r\n"
+SEPARATOR = re.compile(r"(?<!\d),|,(?!\d)|[;\r\n]")  # not the comma of "1,000"
+SHOWN = 3  # unknown words that a warning names
 MAX_CHARACTERS = 2**16  # far more than 256 tokens have; tokenizing a longer text would take seconds
 
 
@@ -58,6 +61,7 @@ class Tokenizer:
                                   "Download the checkpoint again")
         self.delimiters = tuple(i for i in found.values() if i is not None)
         self.cls, self.sep, self.dot = found["[CLS]"], found["[SEP]"], found["."]
+        self.unknown = backend.token_to_id(getattr(backend.model, "unk_token", None) or "[UNK]")
         self.special = [t.content for t in backend.get_added_tokens_decoder().values() if t.special]
 
     @classmethod
@@ -97,8 +101,13 @@ class Tokenizer:
 
         Raises:
             PromptError: if the prompt is not text, has too many characters, or contains no phrase. In a list, also
-                if a phrase has no tokens or contains a special token, or if two phrases have the same tokens.
+                if a phrase has no tokens, only unknown words, or a special token, or if two phrases have the same
+                tokens.
             CheckpointError: if the tokenizer's files are inconsistent.
+
+        Warns:
+            PromptWarning: if a word is not in the vocabulary, so that the model reads [UNK] instead; or if a comma, a
+                semicolon or a line break seems to separate phrases (in a str, or in the only phrase of a list).
         """
         phrases = [text] if isinstance(text, str) else text
         if not isinstance(phrases, (list, tuple)) or not all(isinstance(phrase, str) for phrase in phrases):
@@ -163,12 +172,16 @@ class Tokenizer:
                               'example "a cat. a dog."')
         offsets = encoding.offsets  # (start, stop) of each token in the text, in characters
         phrases = [closed[offsets[start][0] : offsets[stop - 1][1]].strip(BLANK) for start, stop in spans]
+        words = self._unknown_words(closed, encoding)
+        _warn_of_unknown([(word, phrase) for phrase, (start, stop) in zip(phrases, spans)
+                          for word in words[start:stop] if word])
+        _warn_of_separators(phrases, lambda parts: f"write {brief('. '.join(parts) + '.')}, or give a list")
         return Prompt(np.array(encoding.ids, np.int64), phrases, spans)
 
     def _encode_phrases(self, phrases):
         if not phrases:
             raise PromptError('a prompt must contain a phrase; the list is empty. Write for example ["a cat"]')
-        ids, spans, labels, seen = [self.cls], [], [], {}
+        ids, spans, labels, seen, unknown = [self.cls], [], [], {}, []
         for phrase in phrases:
             label = phrase.strip(BLANK).rstrip(BLANK + ".")
             if special := [token for token in self.special if token in phrase]:
@@ -176,16 +189,51 @@ class Tokenizer:
                                   f"{brief(special[0])[1:-1]}. Remove it")
             # a delimiter inside a phrase would end it, so the model gets a space; the label keeps the delimiter
             words = label.lower().replace(".", " ").replace("?", " ")
-            tokens = _call(self.backend.encode, words, add_special_tokens=False).ids
+            encoding = _call(self.backend.encode, words, add_special_tokens=False)
+            tokens = encoding.ids
             if not tokens:
                 raise PromptError(f"a phrase must have at least one token; {brief(phrase)} has none. Remove it")
+            if set(tokens) == {self.unknown}:
+                raise PromptError("a phrase must have a word of the model's vocabulary; "
+                                  f"{brief(phrase)} has only unknown words. {OTHER_WORDS}")
+            unknown += [(word, label) for word in self._unknown_words(words, encoding) if word]
             if (other := seen.setdefault(tuple(tokens), phrase)) is not phrase or len(seen) != len(spans) + 1:
                 raise PromptError(f"two phrases must not have the same tokens; {brief(other)} and {brief(phrase)} "
                                   "have. Keep one of them")
             spans.append((len(ids), len(ids) + len(tokens)))
             labels.append(label)
             ids += [*tokens, self.dot]
+        _warn_of_unknown(unknown)
+        if len(labels) == 1:  # with more of them, a comma is probably meant
+            _warn_of_separators(labels, lambda parts: f"give each one separately: {brief(parts)}")
         return Prompt(np.array([*ids, self.sep], np.int64), labels, spans)
+
+    def _unknown_words(self, text, encoding):
+        """For each token: the word of the text that the vocabulary cannot spell, or None."""
+        return [text[slice(*offsets)] if i == self.unknown else None
+                for i, offsets in zip(encoding.ids, encoding.offsets)]
+
+
+OTHER_WORDS = "Use other words; the published checkpoints know English only"
+
+
+def _warn_of_unknown(found):
+    """Warn of unknown words, given as pairs (word, phrase)."""
+    if found := list(dict.fromkeys(found)):
+        named = ", ".join(f"{brief(word)} in the phrase {brief(phrase)}" for word, phrase in found[:SHOWN])
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        warn_prompt("each word of a prompt must be in the model's vocabulary, else the model reads [UNK] and its boxes "
+                    f"mean nothing; got {named}{more}. {OTHER_WORDS}")
+
+
+def _warn_of_separators(phrases, advice):
+    """Warn of the first phrase that seems to be several ones, and show them as `advice` writes them."""
+    for phrase in phrases:
+        parts = [part.strip(BLANK) for part in SEPARATOR.split(phrase) if part.strip(BLANK)]
+        if len(parts) > 1:
+            warn_prompt("only a dot or a question mark ends a phrase, so the model reads "
+                        f"{brief(phrase)} as one. For several phrases, {advice(parts)}")
+            return
 
 
 def _call(function, *args, **options):

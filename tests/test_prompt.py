@@ -1,9 +1,11 @@
 """Tokenisation of prompts: token ids, phrases and spans."""
 
+import warnings
+
 import numpy as np
 import pytest
 import tiny
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import minigdino
@@ -81,6 +83,8 @@ def test_dots_inside_a_listed_phrase_stay_in_its_label():
         (["cat", "dog [SEP]"], r"contains \[SEP\]"),
         (7, "a str or a list of str; got int"),
         (["cat", 7], "a list with the element 7"),
+        (["cat", "猫"], "a word of the model's vocabulary; '猫' has only unknown words. Use other words"),
+        (["🐱", "🐶"], "'🐱' has only unknown words"),
         (b"cat", "got bytes"),
     ],
 )
@@ -126,6 +130,7 @@ def test_padding_and_truncation_are_always_off():
     assert len(Tokenizer(backend).encode("a cat. a dog. a hat.").ids) == 11
 
 
+@pytest.mark.filterwarnings("ignore::minigdino.PromptWarning")
 def test_decode_has_the_spelling_of_transformers():
     ids = TOKENIZER.encode("man at the man ' s hat, tennis").ids
     assert tiny.tokenizer().decode(ids) == "[CLS] man at the man ' s hat, tennis. [SEP]"
@@ -133,6 +138,7 @@ def test_decode_has_the_spelling_of_transformers():
     assert TOKENIZER.decode(TOKENIZER.encode("tennis").ids[2:3]) == "##n"
 
 
+@pytest.mark.filterwarnings("ignore::minigdino.PromptWarning")
 def test_vocab_txt_alone_gives_the_same_tokens(tmp_path):
     vocab = sorted(TOKENIZER.backend.get_vocab().items(), key=lambda item: item[1])
     (tmp_path / "vocab.txt").write_text("\n".join(token for token, _ in vocab) + "\n")
@@ -158,3 +164,75 @@ def test_a_missing_tokenizer_is_none_and_a_corrupted_one_an_error(tmp_path):
     (tmp_path / "vocab.txt").write_text("cat\ndog\n")
     with pytest.raises(minigdino.CheckpointError, match=r"vocab\.txt: expected a BERT vocabulary; it lacks"):
         Tokenizer.from_directory(tmp_path)
+
+
+# warnings
+
+known = st.sampled_from(tiny.WORDS)
+unknown = st.text(alphabet="\U0001f431\U0001f436\u00b0\u0416", min_size=1, max_size=3)
+
+
+def warnings_of(call):
+    """The messages of the PromptWarnings of a call, each of which must name this file."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    assert all(w.category is minigdino.PromptWarning and w.filename == __file__ for w in caught)
+    return [str(w.message) for w in caught]
+
+
+@given(st.lists(st.lists(st.one_of(known, unknown), min_size=1, max_size=4), min_size=1, max_size=3), st.booleans())
+def test_every_unknown_word_is_reported_with_its_phrase(phrases, listed):
+    phrases = [["a", *words] for words in phrases]  # a listed phrase needs one word of the vocabulary
+    texts = [" ".join(words) for words in phrases]
+    assume(len(set(texts)) == len(texts))
+    try:
+        messages = warnings_of(lambda: TOKENIZER.encode(texts if listed else ". ".join(texts)))
+    except minigdino.PromptError as error:
+        assert "the same tokens" in str(error)  # [UNK] for both
+        return
+    pairs = [(word.lower() if listed else word, text) for words, text in zip(phrases, texts)
+             for word in words if word not in tiny.WORDS]
+    pairs = list(dict.fromkeys(pairs))
+    assert len(messages) == bool(pairs)
+    for word, text in pairs[:3]:
+        assert f"{word!r} in the phrase {text!r}" in messages[0]
+    if pairs:
+        assert (f" and {len(pairs) - 3} more. " in messages[0]) == (len(pairs) > 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("cat, dog", "write 'cat. dog.', or give a list"),
+        ("a cat; a dog\na hat.", "write 'a cat. a dog. a hat.', or give a list"),
+        ("man. cat, dog.", "'cat, dog' as one. For several phrases, write 'cat. dog.'"),
+        (["cat\ndog"], "give each one separately: ['cat', 'dog']"),
+        (["cat, dog"], "give each one separately: ['cat', 'dog']"),
+    ],
+)
+def test_a_separator_within_a_phrase_gives_a_hint(text, advice):
+    messages = warnings_of(lambda: TOKENIZER.encode(text))
+    assert advice in messages[-1]  # the small vocabulary lacks ";", which gives another warning
+
+
+@pytest.mark.parametrize(
+    "text", ["cat.\ndog.", "\ncat, \n", ", cat", "1,000 cats", "a cat - a dog", ["red, blue cat", "dog"], ["cat,"]]
+)
+def test_separators_that_separate_nothing_give_no_hint(text):
+    assert warnings_of(lambda: TOKENIZER.encode(text)) == []
+
+
+def test_long_words_are_shortened_in_warnings():
+    (message,) = warnings_of(lambda: TOKENIZER.encode(f"{'z' * 50_000} 猫 cat"))
+    assert "'猫' in the phrase" in message and len(message) < 900
+
+
+def test_a_prompt_for_many_images_is_checked_once():
+    model = tiny.model()
+    photos = [tiny.photo(40, 40)] * 2
+    for call in (lambda text: model.detect(photos, text), lambda text: model.tokenize(text),
+                 lambda text: minigdino.detect(photos, text, model=model)):
+        assert len(warnings_of(lambda: call("cat, dog"))) == 1
+        assert len(warnings_of(lambda: call("a 猫"))) == 1
+    assert len(warnings_of(lambda: model.detect(photos, [["a 猫"], ["a cat"]]))) == 1

