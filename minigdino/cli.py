@@ -11,11 +11,27 @@ import json
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 
-from . import ArgumentError, Error, __version__, datasets, files, info, load, outputs, set_threads, trace, use
+from . import (
+    ArgumentError,
+    Error,
+    PromptWarning,
+    __version__,
+    datasets,
+    files,
+    info,
+    load,
+    outputs,
+    set_threads,
+    trace,
+    use,
+)
 from .checkpoints import hub
 from .checkpoints.fingerprint import fingerprint
+from .checkpoints.json_file import is_file, status
+from .checkpoints.published import PUBLISHED, SHAPES
 from .errors import brief
 from .image import MAX_EDGE
 from .runtime.kernels import mode
@@ -41,10 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         try:
             arguments = _parsed(argv)
-            return arguments.command(arguments)
+            with _short_warnings():
+                return arguments.command(arguments)
         finally:
             _print("", end="")  # what --help wrote: at exit, a failure would not be reported
-    except Error as error:
+    except (Error, PromptWarning) as error:  # a warning only if Python's option -W makes it an error
         _complain(f"minigdino: {NEWLINE.join(map(printable, MESSAGE_BREAKS.split(str(error))))}")
         return 1
     except KeyboardInterrupt:
@@ -55,6 +72,23 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except BrokenPipeError:  # the program that reads the output, such as head, has ended
         return 1
+
+
+@contextlib.contextmanager
+def _short_warnings():
+    """Print each PromptWarning once, as a message of the program. Other warnings keep Python's format."""
+    with warnings.catch_warnings():
+        show, shown = warnings.showwarning, set()
+
+        def show_short(message, category, *place):
+            if not issubclass(category, PromptWarning):
+                show(message, category, *place)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                _complain(f"minigdino: warning: {printable(str(message))}")
+
+        warnings.showwarning = show_short
+        yield
 
 
 NEWLINE = "\n"
@@ -152,8 +186,9 @@ def parser() -> argparse.ArgumentParser:
     detect.add_argument("--phrase", action="append", metavar="P",
                         help="one phrase of the prompt, instead of TEXT; repeatable")
     detect.add_argument("--recursive", action="store_true", help="search the subfolders of folders, too")
-    detect.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes" '
-                                                     "(default: $MINIGDINO_MODEL, else grounding-dino-tiny)")
+    detect.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, short name (see `minigdino '
+                                                     'models`), or "shapes" (default: $MINIGDINO_MODEL, else '
+                                                     "grounding-dino-tiny)")
     detect.add_argument("--threshold", type=float, default=0.25, metavar="X",
                         help="score that a detection must exceed (default: 0.25)")
     detect.add_argument("--text-threshold", type=float, default=0.25, metavar="X",
@@ -188,14 +223,15 @@ def parser() -> argparse.ArgumentParser:
 
     download = commands.add_parser("download", help="download a published checkpoint into the local hub cache",
                                    epilog="example: minigdino download iSEE-Laboratory/llmdet_tiny")
-    download.add_argument("id", metavar="ID", help="owner/name on the hub")
+    download.add_argument("id", metavar="ID", help="owner/name on the hub, or a short name (see `minigdino models`)")
     download.add_argument("--revision", metavar="R", help="branch, tag or commit (default: main)")
     download.set_defaults(command=_download)
 
     verify = commands.add_parser("verify", help="compare a published checkpoint with its published results",
                                  epilog="example: minigdino verify IDEA-Research/grounding-dino-tiny")
     verify.add_argument("id", metavar="ID", nargs="?",
-                        help="the checkpoint whose published results are expected (default: grounding-dino-tiny)")
+                        help="the checkpoint whose published results are expected, by id or short name (default: "
+                             "grounding-dino-tiny)")
     verify.add_argument("--model", metavar="M", help="run this model instead of the checkpoint from the hub")
     verify.add_argument("--image", metavar="PATH", help="COCO image 000000039769 (default: download it once)")
     verify.set_defaults(command=_verify)
@@ -239,6 +275,11 @@ def parser() -> argparse.ArgumentParser:
                             "that is less)")
     bench.set_defaults(command=_bench)
 
+    models = commands.add_parser("models", help="list the published models: size, accuracy, licence, and whether cached",
+                                 epilog="example: minigdino models --json")
+    models.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    models.set_defaults(command=_models)
+
     about = commands.add_parser("info", help="print versions, CPU, BLAS, threads, compiled kernels, and models found",
                                 epilog="example: minigdino info")
     about.set_defaults(command=_info)
@@ -266,6 +307,8 @@ def _detect(arguments):
     *sources, text = arguments.source if not arguments.phrase else [*arguments.source, arguments.phrase]
     if not sources:
         arguments.error('give an image and a text: minigdino detect cat.jpg "a cat."')
+    if mistake := misplaced(sources, text):
+        arguments.error(mistake)
     printed = _printed(arguments)
     if arguments.threads is not None:
         set_threads(arguments.threads)
@@ -315,6 +358,44 @@ def _printed(arguments):
     if arguments.resume and not arguments.jsonl:
         arguments.error("--resume needs --jsonl, the file that it continues")
     return names[0] if names else None
+
+
+def misplaced(sources: list[str], text: str | list[str]) -> str | None:
+    """Recognise arguments of `detect` in a wrong order, without quotes, or of both forms.
+
+    Args:
+        sources: the arguments before the prompt, at least one.
+        text: TEXT, or the list of phrases of --phrase.
+
+    Returns:
+        A message that says what to write; None if there is no such mistake.
+    """
+    first, last = sources[0], sources[-1]
+    if not isinstance(text, str):
+        if _is_prompt(last) and (" " in last or last.endswith(".")):
+            return (f"expected SOURCE ... with --phrase; got {brief(last)}, which is no file. Give the prompt either as "
+                    "TEXT or by --phrase, not both")
+        return None
+    if is_file(text) and _is_prompt(first):
+        return (f"expected TEXT as the last argument; got the file {brief(text)}. Write: minigdino detect "
+                f'{_quoted(text)} "{" ".join(sources)}"')
+    if " " in text.strip():  # was in quotes
+        return None
+    for i, word in enumerate(sources[1:], start=1):
+        if _is_prompt(word) and re.fullmatch(r"[^\W\d][\w'-]*[.,;?]?", word):
+            return (f"expected SOURCE ... before TEXT; got {brief(word)}, which is no file. Put a prompt of several "
+                    f"words in quotes: minigdino detect {' '.join(map(_quoted, sources[:i]))} "
+                    f'"{" ".join([*sources[i:], text])}"')
+    return None
+
+
+def _is_prompt(argument):
+    """Return whether an argument can be a prompt: not that of a file, nor of the form of a path, pattern or URL."""
+    return not re.search(r"[/\\*\[]|\.\w+$|^-$", argument) and status(argument) is None
+
+
+def _quoted(path):
+    return f'"{path}"' if " " in path else path
 
 
 def _checked_outputs(arguments, images, many, sources):
@@ -459,6 +540,28 @@ def _bench(arguments):
     if arguments.threads is not None:
         set_threads(arguments.threads)
     _print(str(bench(arguments.model, tuple(arguments.size), arguments.tokens, arguments.passes, arguments.precision)))
+    return 0
+
+
+def _models(arguments):
+    cached = {SHAPES.id, *hub.cached()}
+    models = [{"name": m.name, "id": m.id, "bytes": m.bytes, "parameters": m.parameters, "coco_ap": m.coco,
+               "coco_in_training": m.coco_in_training, "lvis_ap": m.lvis, "licence": m.licence,
+               "cached": m.id in cached} for m in (SHAPES, *PUBLISHED)]
+    if arguments.json:
+        _print(json.dumps(models, indent=2))
+        return 0
+    rows = [("name", "MB", "parameters", "COCO", "LVIS", "licence", "cached")]
+    for m in models:
+        rows.append((m["name"], f"{m['bytes'] / 1e6:.0f}", f"{m['parameters'] / 1e6:.0f} M",
+                     f"{m['coco_ap'] or ''}{'*' if m['coco_in_training'] else ' '}", f"{m['lvis_ap'] or ''}",
+                     m["licence"] or "", "yes" if m["cached"] else "no"))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for name, *figures, licence, is_cached in rows:
+        numbers = "  ".join(map(str.rjust, figures, widths[1:5]))
+        _print(f"{name:{widths[0]}}  {numbers}  {licence:{widths[5]}}  {is_cached}")
+    _print("\nCOCO, LVIS: box AP on COCO val and LVIS minival, as reported by the authors. Zero-shot; *: COCO was part of\n"
+           "the training data. No licence is shown where the model card was not consulted: see the card on the hub.")
     return 0
 
 

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import itertools
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -26,6 +27,7 @@ from .checkpoints import hub
 from .checkpoints.config import Config
 from .checkpoints.json_file import absolute, is_folder, status
 from .checkpoints.parameters import random_tensors
+from .checkpoints.published import suggestion
 from .checkpoints.reading import read_directory
 from .checkpoints.saving import save_checkpoint
 from .checkpoints.weights import build, checked, first_non_finite, mapped_files, on_device
@@ -255,6 +257,9 @@ class Model:
         Raises:
             PromptError: if the prompt has no phrase, is too long, or is ambiguous (see `Tokenizer.encode`).
             CheckpointError: if the model has no tokenizer, or a corrupted one.
+
+        Warns:
+            PromptWarning: if a word is unknown, or a phrase seems to be several ones (see `Tokenizer.encode`).
         """
         if self.tokenizer is None:
             raise CheckpointError(f"{self.source}: tokenizing text needs tokenizer.json or vocab.txt; the model has "
@@ -386,6 +391,9 @@ class Model:
             ArgumentError: if a threshold, `size` or `errors` is invalid.
             CheckpointError: if the model has no tokenizer, its weights give a non-finite output, or a mapped weight
                 file has changed since it was loaded.
+
+        Warns:
+            PromptWarning: as `tokenize` does, once per prompt.
         """
         for name, value in (("threshold", threshold), ("text_threshold", text_threshold)):
             is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
@@ -504,7 +512,8 @@ def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = 
               `vocab.txt`;
             - a .safetensors file, with the other files in the same directory;
             - a model id such as "IDEA-Research/grounding-dino-tiny", read from the local hub cache, or downloaded
-              once;
+              once. The thirteen published models have short names, such as "grounding-dino-tiny". A file or folder
+              of that name takes precedence;
             - "shapes", the small checkpoint inside the package;
             - None, for $MINIGDINO_MODEL if it is set, else "IDEA-Research/grounding-dino-tiny".
 
@@ -544,9 +553,9 @@ def _load(place, source, device, mmap, precision):
     """Load the checkpoint at a path, or the embedded one of a name. Unpickling a model calls this, too."""
     path = EMBEDDED / place if place in EMBEDDED_MODELS else place
     if status(path) is None:
-        raise CheckpointError(f"{source}: no such file or directory. A model must be a directory with config.json, "
+        raise CheckpointError(f"{source}: {_why_missing(source)} A model must be a directory with config.json, "
                               "model.safetensors and tokenizer.json, a .safetensors file in such a directory, a model "
-                              'id (owner/name), or "shapes"')
+                              'id (owner/name) or its short name (`minigdino models` lists them), or "shapes"')
     directory = path if is_folder(path) else path.parent
     try:
         tensors, config, tokenizer, settings = read_directory(path, directory, mmap)
@@ -560,6 +569,14 @@ def _load(place, source, device, mmap, precision):
     model._loaded_from = place, source, model.device, mmap
     model._as_loaded = {name: getattr(model, name) for name in ATTRIBUTES}
     return model
+
+
+def _why_missing(source):
+    """Part of a message: whether a source that does not exist was read as a path or as a name."""
+    text = os.fspath(source)
+    if isinstance(source, Path) or re.search(r"[/\\]|\.safetensors$", text):
+        return "no such file or directory. It was read as a path, because it is no model id."
+    return f"no such file or directory, and no published model has this name.{suggestion(text)}"
 
 
 def default_source() -> str:
@@ -682,7 +699,7 @@ def _checked_source(source):
         raise ArgumentError(f"a model must be a str or a path; got {type(source).__name__}")
     if not os.fspath(source):
         raise ArgumentError("a model must be a path, a model id or a name; got an empty text. Omit it for the default")
-    return source if isinstance(source, str) else Path(source)
+    return hub.resolved(source) if isinstance(source, str) else Path(source)
 
 
 def _is_iterator(image: Images) -> TypeGuard[Iterator[ImageLike]]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from ..errors import CheckpointError, brief, from_signal_handler
 from ..version import __version__
 from .config import FAMILIES
-from .json_file import read_json, read_text, status
+from .json_file import is_folder, read_json, read_text, status
+from .published import IDS, full_name, suggestion
 from .weights import INDEX, check_complete
 
 DEFAULT = "IDEA-Research/grounding-dino-tiny"
@@ -37,6 +38,14 @@ def is_model_id(text) -> bool:
             and status(text) is None)
 
 
+def resolved(source: str) -> str:
+    """Return the model id if a source is the short name of a published model; otherwise the source.
+
+    A file or folder of that name takes precedence over the short name.
+    """
+    return full_name(source) if source in IDS and status(source) is None else source
+
+
 def find(model_id: str, revision: str | None = None) -> Path:
     """Return the directory of a published checkpoint, and download it first if the local cache lacks it.
 
@@ -44,7 +53,7 @@ def find(model_id: str, revision: str | None = None) -> Path:
     `download` fetches the newest.
 
     Args:
-        model_id: owner/name on the hub.
+        model_id: owner/name on the hub, or the short name of a published model.
         revision: a branch, tag or commit; None for the main branch.
 
     Returns:
@@ -53,7 +62,7 @@ def find(model_id: str, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: if the checkpoint is neither cached nor available from the hub.
     """
-    _check(model_id, revision)
+    model_id = _checked_id(model_id, revision)
     try:
         snapshot = _snapshot(model_id, revision)
         missing = _missing(snapshot)
@@ -78,7 +87,7 @@ def download(model_id: str, revision: str | None = None) -> Path:
     previously cached version in use.
 
     Args:
-        model_id: owner/name on the hub.
+        model_id: owner/name on the hub, or the short name of a published model.
         revision: a branch, tag or commit; None for the main branch.
 
     Returns:
@@ -87,7 +96,7 @@ def download(model_id: str, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: if the download fails.
     """
-    _check(model_id, revision)
+    model_id = _checked_id(model_id, revision)
     try:
         return _fetch(model_id, revision)
     except CheckpointError:
@@ -124,11 +133,15 @@ def _constants():
     return constants
 
 
-def _check(model_id, revision):
-    if not isinstance(model_id, str) or not ID.fullmatch(model_id):
-        raise CheckpointError(f"a model id must be owner/name, for example {DEFAULT}; got {brief(model_id)}")
+def _checked_id(model_id, revision):
+    """Return a model id, given in full or as the short name of a published model, if it is valid."""
+    name = full_name(model_id) if isinstance(model_id, str) else ""
+    if not ID.fullmatch(name):
+        raise CheckpointError(f"a model id must be owner/name, for example {DEFAULT}, or the short name of a "
+                              f"published model; got {brief(model_id)}{suggestion(name) and '.' + suggestion(name)}")
     if revision is not None and not isinstance(revision, str):
         raise CheckpointError(f"a revision must be the name of a branch, tag or commit; got {brief(revision)}")
+    return name
 
 
 def _snapshot(model_id, revision):
@@ -241,11 +254,18 @@ def _fetch(model_id, revision):
 def _message(error, model_id, revision):
     constants = _constants()
     what = f"{model_id} at revision {brief(revision)}" if revision else model_id
-    return (f"{what}: {_reason(error)}.\nLocal cache: {constants.HF_HUB_CACHE}{_gaps(model_id, revision)}; hub: "
-            f"{constants.ENDPOINT}\n---> hint: give a directory that holds config.json, model.safetensors and "
+    return (f"{what}: {_reason(error)}{_near(model_id)}\n"
+            f"Local cache: {constants.HF_HUB_CACHE}{_gaps(model_id, revision)}; hub: {constants.ENDPOINT}\n---> hint: give a directory that holds config.json, model.safetensors and "
             'tokenizer.json, or use model="shapes", the checkpoint inside this package. Or run '
             f"`minigdino download {model_id}` on a machine with network access, copy its cache here, and set "
             "HF_HUB_CACHE to the copy")
+
+
+def _near(model_id):
+    """Part of a message: an existing folder of the owner's name, and a published model of a similar name."""
+    owner, name = model_id.split("/")
+    folder = f"; the folder {owner!r} exists here, but has no {name!r}" if is_folder(owner) else ""
+    return f"{folder}.{suggestion(model_id) if model_id not in IDS.values() else ''}"
 
 
 def _gaps(model_id, revision):

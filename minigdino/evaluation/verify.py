@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoints import hub
+from ..checkpoints.published import full_name, suggestion
 from ..detector import Model, load
 from ..errors import ArgumentError, ImageError
 from ..image import open_image
@@ -125,7 +126,7 @@ def verify(model_id: str = hub.DEFAULT, image=None, model: str | Path | Model | 
     """Compare the results of a checkpoint with its published results.
 
     Args:
-        model_id: model whose published results to use.
+        model_id: model whose published results to use; its id or short name.
         image: image to run on, as `detect` accepts; None for `coco_image()`.
         model: model to run, a Model or an argument of `load`; None for the model `model_id` from the hub.
         expectations: published results; None for `PUBLISHED`.
@@ -138,11 +139,12 @@ def verify(model_id: str = hub.DEFAULT, image=None, model: str | Path | Model | 
         CheckpointError: if the model cannot be loaded.
         ImageError: if the image cannot be read or downloaded.
     """
-    known = PUBLISHED if expectations is None else expectations
+    known, model_id = PUBLISHED if expectations is None else expectations, full_name(str(model_id))
     chosen = [e for e in known if e.model_id == model_id]
     if not chosen:
         models = ", ".join(dict.fromkeys(e.model_id for e in known))
-        raise ArgumentError(f"verify needs a model with published results; got {model_id!r}. Choose one of {models}")
+        raise ArgumentError(f"verify needs a model with published results; got {model_id!r}.{suggestion(model_id)} "
+                            f"Choose one of {models}")
     picture = open_image(coco_image() if image is None else image)
     if not isinstance(model, Model):
         model = load(hub.find(model_id) if model is None else model)
