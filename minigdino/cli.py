@@ -186,9 +186,9 @@ def parser() -> argparse.ArgumentParser:
     detect.add_argument("--phrase", action="append", metavar="P",
                         help="one phrase of the prompt, instead of TEXT; repeatable")
     detect.add_argument("--recursive", action="store_true", help="search the subfolders of folders, too")
-    detect.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, short name (see `minigdino '
-                                                     'models`), or "shapes" (default: $MINIGDINO_MODEL, else '
-                                                     "grounding-dino-tiny)")
+    detect.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, short name (see '
+                                                     '`minigdino models`), or "shapes" (default: $MINIGDINO_MODEL, '
+                                                     "else grounding-dino-tiny)")
     detect.add_argument("--threshold", type=float, default=0.25, metavar="X",
                         help="score that a detection must exceed (default: 0.25)")
     detect.add_argument("--text-threshold", type=float, default=0.25, metavar="X",
@@ -275,7 +275,7 @@ def parser() -> argparse.ArgumentParser:
                             "that is less)")
     bench.set_defaults(command=_bench)
 
-    models = commands.add_parser("models", help="list the published models: size, accuracy, licence, and whether cached",
+    models = commands.add_parser("models", help="list the published models: size, accuracy, licence, if cached",
                                  epilog="example: minigdino models --json")
     models.add_argument("--json", action="store_true", help="print JSON instead of a table")
     models.set_defaults(command=_models)
@@ -373,8 +373,8 @@ def misplaced(sources: list[str], text: str | list[str]) -> str | None:
     first, last = sources[0], sources[-1]
     if not isinstance(text, str):
         if _is_prompt(last) and (" " in last or last.endswith(".")):
-            return (f"expected SOURCE ... with --phrase; got {brief(last)}, which is no file. Give the prompt either as "
-                    "TEXT or by --phrase, not both")
+            return (f"expected SOURCE ... with --phrase; got {brief(last)}, which is no file. Give the prompt either "
+                    "as TEXT or by --phrase, not both")
         return None
     if is_file(text) and _is_prompt(first):
         return (f"expected TEXT as the last argument; got the file {brief(text)}. Write: minigdino detect "
@@ -560,8 +560,9 @@ def _models(arguments):
     for name, *figures, licence, is_cached in rows:
         numbers = "  ".join(map(str.rjust, figures, widths[1:5]))
         _print(f"{name:{widths[0]}}  {numbers}  {licence:{widths[5]}}  {is_cached}")
-    _print("\nCOCO, LVIS: box AP on COCO val and LVIS minival, as reported by the authors. Zero-shot; *: COCO was part of\n"
-           "the training data. No licence is shown where the model card was not consulted: see the card on the hub.")
+    _print("\nCOCO, LVIS: box AP on COCO val and LVIS minival, as reported by the authors.\n"
+           "*: COCO was part of the training data. All other figures are zero-shot.\n"
+           "Where no licence is shown, see the model card on the hub.")
     return 0
 
 

@@ -648,6 +648,9 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
 
     Raises:
         Error: as `load` and `Model.detect` do.
+
+    Warns:
+        PromptWarning: as `Model.detect` does.
     """
     options: dict[str, Any] = {"threshold": threshold, "text_threshold": text_threshold, "size": size, "errors": errors}
     if isinstance(model, Model):

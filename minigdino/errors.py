@@ -1,4 +1,7 @@
-"""The exceptions that minigdino raises, and its warning about prompts. A message states what was expected, what was given, and the next step."""
+"""The exceptions of minigdino, and its warning about prompts.
+
+A message states what was expected, what was given, and the next step.
+"""
 
 import reprlib
 import sys

@@ -43,7 +43,7 @@ def test_a_prompt_without_quotes_is_shown_with_them(prompt):
         (["my cat.jpg", "a"], "star", 'minigdino detect "my cat.jpg" "a star"'),
         (["a cat."], "cat.jpg", 'got the file \'cat.jpg\'. Write: minigdino detect cat.jpg "a cat."'),
         (["a", "cat"], "my cat.jpg", 'Write: minigdino detect "my cat.jpg" "a cat"'),
-        (["cat.jpg", "a cat."], ["dog"], "got 'a cat.', which is no file. Give the prompt either as TEXT or by --phrase"),
+        (["cat.jpg", "a cat."], ["dog"], "got 'a cat.', which is no file. Give the prompt either as TEXT or by"),
         (["cat.jpg", "cat."], ["dog"], "got 'cat.'"),
         (["cat.jpg", "a cat"], ["dog"], "got 'a cat'"),
     ],

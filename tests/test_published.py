@@ -137,7 +137,8 @@ def test_a_name_with_one_wrong_character_is_corrected(name, data):
     assert suggestion(typo) == expected or typo in NAMES
 
 
-@pytest.mark.parametrize("name", ["", "cat", "tiny", "owner/model", "bert-base-uncased", "/data/models/mine", "x" * 10**6])
+@pytest.mark.parametrize("name", ["", "cat", "tiny", "owner/model", "bert-base-uncased", "/data/models/mine",
+                                  "x" * 10**6])
 def test_other_names_are_not_corrected(name):
     assert suggestion(name) == ""
 

@@ -255,7 +255,8 @@ def _message(error, model_id, revision):
     constants = _constants()
     what = f"{model_id} at revision {brief(revision)}" if revision else model_id
     return (f"{what}: {_reason(error)}{_near(model_id)}\n"
-            f"Local cache: {constants.HF_HUB_CACHE}{_gaps(model_id, revision)}; hub: {constants.ENDPOINT}\n---> hint: give a directory that holds config.json, model.safetensors and "
+            f"Local cache: {constants.HF_HUB_CACHE}{_gaps(model_id, revision)}; hub: {constants.ENDPOINT}\n"
+            "---> hint: give a directory that holds config.json, model.safetensors and "
             'tokenizer.json, or use model="shapes", the checkpoint inside this package. Or run '
             f"`minigdino download {model_id}` on a machine with network access, copy its cache here, and set "
             "HF_HUB_CACHE to the copy")

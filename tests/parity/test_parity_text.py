@@ -25,7 +25,8 @@ TEXTS = [
     "unbelievableness. electroencephalographically.", "C++ & C#. 50% of $3.99. a_b. a/b. (x) [y] {z}.",
 ]
 LISTS = [["a cat"], ["a cat", "a dog"], ["A Cat ", " a DOG"], ["x-ray", "the dog's bone"], ["café", "中文", "a 🐈"],
-         ["cat", "remote control", "sofa", "naïve façade"], ("a", "b", "c"), ["don’t", "50%"], ["an " + "a" * 101, "b!"]]
+         ["cat", "remote control", "sofa", "naïve façade"], ("a", "b", "c"), ["don’t", "50%"],
+         ["an " + "a" * 101, "b!"]]
 text = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" .?'-#éあ中🐈")), max_size=40)
 
 
