@@ -30,7 +30,7 @@ from . import (
 )
 from .checkpoints import hub
 from .checkpoints.fingerprint import fingerprint
-from .checkpoints.json_file import is_file, status
+from .checkpoints.json_file import status
 from .checkpoints.published import PUBLISHED, SHAPES
 from .errors import brief
 from .image import MAX_EDGE
@@ -376,8 +376,8 @@ def misplaced(sources: list[str], text: str | list[str]) -> str | None:
             return (f"expected SOURCE ... with --phrase; got {brief(last)}, which is no file. Give the prompt either "
                     "as TEXT or by --phrase, not both")
         return None
-    if is_file(text) and _is_prompt(first):
-        return (f"expected TEXT as the last argument; got the file {brief(text)}. Write: minigdino detect "
+    if status(text) and _is_prompt(first):
+        return (f"expected TEXT as the last argument; got {brief(text)}, which exists. Write: minigdino detect "
                 f'{_quoted(text)} "{" ".join(sources)}"')
     if " " in text.strip():  # was in quotes
         return None

@@ -1,5 +1,7 @@
 """Tokenisation of prompts: token ids, phrases and spans."""
 
+import functools
+import sys
 import warnings
 
 import numpy as np
@@ -221,6 +223,17 @@ def test_a_separator_within_a_phrase_gives_a_hint(text, advice):
 )
 def test_separators_that_separate_nothing_give_no_hint(text):
     assert warnings_of(lambda: TOKENIZER.encode(text)) == []
+
+
+def test_a_warning_has_the_line_of_the_caller():
+    model = tiny.model()
+    for call in (model.tokenize, functools.partial(model.detect, []),
+                 functools.partial(minigdino.detect, [], model=model)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call("a 猫")
+            line = sys._getframe().f_lineno - 1
+        assert [(w.filename, w.lineno) for w in caught] == [(__file__, line)]
 
 
 def test_long_words_are_shortened_in_warnings():

@@ -237,6 +237,7 @@ def test_supervision_gets_the_same_boxes(monkeypatch):
         found().to_supervision()
 
 
+@pytest.mark.filterwarnings("ignore::minigdino.PromptWarning")  # the small vocabulary has no "<"
 def test_a_notebook_shows_the_image_and_a_table(tmp_path):
     model, photo = tiny.model(), tiny.photo()
     shown = model.detect(photo, ["a cat", "a dog"], threshold=0)._repr_html_()

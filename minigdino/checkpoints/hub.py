@@ -266,7 +266,7 @@ def _near(model_id):
     """Part of a message: an existing folder of the owner's name, and a published model of a similar name."""
     owner, name = model_id.split("/")
     folder = f"; the folder {owner!r} exists here, but has no {name!r}" if is_folder(owner) else ""
-    return f"{folder}.{suggestion(model_id) if model_id not in IDS.values() else ''}"
+    return f"{folder}.{suggestion(model_id)}"
 
 
 def _gaps(model_id, revision):
