@@ -41,6 +41,11 @@ if sysconfig.get_platform().endswith("x86_64"):
 class BuildKernels(build_ext):
     """Compile with the flags that the compiler accepts, and report every module that could not be built."""
 
+    def finalize_options(self):
+        """Compile with all CPUs. An option of `setup` would be lost in an editable installation."""
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
     def run(self):
         """Build, report, and fail if a module is missing and MINIGDINO_REQUIRE_KERNELS is 1."""
         self.missing = {}  # {module: reason}
@@ -130,4 +135,4 @@ def extension(name, level=""):
 
 cythonize([f"_ext/{name}.pyx" for name in (*TWINS, *ONCE)])
 setup(ext_modules=[*map(extension, ONCE), *(extension(name, level) for name in TWINS for level in LEVELS)],
-      cmdclass={"build_ext": BuildKernels}, options={"build_ext": {"parallel": os.cpu_count()}})
+      cmdclass={"build_ext": BuildKernels})

@@ -1,5 +1,6 @@
 """minigdino: Grounding DINO, MM Grounding DINO and LLMDet in NumPy. Text in, boxes out, no PyTorch."""
 
+from . import source_tree  # noqa: F401  first, because the next modules import minigdino._ext
 from .checkpoints.config import Config
 from .detector import Model, detect, load
 from .errors import ArgumentError, CheckpointError, ConfigError, Error, ImageError, PromptError, PromptWarning

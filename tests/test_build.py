@@ -75,6 +75,21 @@ def test_every_module_is_built_and_listed(build):
     assert all("-fno-tree-pre" in line for line in compilations(build))
 
 
+def test_every_way_of_building_uses_all_cpus(build):
+    program = ("from setuptools.dist import Distribution\n"
+               "import setuptools, sys\n"
+               "made = []\n"
+               "setuptools.setup = lambda **options: made.append(Distribution(options))\n"
+               "exec(compile(open('setup.py').read(), 'setup.py', 'exec'))\n"
+               "made[0].get_command_obj('build_ext').ensure_finalized()\n"
+               "command = made[0].reinitialize_command('build_ext')\n"  # as an editable installation does
+               "command.ensure_finalized()\n"
+               "print(command.parallel)")
+    done = subprocess.run([sys.executable, "-c", program], cwd=build.folder, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(build.folder)}, timeout=120, check=True)
+    assert int(done.stdout.split()[-1]) == os.cpu_count()
+
+
 def test_flags_that_the_compiler_rejects_are_left_out(build):
     rejected = "-fno-tree-pre -mprefer-vector-width=512 -Wl,--strip-all"
     status, said, names = build(REJECTS=rejected, MINIGDINO_REQUIRE_KERNELS="1")

@@ -1,0 +1,107 @@
+"""`import minigdino` works in a source tree: never built, built in place, or beside an installed package."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minigdino
+
+ROOT = Path(__file__).parent.parent
+SHOW = "import minigdino, minigdino._ext.checks as c; print(minigdino.__file__, c.__file__)"
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the tree as in a repository: without compiled modules."""
+    folder = tmp_path_factory.mktemp("clone") / "tree"
+    leave = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
+    for name in ("minigdino", "_ext"):
+        shutil.copytree(ROOT / name, folder / name, ignore=leave)
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+# An editable installation of these tests' own tree would find the compiled modules that the copies lack.
+WITHOUT_EDITABLE = "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
+
+
+def run(folder, *arguments):
+    """Run Python in a folder, without the variables that tests set. Returns its output and its messages."""
+    unset = ("MINIGDINO_REQUIRE_KERNELS", "MINIGDINO_KERNELS", "PYTHONWARNINGS")
+    site = folder / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(WITHOUT_EDITABLE)
+    env = {name: value for name, value in os.environ.items() if name not in unset} | {"PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True,
+                          timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_a_clone_imports_its_own_files(clone):
+    output, _ = run(clone, "-c", SHOW)
+    assert output.split() == [str(clone / "minigdino/__init__.py"), str(clone / "_ext/checks.py")]
+
+
+PROGRAM = """
+import sys
+import minigdino
+model = minigdino.load("shapes")
+for _ in range(2):
+    found = model.detect(sys.argv[1], ["a purple star"])
+    model.clear()
+print(*{*found.labels})
+"""
+
+
+def test_a_clone_detects_with_the_formulas_and_says_so_once(clone):
+    output, messages = run(clone, "-c", PROGRAM, ROOT / "docs" / "images" / "scene.jpg")
+    assert output == "a purple star\n"
+    assert messages.count("NumPy references run instead") == 1
+    assert "in a clone: pip install -e ." in messages
+
+
+def test_the_command_line_runs_in_a_clone(clone):
+    output, _ = run(clone, "-m", "minigdino", "info")
+    assert "ops was not built" in output
+
+
+def test_other_folders_of_the_tree_are_not_part_of_the_package(clone):
+    program = "import minigdino, importlib.util; print(importlib.util.find_spec('minigdino.setup'))"
+    assert run(clone, "-c", program)[0] == "None\n"
+
+
+@pytest.mark.skipif(minigdino.info()["missing"] != [], reason="compiled modules are missing")
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_modules_that_were_built_in_place_are_used_by_all_processes(clone, tmp_path, method):
+    tree = tmp_path / "tree"
+    shutil.copytree(clone, tree)
+    built = Path(minigdino._ext.__file__).parent
+    for file in built.rglob("*.so"):
+        shutil.copy(file, tree / "_ext" / file.relative_to(built))
+    (tree / "program.py").write_text(f"""
+import multiprocessing
+import minigdino
+
+def missing(model):
+    return minigdino.__file__, minigdino.info()["missing"], model.source
+
+if __name__ == "__main__":
+    with multiprocessing.get_context({method!r}).Pool(1) as pool:
+        print(*pool.apply(missing, [minigdino.load("shapes")]))
+""")
+    assert run(tree, "program.py")[0] == f"{tree}/minigdino/__init__.py [] shapes\n"
+
+
+def test_an_installed_package_has_its_own_folder(clone, tmp_path):
+    """The folder _ext beside an installed package is another program's."""
+    shutil.copytree(clone / "minigdino", tmp_path / "minigdino")
+    shutil.copytree(clone / "_ext", tmp_path / "minigdino" / "_ext")
+    shutil.copytree(clone / "_ext", tmp_path / "_ext")
+    (tmp_path / "setup.py").touch()
+    assert run(tmp_path, "-c", SHOW)[0].split()[1] == str(tmp_path / "minigdino/_ext/checks.py")
