@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd _ext/*.h)
 
-.PHONY: build demo test test-browser docs mutants lint parity published golden bench gpu-check gpu benchmarks train-shapes evaluate-shapes clean
+.PHONY: build demo test test-browser docs mutants lint types parity published golden bench gpu-check gpu benchmarks train-shapes evaluate-shapes clean
 
 build: $(VENV)/built
 
@@ -43,6 +43,13 @@ mutants: build  ## plant mistakes in the network one at a time; each module's ow
 
 lint: build
 	$(BIN)/ruff check .
+
+types: $(VENV)/types  ## check with mypy and pyright that the types of the public API fit README and typical uses
+	$(BIN)/python tests/types/check.py
+
+$(VENV)/types: $(VENV)/built
+	$(call extra,types)
+	touch $@
 
 parity: $(VENV)/parity  ## compare every stage with transformers on PyTorch (CPU)
 	$(BIN)/python -m pytest tests/parity
