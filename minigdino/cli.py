@@ -27,6 +27,7 @@ from . import (
     set_threads,
     trace,
     use,
+    writing,
 )
 from .checkpoints import hub
 from .checkpoints.fingerprint import fingerprint
@@ -331,7 +332,7 @@ def _detect(arguments):
             if isinstance(result, Error):
                 _complain(f"minigdino: {printable(str(result))}")
             elif pictures:
-                _write(pictures[image], outputs.encoded(result.plot(), pictures[image]))
+                _write(pictures[image], writing.encoded(result.plot(), pictures[image]))
             if lines:  # after the picture: --resume skips the image from now on
                 lines.write(files.record(image, result))
             if not printed and not isinstance(result, Error) and not (lines and many):
@@ -409,11 +410,11 @@ def _checked_outputs(arguments, images, many, sources):
                         [*(("--out", path) for path in dict.fromkeys([arguments.out, *pictures.values()])),
                          ("--coco", coco), ("--csv", csv), ("--jsonl", lines)])
     picture = pictures and (Path(arguments.out, "*") if many else pictures[images[0]])
-    for path, is_ours in ((picture, files.is_drawn), (coco, datasets.is_coco), (csv, datasets.is_csv)):
+    for path, is_ours in ((picture, writing.is_drawn), (coco, datasets.is_coco), (csv, datasets.is_csv)):
         if path:
             if not arguments.overwrite:
-                files.check_replaceable(path, is_ours)
-            files.check_writable(path)
+                writing.check_replaceable(path, is_ours)
+            writing.check_writable(path)
     if lines:
         files.check_lines(lines, arguments.resume, arguments.overwrite)
     return pictures
@@ -475,7 +476,7 @@ def _write(path, data):
         for text in codecs.iterdecode(data, "utf-8", "surrogateescape"):
             _print(text, end="")
     else:
-        files.replace_file(path, data)
+        writing.replace_file(path, data)
         _complain(f"wrote {printable(str(path))}")
 
 
@@ -519,8 +520,8 @@ def _explain(arguments):
     outputs.check_paths([("the image", arguments.image), *outputs.model_files(arguments.model)],
                         [("--out", arguments.out)])
     if not arguments.overwrite:
-        files.check_replaceable(arguments.out, is_page)
-    files.check_writable(arguments.out)
+        writing.check_replaceable(arguments.out, is_page)
+    writing.check_writable(arguments.out)
     guide = None if arguments.guide is None else arguments.guide.rstrip("/") + "/"
     html = page(load(arguments.model), arguments.image, arguments.text, guide)
     _write(arguments.out, html.encode("utf-8", "backslashreplace"))

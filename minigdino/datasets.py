@@ -18,9 +18,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from .errors import ArgumentError, Error, brief
-from .files import ends, record
+from .files import record
 from .results import COLUMNS, FORMULA, Detections
 from .version import __version__
+from .writing import ends
 
 BLOCK = 2**20  # bytes of a file that are in memory at a time
 

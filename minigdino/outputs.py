@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import io
 import itertools
 import os
 from collections.abc import Iterable, Sequence
@@ -14,8 +13,9 @@ from PIL import Image
 from .checkpoints import hub
 from .checkpoints.json_file import is_file, is_folder, status
 from .detector import EMBEDDED_MODELS, default_source
-from .errors import ArgumentError, brief, from_signal_handler
-from .files import STDIN, STDOUT, drawn_marks, is_drawn
+from .errors import ArgumentError, from_signal_handler
+from .files import STDIN, STDOUT
+from .writing import encoded, is_drawn
 
 
 def check_paths(inputs: Iterable[tuple], outputs: Iterable[tuple]) -> None:
@@ -87,32 +87,6 @@ def picture_paths(out: str, images: Sequence[str], many: bool, sources: Sequence
     outputs = _in_folder(folder, images)
     _check_folder(outputs, _searched(sources, recursive), overwrite)
     return outputs
-
-
-def encoded(picture: Image.Image, path: str) -> bytes:
-    """Encode a picture, with the mark of minigdino. Pillow chooses the format by the name.
-
-    Args:
-        picture: the picture.
-        path: the file to which it will be written.
-
-    Returns:
-        The bytes of the file.
-
-    Raises:
-        ArgumentError: if Pillow does not write the format, or not for this size.
-    """
-    file = io.BytesIO()
-    file.name = os.path.basename(path)
-    try:
-        picture.save(file, **drawn_marks())
-    except MemoryError:
-        raise
-    except Exception as error:  # encoders raise many types for a size or a mode that their format does not have
-        reason = f"Pillow does not write {error}" if isinstance(error, KeyError) else brief(error)
-        raise ArgumentError(f"{path}: cannot write there ({reason}). Choose another ending, such as .png, "
-                            "or an existing folder") from None
-    return file.getvalue()
 
 
 def _in_folder(folder, images):

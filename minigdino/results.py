@@ -8,8 +8,9 @@ import html
 import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, overload
 
@@ -21,6 +22,7 @@ from .errors import ArgumentError, ImageError, brief
 from .image import open_image
 from .network.boxes import cxcywh_to_xyxy, sigmoid
 from .prompt import Prompt
+from .writing import encoded, replace_file
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet runs a cell that starts with one of them
 COLUMNS = ("left", "top", "right", "bottom", "score", "label", "label_id", "phrase")
@@ -49,6 +51,33 @@ class Detection:
         return {**self.__dict__, "box": list(self.box)}
 
 
+class Labels(list[str]):
+    """A list of N texts. Compared with one text it gives a mask, for `found[found.labels == "a cat"]`.
+
+    `labels == "a cat"` and `labels != "a cat"` are boolean arrays [N]. Compared with a list, it is like any list.
+    """
+
+    @overload  # type: ignore[override]
+    def __eq__(self, other: str) -> np.ndarray: ...
+
+    @overload
+    def __eq__(self, other: object) -> bool: ...
+
+    def __eq__(self, other):
+        return np.array([label == other for label in self], bool) if isinstance(other, str) else super().__eq__(other)
+
+    @overload  # type: ignore[override]
+    def __ne__(self, other: str) -> np.ndarray: ...
+
+    @overload
+    def __ne__(self, other: object) -> bool: ...
+
+    def __ne__(self, other):
+        return ~(self == other) if isinstance(other, str) else super().__ne__(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as for every list
+
+
 @dataclass(frozen=True, eq=False)
 class Detections:
     """The N detections of one image, by descending score.
@@ -59,21 +88,26 @@ class Detections:
     Attributes:
         boxes: [N, 4] float32 (left, top, right, bottom) in pixels of the original image, not clipped to it.
         scores: [N] float32, highest probability of each box over all tokens of the prompt.
-        labels: N strings, each one of the caller's phrases.
+        labels: N strings, each one of the caller's phrases. `labels == "a cat"` is a mask [N] (see `Labels`).
         label_ids: [N] int64, index of each label's phrase in the prompt, from 0.
         phrases: N strings, the tokens above the text threshold, with the spelling of transformers. A string may be
-            empty, or mix words of several phrases.
+            empty, or mix words of several phrases. A comparison with one str is a mask, too.
         image_size: (width, height) of the original image, in pixels.
-        image: the image as passed to `detect`, not a copy; None if unknown. `plot` draws on it.
+        image: the image as passed to `detect`, not a copy; for a file object, the bytes that were read; None if
+            unknown. `plot` draws on it.
     """
 
     boxes: np.ndarray  # [N, 4]
     scores: np.ndarray  # [N]
-    labels: list[str]
+    labels: Labels
     label_ids: np.ndarray  # [N]
-    phrases: list[str]
+    phrases: Labels
     image_size: tuple[int, int]
     image: Any = field(default=None, repr=False)
+
+    def __post_init__(self):
+        for name in ("labels", "phrases"):  # any sequence of str is accepted
+            object.__setattr__(self, name, Labels(getattr(self, name)))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -95,14 +129,69 @@ class Detections:
         if kept.ndim != 1:
             raise ArgumentError("detections must be indexed with an int, a slice, a boolean mask [N] or an array of "
                                 f"ints [M]; got {brief(key)}")
-        return Detections(self.boxes[kept], self.scores[kept], [self.labels[i] for i in kept], self.label_ids[kept],
-                          [self.phrases[i] for i in kept], self.image_size, self.image)
+        return Detections(self.boxes[kept], self.scores[kept], Labels(self.labels[i] for i in kept),
+                          self.label_ids[kept], Labels(self.phrases[i] for i in kept), self.image_size, self.image)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{d.label} {d.score:.2f}" for d in self[:5])
         return f"Detections({len(self)}: {shown}{', ...' if len(self) > 5 else ''})"
 
-    def to_dict(self) -> dict:
+    def filter(self, labels: str | Iterable[str] | None = None, threshold: float | None = None) -> Detections:
+        """Select detections by label and score.
+
+        Args:
+            labels: one label or several, as in `labels`; None for all. Labels that do not occur select nothing.
+            threshold: score that a detection must exceed; None for all.
+
+        Returns:
+            The selected detections, in the same order.
+
+        Raises:
+            ArgumentError: if a label is not a str, or the threshold not a number.
+        """
+        kept = np.ones(len(self), bool)
+        if labels is not None:
+            wanted = [labels] if isinstance(labels, str) else _list(labels)
+            if not all(isinstance(label, str) for label in wanted):
+                raise ArgumentError(f"labels must be a str or several; got {brief(labels)}")
+            kept &= np.isin(np.array(self.labels, object), np.array(wanted, object))
+        if threshold is not None:
+            if not isinstance(threshold, (int, float, np.integer, np.floating)) or isinstance(threshold, bool):
+                raise ArgumentError(f"threshold must be a number; got {brief(threshold)}")
+            kept &= self.scores > threshold
+        return self[kept]
+
+    def clip(self) -> Detections:
+        """Return the same detections, with boxes clipped to the image."""
+        return replace(self, boxes=np.clip(self.boxes, 0, np.float32([*self.image_size, *self.image_size])))
+
+    def crops(self, image: Any = None, pad: float = 0) -> list[Image.Image]:
+        """Cut the boxes out of the image.
+
+        Args:
+            image: as in `plot`.
+            pad: margin on each side of a box, as a fraction of its width and height.
+
+        Returns:
+            N RGB images: the pixels that a box touches, within the image, and at least one pixel.
+
+        Raises:
+            ArgumentError: if no image is given and none is stored, if a box is not finite, or if `pad` is negative.
+            ImageError: if the image cannot be read.
+        """
+        if not isinstance(pad, (int, float, np.integer, np.floating)) or isinstance(pad, bool) or not 0 <= pad < np.inf:
+            raise ArgumentError(f"pad must be a number that is not negative; got {brief(pad)}")
+        if not np.isfinite(self.boxes).all():
+            raise ArgumentError("crops() expected finite boxes; got one with NaN or infinity. Remove such detections")
+        picture = open_image(self._image(image, "crops"))
+        boxes = self.boxes.astype(np.float64)
+        margin = pad * (boxes[:, 2:] - boxes[:, :2])
+        size = np.array(picture.size)
+        low = np.clip(np.floor(boxes[:, :2] - margin), 0, size - 1).astype(int)
+        high = np.clip(np.ceil(boxes[:, 2:] + margin), low + 1, size).astype(int)
+        return [picture.crop(tuple(box)) for box in np.concatenate([low, high], axis=1).tolist()]
+
+    def to_dict(self) -> dict[str, Any]:
         """Return all detections as plain Python values.
 
         Returns:
@@ -171,6 +260,35 @@ class Detections:
         writer.writerows([*d.box, d.score, _cell(d.label), d.label_id, _cell(d.phrase)] for d in self)
         return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
+    def to_yolo(self, scores: bool = False) -> str:
+        """Return the detections in the text format of YOLO data sets: a line "class cx cy width height" per box.
+
+        Args:
+            scores: whether each line ends with the score, as in predictions.
+
+        Returns:
+            The text. A class is a label id. Boxes are clipped to the image, in fractions of its width and height.
+        """
+        size = np.array([*self.image_size, *self.image_size], np.float64)
+        low, high = np.split(np.clip(self.boxes / size, 0, 1), 2, axis=1)
+        rows = np.concatenate([(low + high) / 2, high - low, self.scores[:, None]][: 3 if scores else 2], axis=1)
+        return "".join(f"{label_id} {' '.join(f'{v:.6f}' for v in row)}\n"
+                       for label_id, row in zip(self.label_ids.tolist(), rows.tolist()))
+
+    def to_pandas(self):
+        """Convert to a `pandas.DataFrame` with the columns of `to_csv`, one row per box. Labels are not changed.
+
+        Raises:
+            ArgumentError: if the package pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ArgumentError("to_pandas() needs the package pandas, which is not installed. Run: pip install "
+                                "pandas") from None
+        values = [*self.boxes.reshape(-1, 4).T, self.scores, list(self.labels), self.label_ids, list(self.phrases)]
+        return pandas.DataFrame(dict(zip(COLUMNS, values, strict=True)))
+
     def to_supervision(self):
         """Convert to a `supervision.Detections`, with xyxy, confidence, class_id and data["class_name"].
 
@@ -198,12 +316,50 @@ class Detections:
             ArgumentError: if no image is given and none is stored, or if a box has a NaN.
             ImageError: if the image cannot be read, for example because its file was deleted.
         """
-        image = self.image if image is None else image
-        if image is None:
-            raise ArgumentError("plot() needs an image, and these detections store none. Call plot(image)")
+        image = self._image(image, "plot")
         if np.isnan(self.boxes).any():
             raise ArgumentError("plot() expected boxes without NaN; got a box with one. Remove such detections")
         return annotate(open_image(image), self.boxes, self.labels, self.scores, self.label_ids)
+
+    def _image(self, image, method):
+        image = self.image if image is None else image
+        if image is None:
+            raise ArgumentError(f"{method}() needs an image, and these detections store none. Call {method}(image)")
+        return image
+
+    def save(self, path: str | os.PathLike[str], image: Any = None) -> None:
+        """Draw the detections as `plot` does, and write the picture to a file. An existing file is replaced.
+
+        Args:
+            path: the file. Its ending selects the format, such as .png or .jpg.
+            image: as in `plot`.
+
+        Raises:
+            ArgumentError: as in `plot`, if the file is the image itself, if its format cannot be written, or if it
+                cannot be written there.
+            ImageError: as in `plot`.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            raise ArgumentError(f"a path must be a str or a path; got {type(path).__name__}")
+        source = self._image(image, "save")
+        try:
+            same = isinstance(source, (str, os.PathLike)) and os.path.samestat(os.stat(source), os.stat(path))
+        except (OSError, ValueError):  # one of them does not exist
+            same = False
+        if same:
+            raise ArgumentError(f"{os.fspath(path)} is the image itself. Choose another name")
+        replace_file(path, encoded(self.plot(source), path))
+
+    def show(self, image: Any = None) -> None:
+        """Draw the detections as `plot` does, and open the picture in the viewer that Pillow finds on this system.
+
+        Args:
+            image: as in `plot`.
+
+        Raises:
+            Error: as `plot` does.
+        """
+        self.plot(image).show()
 
     def _repr_html_(self) -> str:
         """Notebook display: the annotated image, if it is still available, and a table."""
@@ -221,6 +377,13 @@ class Detections:
 
 def _cell(text):
     return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _list(values):
+    try:
+        return list(values)
+    except TypeError:
+        raise ArgumentError(f"labels must be a str or several; got {brief(values)}") from None
 
 
 def _plain(value):
@@ -259,9 +422,9 @@ def post_process(logits, boxes, prompt: Prompt, decode, image_size: tuple[int, i
     return Detections(
         boxes=cxcywh_to_xyxy(boxes[kept]) * np.float32([*image_size, *image_size]),
         scores=scores[kept],
-        labels=[prompt.phrases[i] for i in label_ids],
+        labels=Labels(prompt.phrases[i] for i in label_ids),
         label_ids=label_ids,
-        phrases=[decode(prompt.ids[tokens]) for tokens in _phrase_tokens(probabilities[kept], text_threshold)],
+        phrases=Labels(decode(prompt.ids[tokens]) for tokens in _phrase_tokens(probabilities[kept], text_threshold)),
         image_size=image_size,
         image=image)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigdino import ArgumentError, ImageError, datasets, files
+from minigdino import ArgumentError, ImageError, datasets, files, writing
 from minigdino.datasets import Coco, Csv, Json, is_coco, is_csv
 from minigdino.results import Detections
 
@@ -112,7 +112,7 @@ def test_memory_does_not_grow_with_the_number_of_images(make, tmp_path, monkeypa
         data_set = make()
         for i in range(n):
             data_set.add(f"photos/{i:06}.png", found)
-        files.replace_file(tmp_path / "x", data_set.content())
+        writing.replace_file(tmp_path / "x", data_set.content())
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return used, (tmp_path / "x").stat().st_size

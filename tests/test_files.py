@@ -15,7 +15,7 @@ import tiny
 from PIL import Image
 
 import minigdino
-from minigdino import files
+from minigdino import files, writing
 
 TEXT = ["a cat", "remote control"]
 
@@ -243,18 +243,18 @@ def test_only_a_marked_picture_counts_as_drawn(tmp_path, ending):
         pytest.skip("this Pillow lacks the format")
     path, picture = tmp_path / f"x.{ending}", Image.fromarray(tiny.photo(60, 80))
     picture.save(path)
-    assert not files.is_drawn(path)
-    picture.save(path, **{**files.drawn_marks(), "exif": Image.Exif(), "comment": "minigdino 2", "pnginfo": None})
-    assert not files.is_drawn(path)
-    picture.save(path, **files.drawn_marks())
-    assert files.is_drawn(path) == (ending != "bmp")  # a format without a place for the mark
+    assert not writing.is_drawn(path)
+    picture.save(path, **{**writing.drawn_marks(), "exif": Image.Exif(), "comment": "minigdino 2", "pnginfo": None})
+    assert not writing.is_drawn(path)
+    picture.save(path, **writing.drawn_marks())
+    assert writing.is_drawn(path) == (ending != "bmp")  # a format without a place for the mark
     with Image.open(path) as drawn:
         assert drawn.size == (80, 60)
 
 
 def test_other_files_do_not_count_as_drawn(tmp_path):
     (tmp_path / "x.png").write_bytes(b"\x89PNG Software minigdino")
-    assert not any(map(files.is_drawn, (tmp_path, tmp_path / "x.png", tmp_path / "void", "\0", "/dev/zero")))
+    assert not any(map(writing.is_drawn, (tmp_path, tmp_path / "x.png", tmp_path / "void", "\0", "/dev/zero")))
 
 
 DETECTION = {"box": [1, 2, 3.5, 4], "score": 0.5, "label": "a cat", "label_id": 0, "phrase": "cat"}

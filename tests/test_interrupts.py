@@ -17,7 +17,7 @@ from minigdino._ext import instruction_sets
 from PIL import Image
 
 import minigdino
-from minigdino import ArgumentError, CheckpointError, ImageError, datasets, files, outputs
+from minigdino import ArgumentError, CheckpointError, ImageError, datasets, files, outputs, writing
 from minigdino.image import open_image
 from minigdino.runtime import kernels
 
@@ -124,11 +124,11 @@ CALLS = {  # name: (what the signal interrupts, a call of minigdino)
     "config": (json, "loads", minigdino.load),
     "save": (os, "replace", lambda directory: minigdino.load(directory).save(directory)),
     "lines": (os, "fsync", write_line),
-    "drawn": (Image, "open", lambda directory: files.is_drawn(directory / "config.json")),
-    "mark": (files, "open_regular", lambda directory: datasets.is_csv(directory / "config.json")),
+    "drawn": (Image, "open", lambda directory: writing.is_drawn(directory / "config.json")),
+    "mark": (writing, "open_regular", lambda directory: datasets.is_csv(directory / "config.json")),
     "same": (os.path, "realpath", lambda directory: outputs.check_paths([("an image", directory / "void")], [])),
     "collect": (tempfile.SpooledTemporaryFile, "write", lambda _: datasets.Csv()),
-    "write": (os, "fsync", lambda directory: files.replace_file(directory / "found.json", b"{}")),
+    "write": (os, "fsync", lambda directory: writing.replace_file(directory / "found.json", b"{}")),
     "array": (np, "asarray", lambda directory: minigdino.load(directory).forward(np.zeros((3, 64, 64)), [1]))}
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_streams import copies, detect, images_of, in_process, objects
 
-from minigdino import ArgumentError, ImageError, cli, datasets, files
+from minigdino import ArgumentError, ImageError, cli, datasets, files, writing
 from minigdino.results import Detections
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
@@ -247,7 +247,7 @@ def test_the_picture_of_one_image_can_go_to_a_folder(home, tmp_path, monkeypatch
     status, _, err = in_process(tmp_path, monkeypatch, capsys, "detect", str(home / "photo.png"), "cat", "--model",
                                 str(home / "model"), "--out", out)
     assert status == 0, err
-    assert files.is_drawn(tmp_path / out / "photo.png")
+    assert writing.is_drawn(tmp_path / out / "photo.png")
 
 
 def test_the_folder_of_several_pictures_is_checked_before_the_model_is_loaded(home, tmp_path, monkeypatch, capsys):
@@ -289,7 +289,7 @@ def test_overwrite_replaces_a_picture_in_a_folder_but_no_image_and_no_folder(hom
     status, err = detect(home, monkeypatch, capsys, *arguments, "pile/drawn")
     assert status == 1 and "was not drawn by minigdino" in err and "or give --overwrite to replace it" in err
     status, err = detect(home, monkeypatch, capsys, *arguments, "pile/drawn", "--overwrite")
-    assert status == 0 and all(map(files.is_drawn, (work / "drawn").iterdir())), err
+    assert status == 0 and all(map(writing.is_drawn, (work / "drawn").iterdir())), err
     (work / "a.png").mkdir()
     for _ in range(2):
         status, err = detect(home, monkeypatch, capsys, *arguments, "pile", "--overwrite")

@@ -19,9 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 from strategies import rngs
 
 import minigdino
+from minigdino import ArgumentError
 from minigdino.drawing import _fit, annotate, colour
 from minigdino.network.boxes import sigmoid
-from minigdino.results import post_process
+from minigdino.results import Labels, post_process
 
 TOKENIZER = tiny.tokenizer()
 PROMPT = TOKENIZER.encode(["a cat", "a dog", "remote control"])  # tokens 1 2, 4 5 and 7 8; tokens 3, 6 and 9 are dots
@@ -311,3 +312,163 @@ def test_a_thousand_boxes_are_drawn_in_seconds():
     start = time.perf_counter()
     annotate(image, boxes, ["a cat"] * 1000, np.full(1000, 0.5), np.arange(1000))
     assert time.perf_counter() - start < 10
+
+
+def test_labels_compared_with_a_text_are_a_mask():
+    boxes = found()
+    assert (boxes.labels == "a dog").tolist() == [False, True, False]
+    assert (boxes.phrases == "control").tolist() == [False, False, True]
+    assert (boxes.labels != "a dog").tolist() == [True, False, True]
+    assert boxes[boxes.labels == "a dog"].labels == ["a dog"]
+    assert len(boxes[boxes.labels == "a bird"]) == 0
+    empty = boxes[:0]
+    assert (empty.labels == "a dog").shape == (0,)
+
+
+@given(st.lists(st.sampled_from(["a cat", "a dog", "=1"])), st.sampled_from(["a cat", "a dog", "bird"]))
+def test_labels_are_a_list_otherwise(texts, text):
+    labels = Labels(texts)
+    assert (labels == texts) is True and (labels != texts) is False and texts == labels
+    assert (labels == [*texts, "a"]) is False
+    assert json.loads(json.dumps(labels)) == texts
+    assert pickle.loads(pickle.dumps(labels)) == copy.deepcopy(labels) == texts
+    assert (text in labels) == (text in texts) and labels.count(text) == texts.count(text)
+    assert repr(labels) == repr(texts)
+    assert (labels == text).tolist() == [label == text for label in texts]
+    np.testing.assert_array_equal(labels != text, ~(labels == text))
+    assert (labels == text).dtype == bool
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(labels)
+
+
+def test_labels_that_a_caller_gives_as_any_sequence_are_labels():
+    boxes = minigdino.Detections(np.zeros((1, 4)), np.ones(1), ("a cat",), np.zeros(1, int), ["cat"], (4, 4))
+    assert (boxes.labels == "a cat").all() and (boxes.phrases == "cat").all()
+
+
+@given(st.sets(st.sampled_from(["a cat", "a dog", "remote control", "a bird"])), st.floats(-0.1, 1.1))
+def test_a_filter_selects_by_label_and_score(labels, threshold):
+    boxes = found()
+    want = [i for i, d in enumerate(boxes) if d.label in labels and d.score > threshold]
+    for given_labels in (labels, list(labels), np.array(sorted(labels))):
+        assert boxes.filter(given_labels, threshold).to_dict() == boxes[np.array(want, int)].to_dict()
+    assert boxes.filter(threshold=threshold).scores.tolist() == [s for s in boxes.scores.tolist() if s > threshold]
+    assert boxes.filter("a dog").labels == ["a dog"]
+    assert len(boxes.filter()) == len(boxes)
+
+
+@pytest.mark.parametrize("wrong", [{"labels": 3}, {"labels": [1]}, {"threshold": "0.5"}, {"threshold": True}])
+def test_a_filter_of_another_type_is_refused(wrong):
+    with pytest.raises(ArgumentError, match=f"{next(iter(wrong))} must be a "):
+        found().filter(**wrong)
+
+
+def at(*boxes, size=(40, 20), image=None):
+    """Detections at given boxes, all with one label."""
+    n = len(boxes)
+    return minigdino.Detections(np.array(boxes, np.float32).reshape(n, 4), np.full(n, 0.5, np.float32), ["a cat"] * n,
+                                np.zeros(n, np.int64), ["cat"] * n, size, image)
+
+
+def test_clipped_boxes_lie_in_the_image():
+    boxes = at((-5, 2, 50, 30), (1, 2, 3, 4), (-9, -9, -1, -1))
+    assert boxes.clip().boxes.tolist() == [[0, 2, 40, 20], [1, 2, 3, 4], [0, 0, 0, 0]]
+    assert boxes.clip().labels == boxes.labels
+    assert boxes.boxes[0, 0] == -5  # a copy
+
+
+@given(rngs(), st.floats(0, 3))
+def test_a_crop_has_the_pixels_that_a_box_touches(rng, pad):
+    image = rng.integers(0, 256, (20, 40, 3), np.uint8)
+    low = rng.uniform(-10, 40, (5, 2))
+    boxes = at(*np.concatenate([low, low + rng.uniform(0, 30, (5, 2))], axis=1), image=image)
+    crops = boxes.crops(pad=pad)
+    assert len(crops) == len(boxes)
+    for crop, (x0, y0, x1, y1) in zip(crops, boxes.boxes.astype(float)):
+        touched = [[max(int(np.floor(a - pad * (b - a))), 0), min(int(np.ceil(b + pad * (b - a))), edge)]
+                   for a, b, edge in ((x0, x1, 40), (y0, y1, 20))]
+        (left, right), (top, bottom) = touched
+        if right > left and bottom > top:
+            np.testing.assert_array_equal(np.asarray(crop), image[top:bottom, left:right])
+        else:
+            assert min(crop.size) >= 1
+
+
+def test_a_crop_outside_the_image_has_one_pixel():
+    image = np.zeros((20, 40, 3), np.uint8)
+    boxes = at((50, 30, 60, 40), (-9, -9, -5, -5), (3, 3, 3, 3), image=image)
+    assert [crop.size for crop in boxes.crops()] == [(1, 1)] * 3
+
+
+def test_crops_need_an_image_finite_boxes_and_a_margin():
+    with pytest.raises(ArgumentError, match=r"crops\(\) needs an image.*Call crops\(image\)"):
+        at((1, 2, 3, 4)).crops()
+    for wrong in (-1, np.nan, np.inf, "1", True):
+        with pytest.raises(ArgumentError, match="pad must be a number that is not negative"):
+            at((1, 2, 3, 4), image=np.zeros((20, 40, 3), np.uint8)).crops(pad=wrong)
+    with pytest.raises(ArgumentError, match="finite boxes"):
+        at((1, 2, 3, np.inf), image=np.zeros((20, 40, 3), np.uint8)).crops()
+    assert at().crops(np.zeros((20, 40, 3), np.uint8)) == []
+
+
+def test_a_saved_picture_is_the_plot(tmp_path):
+    image = np.full((20, 40, 3), 200, np.uint8)
+    boxes = at((1, 2, 13, 14), image=image)
+    boxes.save(tmp_path / "new" / "found.png")
+    with Image.open(tmp_path / "new" / "found.png") as picture:
+        np.testing.assert_array_equal(picture, boxes.plot())
+    boxes.save(str(tmp_path / "new" / "found.png"), np.zeros((20, 40, 3), np.uint8))  # replaces it
+    with Image.open(tmp_path / "new" / "found.png") as picture:
+        assert picture.getpixel((30, 15)) == (0, 0, 0)
+
+
+def test_a_picture_never_replaces_its_own_image(tmp_path):
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    for source, path in (("a.png", "a.png"), ("a.png", "link.png"), ("link.png", "a.png")):
+        with pytest.raises(ArgumentError, match=f"{path} is the image itself. Choose another name"):
+            at((1, 2, 13, 14), image=tmp_path / source).save(tmp_path / path)
+        with pytest.raises(ArgumentError, match="is the image itself"):
+            at((1, 2, 13, 14)).save(tmp_path / path, str(tmp_path / source))
+    assert (tmp_path / "a.png").read_bytes() == data
+
+
+@pytest.mark.parametrize("path", ["found.abc", "found", ".", "a.png/found.png"])
+def test_a_picture_that_cannot_be_written_is_refused(tmp_path, path):
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ArgumentError, match="cannot write there"):
+        at((1, 2, 13, 14), image=tmp_path / "a.png").save(tmp_path / path)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ArgumentError, match="a path must be a str or a path; got int"):
+        at((1, 2, 13, 14), image=tmp_path / "a.png").save(3)
+
+
+def test_show_opens_the_plot(monkeypatch):
+    shown = []
+    monkeypatch.setattr(Image.Image, "show", lambda picture: shown.append(picture))
+    boxes = at((1, 2, 13, 14), image=np.zeros((20, 40, 3), np.uint8))
+    boxes.show()
+    np.testing.assert_array_equal(shown[0], boxes.plot())
+
+
+def test_yolo_lines_are_fractions_of_the_image():
+    boxes = at((10, 5, 30, 15), (-10, 5, 20, 50))
+    assert boxes.to_yolo() == "0 0.500000 0.500000 0.500000 0.500000\n0 0.250000 0.625000 0.500000 0.750000\n"
+    assert boxes.to_yolo(scores=True).splitlines()[0] == "0 0.500000 0.500000 0.500000 0.500000 0.500000"
+    assert at().to_yolo() == ""
+
+
+def test_a_table_of_pandas_has_the_columns_of_csv(monkeypatch):
+    fake = types.SimpleNamespace(DataFrame=dict)
+    monkeypatch.setitem(sys.modules, "pandas", fake)
+    table = found().to_pandas()
+    assert list(table) == found().to_csv().splitlines()[0].split(",")
+    assert [len(column) for column in table.values()] == [3] * 8
+    assert table["label"] == found().labels
+    np.testing.assert_array_equal(np.stack([table["left"], table["top"], table["right"], table["bottom"]], axis=1),
+                                  found().boxes)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ArgumentError, match="needs the package pandas, .* Run: pip install pandas"):
+        found().to_pandas()

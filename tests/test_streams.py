@@ -15,7 +15,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from minigdino import cli, files, outputs
+from minigdino import cli, files, outputs, writing
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 
@@ -264,13 +264,13 @@ def test_a_replaced_file_keeps_its_mode_and_links(tmp_path):
     target.write_text("old")
     target.chmod(0o640)
     link.symlink_to(target)
-    files.replace_file(link, b"new")
+    writing.replace_file(link, b"new")
     assert (target.read_text(), link.is_symlink(), target.stat().st_mode & 0o777) == ("new", True, 0o640)
-    files.replace_file(tmp_path / "a" / "b" / "c.json", b"new")
+    writing.replace_file(tmp_path / "a" / "b" / "c.json", b"new")
     assert (tmp_path / "a" / "b" / "c.json").read_bytes() == b"new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "link.json", "target.json"]
     with open(tmp_path / "out", "wb") as stream:
-        files.replace_file(f"/dev/fd/{stream.fileno()}", b"through the open file")
+        writing.replace_file(f"/dev/fd/{stream.fileno()}", b"through the open file")
     assert (tmp_path / "out").read_bytes() == b"through the open file"
 
 
@@ -436,7 +436,7 @@ def test_a_line_is_written_after_the_picture(home, monkeypatch, capsys):
         write(*given)
 
     arguments = ["photo.png", "cat", "--out", "killed.png", "--jsonl", "killed.jsonl", "--resume"]
-    for owner, name in ((files, "replace_file"), (files.JsonLines, "write")):
+    for owner, name in ((writing, "replace_file"), (files.JsonLines, "write")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, killed)
             assert detect(home, monkeypatch, capsys, *arguments)[0] == 130
@@ -524,9 +524,9 @@ def test_a_check_leaves_files_and_pipes_as_they_are(tmp_path):
     (tmp_path / "old.json").write_text("old")
     os.mkfifo(tmp_path / "pipe")
     for name in ("old.json", "pipe", "new.json", "a/b/new.json"):
-        files.check_writable(tmp_path / name)
+        writing.check_writable(tmp_path / name)
     for stream in ("/dev/stdout", "/dev/null", "/dev/full"):
-        files.check_writable(stream)
+        writing.check_writable(stream)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "old.json", "pipe"]
     assert (tmp_path / "old.json").read_text() == "old"
 
@@ -620,7 +620,7 @@ def test_a_picture_that_is_too_large_for_its_format_gives_a_message(ending):
     if f".{ending}" not in Image.registered_extensions():
         pytest.skip("this Pillow lacks the format")
     with pytest.raises(cli.ArgumentError, match="cannot write there"):
-        outputs.encoded(Image.new("RGB", (70_000, 1)), f"x.{ending}")
+        writing.encoded(Image.new("RGB", (70_000, 1)), f"x.{ending}")
 
 
 @pytest.mark.parametrize("option", ["--threshold 7", "--text-threshold -1", "--size 0 0"])
@@ -637,7 +637,7 @@ def test_the_new_content_of_a_private_file_is_private_at_all_times(tmp_path, mon
     (tmp_path / "a.json").chmod(0o600)
     modes = []
     monkeypatch.setattr(os, "fsync", lambda number: modes.append(os.fstat(number).st_mode & 0o777))
-    files.replace_file(tmp_path / "a.json", b"new")
+    writing.replace_file(tmp_path / "a.json", b"new")
     assert (modes, (tmp_path / "a.json").stat().st_mode & 0o777) == ([0o600], 0o600)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from string import Template
 
 from ...detector import ImageLike, Model
-from ...files import ends
 from ...version import __version__
+from ...writing import ends
 from ..tree import place
 from . import captions
 from .encode import picture
