@@ -274,8 +274,8 @@ class Model:
                               f"{len(prompt.ids)}. Split its phrases over several calls")
         return prompt
 
-    def forward(self, pixels: np.ndarray, token_ids: Sequence[int], *, selected: Sequence[int] | None = None,
-                details: bool = False) -> Output:
+    def forward(self, pixels: np.ndarray, token_ids: Sequence[int] | np.ndarray, *,
+                selected: Sequence[int] | np.ndarray | None = None, details: bool = False) -> Output:
         """Run the network: one forward pass, without preprocessing, thresholds or caches.
 
         Args:

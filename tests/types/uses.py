@@ -61,6 +61,7 @@ assert_type(found.plot(), Image.Image)
 assert_type(found.to_json(indent=2), str)
 with minigdino.use("reference"), minigdino.trace():
     assert_type(model.forward(model.preprocess("a.png"), [101, 102]), minigdino.Output)
+    assert_type(model.forward(array, model.tokenize("a cat.").ids, selected=array), minigdino.Output)
 
 model.detect("a.png", "a cat", thresold=0.3)  # type: ignore[call-overload]
 model.detect("a.png", "a cat", errors="ignore")  # type: ignore[call-overload]
