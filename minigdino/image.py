@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from . import heif
 from .checkpoints.json_file import open_regular, read_json, status
 from .errors import ArgumentError, CheckpointError, ImageError, brief, from_signal_handler
 
@@ -187,7 +188,7 @@ def resized(height: int, width: int, shortest: int, longest: int | None = None) 
 def endings() -> set[str]:
     """Return the file name endings of the supported formats, lower-case and with their dot, such as ".jpg"."""
     known = _formats()
-    return {ending for ending, name in Image.registered_extensions().items() if name in known}
+    return {ending for ending, name in Image.registered_extensions().items() if name in known} | {*heif.ENDINGS}
 
 
 def _formats():
@@ -311,6 +312,8 @@ def _open_path(path):
 
 
 def _open_file(file):
+    if heif.is_heif(file):
+        return to_rgb(heif.open_heif(file))
     _check_jpeg(file, 0)
     _check_plain(file)
     file.seek(0)
