@@ -22,7 +22,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     # stages never import one another
     {"drawing", "checkpoints.weights",
      "network.swin", "network.bert", "network.phrases", "network.enhancer", "network.queries", "network.decoder"},
-    {"image", "prompt", "checkpoints.fingerprint", "checkpoints.parameters",
+    {"fonts", "image", "prompt", "checkpoints.fingerprint", "checkpoints.parameters",
      "network.fusion", "network.deformable", "network.boxes"},
     {"checkpoints.names", "network.ops", "inspection.tracing", "runtime.device", "runtime.flops"},
     {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.precision", "runtime.threads",

@@ -21,6 +21,7 @@ from strategies import rngs
 import minigdino
 from minigdino import ArgumentError
 from minigdino.drawing import _fit, annotate, colour
+from minigdino.fonts import choose
 from minigdino.network.boxes import sigmoid
 from minigdino.results import Labels, post_process
 
@@ -417,9 +418,10 @@ def test_a_saved_picture_is_the_plot(tmp_path):
     boxes.save(tmp_path / "new" / "found.png")
     with Image.open(tmp_path / "new" / "found.png") as picture:
         np.testing.assert_array_equal(picture, boxes.plot())
-    boxes.save(str(tmp_path / "new" / "found.png"), np.zeros((20, 40, 3), np.uint8))  # replaces it
+    black = np.zeros((20, 40, 3), np.uint8)
+    boxes.save(str(tmp_path / "new" / "found.png"), black)  # replaces it
     with Image.open(tmp_path / "new" / "found.png") as picture:
-        assert picture.getpixel((30, 15)) == (0, 0, 0)
+        np.testing.assert_array_equal(picture, boxes.plot(black))
 
 
 def test_a_picture_never_replaces_its_own_image(tmp_path):
@@ -472,3 +474,66 @@ def test_a_table_of_pandas_has_the_columns_of_csv(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ArgumentError, match="needs the package pandas, .* Run: pip install pandas"):
         found().to_pandas()
+
+
+def test_tags_have_a_contrast_of_at_least_4_5():
+    for label_id in range(500):
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+                  for v in (channel / 255 for channel in colour(label_id))]
+        assert 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05) >= 4.5
+
+
+def tags_of(image, boxes, labels):
+    """The tags that `annotate` draws: filled rectangles."""
+    tags, draw_rectangle = [], ImageDraw.ImageDraw.rectangle
+
+    def spy(self, xy, fill=None, **options):
+        tags.extend([xy] if fill else [])
+        draw_rectangle(self, xy, fill=fill, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageDraw.ImageDraw, "rectangle", spy)
+        annotate(image, boxes, labels, np.full(len(boxes), 0.5), np.arange(len(boxes)))
+    return tags
+
+
+@given(rngs(), st.sampled_from([(32, 32), (300, 200), (64, 400)]))
+def test_a_tag_covers_at_most_half_of_any_box(rng, size):
+    centres, sizes = rng.uniform(0, size, (8, 2)), rng.uniform(0, 40, (8, 2))
+    boxes = np.hstack([centres - sizes / 2, centres + sizes / 2])
+    frames = np.clip(boxes, 0, np.array([*size, *size]) - 1)
+    for tag in tags_of(Image.new("RGB", size), boxes, ["a cat"] * 8):
+        for frame in frames:
+            width = min(tag[2], frame[2]) - max(tag[0], frame[0])
+            height = min(tag[3], frame[3]) - max(tag[1], frame[1])
+            area = (frame[2] - frame[0]) * (frame[3] - frame[1])
+            assert width <= 0 or height <= 0 or width * height <= area / 2 + 1e-6
+
+
+@pytest.mark.parametrize("box", [[0, 0, 20, 12], [280, 0, 300, 12], [0, 188, 20, 200], [280, 188, 300, 200]])
+def test_a_small_box_at_a_corner_has_a_tag_beside_it(box):
+    (tag,) = tags_of(Image.new("RGB", (300, 200)), np.float32([box]), ["a cat"])
+    assert tag[0] >= box[2] - 1 or tag[2] <= box[0] + 1 or tag[1] >= box[3] - 1 or tag[3] <= box[1] + 1
+
+
+@pytest.mark.parametrize("grey", range(0, 256, 51))
+def test_a_frame_differs_from_any_background(grey):
+    result = np.asarray(annotate(Image.new("RGB", (100, 100), (grey,) * 3), [[30, 40, 70, 90]], ["x"], [0.5], [0]))
+    column = result[89:93, 50].astype(int)  # the lower edge, without the tag
+    assert np.abs(column - grey).max() >= 100
+
+
+def test_characters_that_no_font_has_are_escaped():
+    for label, text in (("a cat", "a cat"), ("猫", "U+732B"), ("a 猫猫 b", "a U+732B U+732B b"), ("a\tb", "a b"),
+                        ("\N{CAT FACE}", "U+1F431")):
+        assert choose(label, 12, names=["no such font.ttf"])[1] == text
+    font, text = choose("a 猫", 12, names=())
+    assert text == "a U+732B" and font.getmask(text).getbbox()
+
+
+def test_a_font_of_the_system_is_used_for_what_the_first_one_lacks(monkeypatch):
+    full, glyphs = ImageFont.load_default(size=13), minigdino.fonts._glyph
+    monkeypatch.setattr(minigdino.fonts, "_named", lambda name, size: full if name == "full.ttf" else None)
+    monkeypatch.setattr(minigdino.fonts, "_glyph", lambda font, c: c if font is full else glyphs(font, c))
+    assert choose("猫", 12, names=["none.ttf", "full.ttf"]) == (full, "猫")
+    assert choose("a cat", 12, names=["full.ttf"])[0] is not full
