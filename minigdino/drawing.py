@@ -69,9 +69,10 @@ def annotate(image: Image.Image, boxes, labels, scores, label_ids) -> Image.Imag
     colours = [colour(int(label_id)) for label_id in label_ids]
     for frame, rgb in reversed(list(zip(frames, colours))):  # the best box on top
         line = max(1, stroke // 2)
-        draw.rectangle((frame[0] - line, frame[1] - line, frame[2] + line, frame[3] + line), outline="white",
-                       width=line)
-        draw.rectangle(frame, outline=rgb, width=stroke)
+        outer = _clip((frame[0] - line, frame[1] - line, frame[2] + line, frame[3] + line), picture.size)
+        inner = _clip((outer[0] + line, outer[1] + line, outer[2] - line, outer[3] - line), picture.size)
+        draw.rectangle(outer, outline="white", width=line)
+        draw.rectangle(inner, outline=rgb, width=stroke)
     tags, corners = np.zeros((0, 4)), np.array(frames).reshape(-1, 4)
     shown = {label: choose(label, font_size) for label in set(labels)}
     for frame, rgb, label, score in zip(frames, colours, labels, scores):

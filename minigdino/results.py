@@ -12,11 +12,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 from PIL import Image
 
+from .checkpoints.json_file import status
 from .drawing import annotate
 from .errors import ArgumentError, ImageError, brief
 from .image import open_image
@@ -74,6 +75,16 @@ class Labels(list[str]):
 
     def __ne__(self, other):
         return ~(self == other) if isinstance(other, str) else super().__ne__(other)
+
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> str: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> Labels: ...
+
+    def __getitem__(self, key):
+        found = super().__getitem__(key)
+        return Labels(found) if isinstance(key, slice) else found
 
     __hash__ = None  # type: ignore[assignment]  # as for every list
 
@@ -156,7 +167,8 @@ class Detections:
                 raise ArgumentError(f"labels must be a str or several; got {brief(labels)}")
             kept &= np.isin(np.array(self.labels, object), np.array(wanted, object))
         if threshold is not None:
-            if not isinstance(threshold, (int, float, np.integer, np.floating)) or isinstance(threshold, bool):
+            is_number = isinstance(threshold, (int, float, np.integer, np.floating)) and not isinstance(threshold, bool)
+            if not is_number or np.isnan(threshold):
                 raise ArgumentError(f"threshold must be a number; got {brief(threshold)}")
             kept &= self.scores > threshold
         return self[kept]
@@ -268,7 +280,12 @@ class Detections:
 
         Returns:
             The text. A class is a label id. Boxes are clipped to the image, in fractions of its width and height.
+
+        Raises:
+            ArgumentError: if a box or a score is NaN.
         """
+        if np.isnan(self.boxes).any() or np.isnan(self.scores).any():
+            raise ArgumentError("to_yolo() expected boxes and scores without NaN; got one. Remove such detections")
         size = np.array([*self.image_size, *self.image_size], np.float64)
         low, high = np.split(np.clip(self.boxes / size, 0, 1), 2, axis=1)
         rows = np.concatenate([(low + high) / 2, high - low, self.scores[:, None]][: 3 if scores else 2], axis=1)
@@ -342,11 +359,9 @@ class Detections:
         if not isinstance(path, (str, os.PathLike)):
             raise ArgumentError(f"a path must be a str or a path; got {type(path).__name__}")
         source = self._image(image, "save")
-        try:
-            same = isinstance(source, (str, os.PathLike)) and os.path.samestat(os.stat(source), os.stat(path))
-        except (OSError, ValueError):  # one of them does not exist
-            same = False
-        if same:
+        file = source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", None)  # of a PIL image
+        here, there = (status(name) if name else None for name in (file, path))
+        if here and there and os.path.samestat(here, there):
             raise ArgumentError(f"{os.fspath(path)} is the image itself. Choose another name")
         replace_file(path, encoded(self.plot(source), path))
 

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import pickle
 import sys
 import time
@@ -338,6 +339,7 @@ def test_labels_are_a_list_otherwise(texts, text):
     assert (labels == text).tolist() == [label == text for label in texts]
     np.testing.assert_array_equal(labels != text, ~(labels == text))
     assert (labels == text).dtype == bool
+    assert (labels[1:] == text).tolist() == (labels == text).tolist()[1:] and labels[::-1] == texts[::-1]
     with pytest.raises(TypeError, match="unhashable"):
         hash(labels)
 
@@ -358,7 +360,8 @@ def test_a_filter_selects_by_label_and_score(labels, threshold):
     assert len(boxes.filter()) == len(boxes)
 
 
-@pytest.mark.parametrize("wrong", [{"labels": 3}, {"labels": [1]}, {"threshold": "0.5"}, {"threshold": True}])
+@pytest.mark.parametrize("wrong", [{"labels": 3}, {"labels": [1]}, {"threshold": "0.5"}, {"threshold": True},
+                                   {"threshold": np.nan}])
 def test_a_filter_of_another_type_is_refused(wrong):
     with pytest.raises(ArgumentError, match=f"{next(iter(wrong))} must be a "):
         found().filter(**wrong)
@@ -428,6 +431,8 @@ def test_a_picture_never_replaces_its_own_image(tmp_path):
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
+    with Image.open(tmp_path / "a.png") as opened, pytest.raises(ArgumentError, match="is the image itself"):
+        at((1, 2, 13, 14), image=opened).save(tmp_path / "a.png")
     for source, path in (("a.png", "a.png"), ("a.png", "link.png"), ("link.png", "a.png")):
         with pytest.raises(ArgumentError, match=f"{path} is the image itself. Choose another name"):
             at((1, 2, 13, 14), image=tmp_path / source).save(tmp_path / path)
@@ -460,6 +465,8 @@ def test_yolo_lines_are_fractions_of_the_image():
     assert boxes.to_yolo() == "0 0.500000 0.500000 0.500000 0.500000\n0 0.250000 0.625000 0.500000 0.750000\n"
     assert boxes.to_yolo(scores=True).splitlines()[0] == "0 0.500000 0.500000 0.500000 0.500000 0.500000"
     assert at().to_yolo() == ""
+    with pytest.raises(ArgumentError, match="without NaN"):
+        at((1, 2, 3, np.nan)).to_yolo()
 
 
 def test_a_table_of_pandas_has_the_columns_of_csv(monkeypatch):
@@ -529,6 +536,36 @@ def test_characters_that_no_font_has_are_escaped():
         assert choose(label, 12, names=["no such font.ttf"])[1] == text
     font, text = choose("a 猫", 12, names=())
     assert text == "a U+732B" and font.getmask(text).getbbox()
+
+
+def test_a_font_without_digits_is_not_used(monkeypatch):
+    full, glyphs = ImageFont.load_default(size=13), minigdino.fonts._glyph
+    monkeypatch.setattr(minigdino.fonts, "_named", lambda name, size: full)
+    monkeypatch.setattr(minigdino.fonts, "_glyph", lambda font, c: glyphs(font, c if font is not full or c == "猫"
+                                                                          else minigdino.fonts.MISSING))
+    assert choose("猫", 12, names=["label.ttf"])[1] == "U+732B"
+
+
+def test_fonts_of_the_working_directory_are_not_opened(tmp_path, monkeypatch):
+    (tmp_path / "DejaVuSans.ttf").write_bytes(b"not a font")
+    monkeypatch.chdir(tmp_path)
+    opened = []
+    monkeypatch.setattr(ImageFont, "truetype", lambda path, size: opened.append(path))
+    minigdino.fonts._opened.cache_clear()
+    choose("a 猫 \N{CAT FACE}", 12)
+    minigdino.fonts._opened.cache_clear()
+    assert all(map(os.path.isabs, opened))
+
+
+@pytest.mark.parametrize("grey", [0, 128, 255])
+@pytest.mark.parametrize("size", [(100, 100), (300, 500)])
+def test_a_frame_at_the_edges_of_the_picture_differs_from_any_background(grey, size):
+    width, height = size
+    for label_id in range(8):
+        image = Image.new("RGB", size, (grey,) * 3)
+        drawn = annotate(image, [[-5, -5, width + 5, height + 5]], ["x"], [0.5], [label_id])
+        row = np.asarray(drawn)[height - 20, :20].astype(int)
+        assert np.abs(row - grey).max() >= 100
 
 
 def test_a_font_of_the_system_is_used_for_what_the_first_one_lacks(monkeypatch):
