@@ -325,6 +325,7 @@ def _detect(arguments):
     data_sets = [(arguments.coco, datasets.Coco(categories))] if arguments.coco else []
     data_sets += [(arguments.csv, datasets.Csv())] if arguments.csv else []
     collected = data_sets + ([(files.STDOUT, datasets.Json(many))] if arguments.json else [])
+    broken = 0  # images with an error from an earlier run
     with _lines(arguments, model, prompt, options) as lines:
         def on_result(image, result):
             for _, data_set in collected:
@@ -340,12 +341,16 @@ def _detect(arguments):
 
         if lines and lines.done:
             _add_earlier(lines, data_sets, categories)
+            broken = sum(image in lines.failed for image in images)
             images = [image for image in images if image not in lines.done]
         failed = files.detect_each(model, images, text, on_result=on_result, **options,
                                    progress=sys.stderr if many and sys.stderr.isatty() else None)
+    if broken:
+        _complain(f"minigdino: {printable(str(arguments.jsonl))} has an error of an earlier run for {broken} "
+                  f"image{'s' * (broken != 1)}. To try again, delete {'its line' if broken == 1 else 'their lines'}")
     for path, data_set in sorted(collected, key=lambda pair: pair[0] == files.STDOUT):  # which may be closed: last
         _write(path, data_set.content())
-    return 1 if failed else 0
+    return 1 if failed or broken else 0
 
 
 def _printed(arguments):
@@ -356,6 +361,8 @@ def _printed(arguments):
         arguments.error(f"expected at most one output on standard output; got {' and '.join(names)}")
     if arguments.jsonl == files.STDOUT and arguments.resume:
         arguments.error("--resume needs a file of --jsonl; standard output has no earlier lines")
+    if arguments.resume and files.STDIN in arguments.source:
+        arguments.error("--resume does not work with standard input, whose images have no names")
     if arguments.resume and not arguments.jsonl:
         arguments.error("--resume needs --jsonl, the file that it continues")
     return names[0] if names else None
@@ -380,6 +387,12 @@ def misplaced(sources: list[str], text: str | list[str]) -> str | None:
     if status(text) and _is_prompt(first):
         return (f"expected TEXT as the last argument; got {brief(text)}, which exists. Write: minigdino detect "
                 f'{_quoted(text)} "{" ".join(sources)}"')
+    prompts = [source for source in sources if _is_prompt(source) and " " in source]
+    if status(text) and (prompts or re.search(rf"[/\\]|{ENDING}", text)):
+        found = f"; {brief(prompts[0])} is no file" if prompts else ""
+        return (f"expected TEXT as the last argument; got {brief(text)}, which exists{found}. Put the prompt in quotes "
+                f'at the end: minigdino detect {" ".join(_quoted(s) for s in (*sources, text) if s not in prompts)} '
+                f'"{prompts[0] if prompts else "a cat."}"')
     if " " in text.strip():  # was in quotes
         return None
     for i, word in enumerate(sources[1:], start=1):
@@ -392,7 +405,10 @@ def misplaced(sources: list[str], text: str | list[str]) -> str | None:
 
 def _is_prompt(argument):
     """Return whether an argument can be a prompt: not that of a file, nor of the form of a path, pattern or URL."""
-    return not re.search(r"[/\\*\[]|\.\w+$|^-$", argument) and status(argument) is None
+    return not re.search(rf"[/\\*\[]|{ENDING}|^-$", argument) and status(argument) is None
+
+
+ENDING = r"\.\w+$"  # of a file name
 
 
 def _quoted(path):
@@ -405,15 +421,15 @@ def _checked_outputs(arguments, images, many, sources):
         arguments.out, images, many, sources, recursive=arguments.recursive, overwrite=arguments.overwrite)
     coco, csv, lines = (None if path == files.STDOUT else path
                         for path in (arguments.coco, arguments.csv, arguments.jsonl))
-    outputs.check_paths([*(("an image", image) for image in images if image != files.STDIN),
+    outputs.check_paths([*(("an image", "/dev/stdin" if image == files.STDIN else image) for image in images),
                          ("--categories", arguments.categories), *outputs.model_files(arguments.model)],
                         [*(("--out", path) for path in dict.fromkeys([arguments.out, *pictures.values()])),
                          ("--coco", coco), ("--csv", csv), ("--jsonl", lines)])
     picture = pictures and (Path(arguments.out, "*") if many else pictures[images[0]])
-    for path, is_ours in ((picture, writing.is_drawn), (coco, datasets.is_coco), (csv, datasets.is_csv)):
+    for path, is_ours in ((picture, writing.is_drawn), (coco, datasets.is_coco), (csv, None)):
         if path:
             if not arguments.overwrite:
-                writing.check_replaceable(path, is_ours)
+                writing.check_replaceable(path, is_ours or (lambda _: False))  # a CSV file has no place for a mark
             writing.check_writable(path)
     if lines:
         files.check_lines(lines, arguments.resume, arguments.overwrite)
@@ -456,7 +472,6 @@ def _add_earlier(lines, data_sets, categories):
                                 f"{line['image']} is not. Delete its line, so that --resume processes it again")
         for _, data_set in data_sets:
             data_set.add(line["image"], found)
-
 
 def _categories(path, phrases):
     """{label: id} from a file that must contain every phrase; without a file, ids from 1 in the prompt's order."""

@@ -7,8 +7,10 @@ with the number of images, and the finished file can replace an older one in one
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import os
 import re
 import tempfile
 import textwrap
@@ -17,7 +19,8 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from .errors import ArgumentError, Error, brief
+from .checkpoints.json_file import open_regular
+from .errors import ArgumentError, Error, brief, from_signal_handler
 from .files import record
 from .results import COLUMNS, FORMULA, Detections
 from .version import __version__
@@ -92,17 +95,25 @@ class Coco:
 
     def content(self) -> Iterator[bytes]:
         """Yield the bytes of the file: {"images", "categories", "annotations", "info"}. Can be called once."""
+        digest = _checksum()
+        for block in self._blocks():
+            digest.update(block)
+            yield block
+        info = {"description": DESCRIPTION, "version": __version__, "checksum": digest.hexdigest()}
+        yield f'], "info": {_json(info)}}}\n'.encode()
+
+    def _blocks(self):
         categories = [{"id": number, "name": label} for label, number in self._categories.items()]
         yield COCO_START
         yield from self._images.blocks()
         yield f'], "categories": {_json(categories)}, "annotations": ['.encode()
         yield from self._annotations.blocks()
-        yield f'], "info": {_json({"description": DESCRIPTION, "version": __version__})}}}\n'.encode()
 
 
 DESCRIPTION = "Detections of minigdino"
 COCO_START = b'{"images": ['
-COCO_END = re.compile(rb'\], "info": \{"description": "%s", "version": "[^"]*"\}\}\n\Z' % DESCRIPTION.encode())
+COCO_END = re.compile(rb'\], "info": \{"description": "%s", "version": "[^"]*", "checksum": "([0-9a-f]+)"\}\}\n\Z'
+                      % DESCRIPTION.encode())
 MAX_END = 200  # bytes; more than COCO_END matches
 
 
@@ -128,9 +139,6 @@ class Csv:
     def content(self) -> Iterator[bytes]:
         """Yield the bytes of the file, in UTF-8. Can be called once."""
         return self._lines.blocks()
-
-
-CSV_START = ",".join(["image", *COLUMNS]).encode() + b"\n"
 
 
 class Json:
@@ -168,12 +176,26 @@ def is_coco(path: str | Path) -> bool:
         False for every other file, and for one that cannot be read.
     """
     start, end = ends(path, len(COCO_START), MAX_END)
-    return start == COCO_START and COCO_END.search(end) is not None
+    found = COCO_END.search(end) if start == COCO_START else None
+    if not found:
+        return False
+    digest = _checksum()
+    try:
+        with open_regular(path) as file:
+            left = os.fstat(file.fileno()).st_size - (len(end) - found.start())
+            while left > 0 and (block := file.read(min(left, BLOCK))):
+                digest.update(block)
+                left -= len(block)
+    except OSError as error:
+        if from_signal_handler(error):
+            raise
+        return False
+    return digest.hexdigest() == found[1].decode()
 
 
-def is_csv(path: str | Path) -> bool:
-    """Return whether the first line of a file is the header of `Csv`. Arguments and result as in `is_coco`."""
-    return ends(path, len(CSV_START))[0] == CSV_START
+def _checksum():
+    """Of all that is before "info": so that a file which another program has changed is recognised."""
+    return hashlib.blake2b(digest_size=16)
 
 
 def _json(value):

@@ -658,12 +658,18 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
     key = _checked_source(model), find_device(device).name, precisions.checked(None)
     with _loaded_again_after_error(key):
         found = _loaded(key).detect(image, text, **options)
-    return _guarded(found, key) if isinstance(found, Iterator) else found
+    return _Guarded(found, key) if isinstance(found, Iterator) else found
 
 
-def _guarded(results, key):
-    with _loaded_again_after_error(key):
-        yield from results
+class _Guarded(Iterator):
+    """Results of an iterator. Unlike a generator, it goes on after an error."""
+
+    def __init__(self, results, key):
+        self._results, self._key = results, key
+
+    def __next__(self):
+        with _loaded_again_after_error(self._key):
+            return next(self._results)
 
 
 @contextlib.contextmanager

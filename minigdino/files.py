@@ -22,7 +22,7 @@ from .detector import Model
 from .errors import ArgumentError, CheckpointError, Error, ImageError, brief
 from .image import endings
 from .results import Detections
-from .writing import check_writable, reason
+from .writing import check_writable, is_stream, reason
 
 try:
     import fcntl
@@ -256,6 +256,7 @@ class JsonLines:
     Attributes:
         path: the file.
         done: {name of an image that the file already has: number of its last line}.
+        failed: names of those whose last line is an error.
 
     Raises:
         ArgumentError: if the file exists and neither `resume` nor `overwrite` is set, if it was begun with another
@@ -279,46 +280,60 @@ class JsonLines:
                                     "another name for --jsonl")
             if not resume:
                 os.truncate(self._file.fileno(), 0)  # after the lock: no other run loses its lines
-            earlier, self.done = self._read()
+            self.failed: set[str] = set()
+            earlier, self.done, rest, complete = self._read()
             if header:
-                self._begin(earlier, header)
+                self._check(earlier, rest, header)
+            if rest is not None:
+                os.truncate(self._file.fileno(), complete)
+            elif complete and not self._ends_a_line(complete):  # an editor has removed the line break
+                self._file.write(b"\n")
+            if header and earlier is None:
+                self.write(header)
         except BaseException:
             self.close()
             raise
 
-    def _read(self) -> tuple[dict | None, dict[str, int]]:
-        """The header, and the images in complete lines. After that check, an incomplete last line is cut off."""
-        header, numbers = None, {}
+    def _read(self) -> tuple[dict | None, dict[str, int], bytes | None, int]:
+        """The header, the images in complete lines, an incomplete last line or None, and the bytes before that."""
+        header, numbers, rest = None, {}, None
         complete = number = 0
         try:
             with open(self.path, "rb") as file:
                 while line := file.readline(MAX_LINE):
                     number += 1
-                    if not line.endswith(b"\n") and _starts_a_line(line):
-                        os.truncate(self._file.fileno(), complete)
+                    try:
+                        values = _object(line)
+                    except ValueError:
+                        if line.endswith(b"\n") or not _starts_a_line(line):
+                            raise
+                        rest = line
                         break
-                    values = _object(line)
                     if number == 1 and "minigdino" in values:
                         header = values
                     else:
-                        numbers[_image_of(values)] = number
+                        numbers[name := _image_of(values)] = number
+                        (self.failed.add if "error" in values else self.failed.discard)(name)
                     complete += len(line)
         except OSError as error:
             raise _unwritable(self.path, error) from None
         except (ValueError, LookupError, TypeError, RecursionError):
             raise ArgumentError(f'{self.path}: each line must be a JSON object with "image"; line {number} is not. '
                                 "Choose another name for --jsonl") from None
-        return header, numbers
+        return header, numbers, rest, complete
 
-    def _begin(self, earlier, header):
-        """Write the header of a new file. Refuse a file whose lines have another header, or an unknown one."""
-        if earlier is None and self.done:
+    def _ends_a_line(self, size):
+        with open(self.path, "rb") as file:
+            file.seek(size - 1)
+            return file.read() == b"\n"
+
+    def _check(self, earlier, rest, header):
+        """Refuse a file whose lines have another header, or that this program did not begin. It stays as it is."""
+        if earlier is None and (self.done or not (rest is None or _starts_a_header(rest))):
             raise ArgumentError(f"{self.path}: expected a first line that names the model and the prompt, because "
                                 "--resume adds lines for the same ones; got none, as in files of earlier versions. "
                                 "Choose another name for --jsonl")
-        if earlier is None:
-            self.write(header)
-        elif differences := _differences(earlier, json.loads(json.dumps(header))):
+        if earlier and (differences := _differences(earlier, json.loads(json.dumps(header)))):
             old, new = (" and ".join(parts) for parts in zip(*differences))
             raise ArgumentError(f"{self.path}: --resume needs the model and the options with which the file was begun, "
                                 f"{old}; got {new}. Give the same ones, or choose another name for --jsonl")
@@ -391,9 +406,9 @@ def check_lines(path: str | Path, resume: bool, overwrite: bool) -> None:
 
 
 def _check_kind(path):
-    if status(path) and not is_file(path):  # opening a pipe could wait without end
+    if (status(path) and not is_file(path)) or is_stream(path):  # opening a pipe could wait without end
         raise ArgumentError(f"{path}: expected a regular file for --jsonl; got a folder, a pipe or a device. "
-                            "Choose another name")
+                            "Choose another name, or - for standard output")
 
 
 def _exists(path):
@@ -423,9 +438,9 @@ def _differences(earlier, header):
 
 
 def _object(line):
-    """The JSON object of a complete line. Raises ValueError for another format."""
+    """The JSON object of a line. Raises ValueError for another format."""
     values = json.loads(line)
-    if not line.endswith(b"\n") or not isinstance(values, dict):
+    if not isinstance(values, dict):
         raise ValueError
     return values
 
@@ -443,7 +458,13 @@ def _starts_a_line(text):
     return len(text) < MAX_LINE and any(text.startswith(start[: len(text)]) for start in LINE_STARTS)
 
 
-LINE_STARTS = (b'{"image": "', b'{"minigdino": "')
+def _starts_a_header(text):
+    text = text.rstrip(b"\0")
+    return bool(text) and text[: len(HEADER_START)] == HEADER_START[: len(text)]
+
+
+HEADER_START = b'{"minigdino": "'
+LINE_STARTS = (b'{"image": "', HEADER_START)
 
 
 def _lock(file) -> bool:

@@ -54,7 +54,7 @@ def check_replaceable(path: str | Path, is_ours: Callable[[str | Path], bool]) -
     Raises:
         ArgumentError: if another program wrote the file.
     """
-    if is_file(path) and not _is_stream(path) and not is_ours(path):
+    if is_file(path) and not is_stream(path) and not is_ours(path):
         raise ArgumentError(f"{path} exists, and is not marked as written by minigdino. Choose another name, or give "
                             "--overwrite to replace it")
 
@@ -65,9 +65,9 @@ def _put(path, blocks):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         if blocks is None and is_folder(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if _is_stream(path):
+        if is_stream(path):
             if blocks is not None:  # opening a pipe waits for its reader
-                with open(path, "wb") as file:
+                with open(path, "ab") as file:  # standard output may be a file that has content
                     file.writelines(blocks)
         else:
             _replace(os.path.realpath(path), blocks)
@@ -78,7 +78,7 @@ def _put(path, blocks):
 STREAMS = ("/dev/std", "/dev/fd/", "/proc/")  # names of open files, which must not be replaced by other files
 
 
-def _is_stream(path):
+def is_stream(path: str | Path) -> bool:
     """Return whether a path is written to, not replaced: a device, a pipe, or the name of an open file."""
     return bool(status(path) and not is_file(path)) or os.path.abspath(path).startswith(STREAMS)
 

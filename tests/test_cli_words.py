@@ -44,6 +44,10 @@ def test_a_prompt_without_quotes_is_shown_with_them(prompt):
         (["a cat."], "cat.jpg", 'got \'cat.jpg\', which exists. Write: minigdino detect cat.jpg "a cat."'),
         (["a cat"], "photos", 'Write: minigdino detect photos "a cat"'),
         (["a", "cat"], "my cat.jpg", 'Write: minigdino detect "my cat.jpg" "a cat"'),
+        (["cat.jpg"], "my cat.jpg", 'in quotes at the end: minigdino detect cat.jpg "my cat.jpg" "a cat."'),
+        (["-"], "cat.jpg", "expected TEXT as the last argument; got 'cat.jpg', which exists. Put the prompt"),
+        (["cat.jpg", "a star"], "photos", "which exists; 'a star' is no file. Put the prompt in quotes at the end: "
+                                          'minigdino detect cat.jpg photos "a star"'),
         (["cat.jpg", "a cat."], ["dog"], "got 'a cat.', which is no file. Give the prompt either as TEXT or by"),
         (["cat.jpg", "cat."], ["dog"], "got 'cat.'"),
         (["cat.jpg", "a cat"], ["dog"], "got 'a cat'"),
@@ -62,9 +66,6 @@ def test_a_mistake_gives_the_right_command(here, sources, text, message):
         (["void.jpg", "photos"], "cat"),
         (["photos", "void"], "a cat."),  # the text was in quotes
         (["cat.jpg", "void.jpg", "void/x", "*.png", "https://host/x", "-", "7"], "cat"),
-        (["-"], "cat.jpg"),
-        (["*.png"], "cat.jpg"),
-        (["void.jpg"], "cat.jpg"),
         (["cat.jpg", "my cat.jpg", "my void.jpg"], ["cat"]),
         (["cat.jpg", "void"], ["cat"]),
     ],

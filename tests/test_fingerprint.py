@@ -30,6 +30,16 @@ def test_a_change_of_one_value_changes_it(name, data):
     assert fingerprint({**MODEL.tensors, name: array}, MODEL.config, SETTINGS) != WANT
 
 
+@given(st.sampled_from(sorted(MODEL.tensors)), st.data())
+def test_the_order_of_the_values_counts(name, data):
+    array = MODEL.tensors[name].copy()
+    first, second = (data.draw(st.integers(0, array.size - 1)) for _ in range(2))
+    flat = array.reshape(-1)
+    flat[[first, second]] = flat[[second, first]]
+    same = fingerprint({**MODEL.tensors, name: array}, MODEL.config, SETTINGS) == WANT
+    assert same == np.array_equal(array, MODEL.tensors[name])
+
+
 def test_it_depends_on_values_only():
     reordered = dict(reversed(list(MODEL.tensors.items())))
     copies = {name: np.array(array, order="F") for name, array in reordered.items()}

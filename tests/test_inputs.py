@@ -274,3 +274,19 @@ def test_a_damaged_model_is_loaded_again_after_an_error_of_an_iterator(monkeypat
         next(results)
     assert not detector._models
     assert isinstance(minigdino.detect(PHOTOS[0], TEXT, model=tmp_path), Detections)
+
+
+def test_an_iterator_of_results_goes_on_after_an_error(tmp_path):
+    given = [scene(), tmp_path / "missing.png", scene()]
+    for results in (minigdino.detect(iter(given), "a red star.", model="shapes"),
+                    minigdino.load("shapes").detect(iter(given), "a red star.")):
+        assert len(next(results)) > 0
+        with pytest.raises(minigdino.ImageError, match=r"missing\.png"):
+            next(results)
+        assert len(next(results)) > 0
+        with pytest.raises(StopIteration):
+            next(results)
+
+
+def scene():
+    return Path(__file__).parent.parent / "docs" / "images" / "scene.jpg"

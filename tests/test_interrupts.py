@@ -125,7 +125,7 @@ CALLS = {  # name: (what the signal interrupts, a call of minigdino)
     "save": (os, "replace", lambda directory: minigdino.load(directory).save(directory)),
     "lines": (os, "fsync", write_line),
     "drawn": (Image, "open", lambda directory: writing.is_drawn(directory / "config.json")),
-    "mark": (writing, "open_regular", lambda directory: datasets.is_csv(directory / "config.json")),
+    "mark": (writing, "open_regular", lambda directory: datasets.is_coco(directory / "config.json")),
     "same": (os.path, "realpath", lambda directory: outputs.check_paths([("an image", directory / "void")], [])),
     "collect": (tempfile.SpooledTemporaryFile, "write", lambda _: datasets.Csv()),
     "write": (os, "fsync", lambda directory: writing.replace_file(directory / "found.json", b"{}")),

@@ -429,3 +429,48 @@ def test_no_result_is_kept(home, monkeypatch, capsys):
     assert status == 0, err
     assert len(json.loads(out)) == 8
     assert model.most <= 2
+
+
+HEADER = {"minigdino": "1", "model": "m", "text": ["a cat"]}
+LINE = json.dumps({"image": "a.png", "error": "no"}) + "\n"
+
+
+@pytest.mark.parametrize("content", [
+    b'{"image": "x.jpg", "note": "my annotation"}', b'{"image": "x.jpg"}\n{"image": "y.jpg"}', bytes(100), b"notes",
+    b'{"image": "x', b'{"a": 1}\n', b"[1]\n", json.dumps({**HEADER, "text": ["a dog"]}).encode(),
+    (json.dumps({**HEADER, "text": ["a dog"]}) + "\n" + LINE + '{"image": "b').encode(),
+    (json.dumps({**HEADER, "text": ["a dog"]}) + "\n" + LINE.rstrip()).encode()])
+def test_a_file_that_resume_refuses_stays_as_it_is(tmp_path, content):
+    path = tmp_path / "found.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ArgumentError):
+        files.JsonLines(path, resume=True, header=HEADER)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("end", ["", '{"image": "b', '{"image": "b.png", "er' + "\0" * 50, "\0" * 9])
+def test_only_an_incomplete_line_is_cut_off(tmp_path, end):
+    path = tmp_path / "found.jsonl"
+    begun = json.dumps(HEADER) + "\n" + LINE
+    path.write_text(begun + end)
+    with files.JsonLines(path, resume=True, header=HEADER) as lines:
+        assert lines.done == {"a.png": 2} and lines.failed == {"a.png"}
+        lines.write({"image": "b.png"})
+    assert path.read_text() == begun + '{"image": "b.png"}\n'
+
+
+def test_a_last_line_without_a_line_break_is_kept(tmp_path):
+    """An editor has removed it."""
+    path = tmp_path / "found.jsonl"
+    path.write_text(json.dumps(HEADER) + "\n" + LINE.rstrip())
+    with files.JsonLines(path, resume=True, header=HEADER) as lines:
+        lines.write({"image": "b.png"})
+    assert path.read_text() == json.dumps(HEADER) + "\n" + LINE + '{"image": "b.png"}\n'
+
+
+@pytest.mark.parametrize("length", range(1, 30, 4))
+def test_a_header_that_was_not_completed_is_written_again(tmp_path, length):
+    path = tmp_path / "found.jsonl"
+    path.write_text(json.dumps(HEADER)[:length])
+    files.JsonLines(path, resume=True, header=HEADER).close()
+    assert path.read_text() == json.dumps(HEADER) + "\n"
