@@ -220,6 +220,8 @@ def parser() -> argparse.ArgumentParser:
                              "replaced")
     detect.add_argument("--categories", metavar="FILE", type=_path,
                         help="with --coco: JSON file with the id of each label, a different int for each")
+    detect.add_argument("--image-ids", metavar="FILE", type=_path,
+                        help="with --coco: COCO data set with the id of each image, such as the ground truth")
     detect.set_defaults(command=_detect, error=detect.error)
 
     download = commands.add_parser("download", help="download a published checkpoint into the local hub cache",
@@ -317,12 +319,13 @@ def _detect(arguments):
     images = files.find_images(sources, recursive=arguments.recursive)
     many = images != sources or len(sources) > 1  # True for a folder or a pattern, even with one image
     pictures = _checked_outputs(arguments, images, many, sources)
+    image_ids = _image_ids(arguments.image_ids, images)
     model = load(arguments.model, device=arguments.device, precision=arguments.precision)
     options = {"threshold": arguments.threshold, "text_threshold": arguments.text_threshold, "size": arguments.size}
     model.detect([], text, **options)  # checks the options; a wrong one must not leave an empty file of --jsonl
     prompt = model.tokenize(text)
     categories = _categories(arguments.categories, prompt.phrases)
-    data_sets = [(arguments.coco, datasets.Coco(categories))] if arguments.coco else []
+    data_sets = [(arguments.coco, datasets.Coco(categories, image_ids))] if arguments.coco else []
     data_sets += [(arguments.csv, datasets.Csv())] if arguments.csv else []
     collected = data_sets + ([(files.STDOUT, datasets.Json(many))] if arguments.json else [])
     broken = 0  # images with an error from an earlier run
@@ -422,7 +425,8 @@ def _checked_outputs(arguments, images, many, sources):
     coco, csv, lines = (None if path == files.STDOUT else path
                         for path in (arguments.coco, arguments.csv, arguments.jsonl))
     outputs.check_paths([*(("an image", "/dev/stdin" if image == files.STDIN else image) for image in images),
-                         ("--categories", arguments.categories), *outputs.model_files(arguments.model)],
+                         ("--categories", arguments.categories), ("--image-ids", arguments.image_ids),
+                         *outputs.model_files(arguments.model)],
                         [*(("--out", path) for path in dict.fromkeys([arguments.out, *pictures.values()])),
                          ("--coco", coco), ("--csv", csv), ("--jsonl", lines)])
     picture = pictures and (Path(arguments.out, "*") if many else pictures[images[0]])
@@ -483,6 +487,17 @@ def _categories(path, phrases):
         raise ArgumentError(f"{path} must have an id for each phrase; it has no id for {brief(missing[0])}, only for "
                             f"{known}{', ...' if len(categories) > 10 else ''}. Add it")
     return categories
+
+
+def _image_ids(path, images):
+    """{file_name: id} from a file that must contain every image, with different ids; None without a file."""
+    if not path:
+        return None
+    image_ids = files.read_image_ids(path)
+    names = {}
+    for image in images:
+        files.check_new_id(files.image_id(image, image_ids), image, names)
+    return image_ids
 
 
 def _write(path, data):

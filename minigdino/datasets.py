@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 from .checkpoints.json_file import open_regular
 from .errors import ArgumentError, Error, brief, from_signal_handler
-from .files import record
+from .files import check_new_id, image_id, record
 from .results import COLUMNS, FORMULA, Detections
 from .version import __version__
 from .writing import ends
@@ -64,14 +64,16 @@ class _Items:
 
 
 class Coco:
-    """A COCO data set of several images. Ids of images and annotations start at 1.
+    """A COCO data set of several images. Ids of annotations start at 1, and those of images, too, without `image_ids`.
 
     Args:
         categories: {label: category id} with every phrase of the prompt.
+        image_ids: {file_name: id} with every image, as in `files.image_id`.
     """
 
-    def __init__(self, categories: Mapping[str, int]):
-        self._categories = categories
+    def __init__(self, categories: Mapping[str, int], image_ids: Mapping[str, int] | None = None):
+        self._categories, self._ids = categories, image_ids
+        self._names: dict[int, str] = {}  # of the images that have an id in `image_ids`
         self._images, self._annotations = _Items(", "), _Items(", ")
 
     def add(self, image: str, result: Detections | Error) -> None:
@@ -82,16 +84,22 @@ class Coco:
             result: its detections, or the error.
 
         Raises:
-            ArgumentError: if the categories lack a label, or there is no space for temporary files.
+            ArgumentError: if the categories lack a label, if `image_ids` lack the image or have one id for two
+                images, or if there is no space for temporary files.
         """
         if isinstance(result, Error):
             return
         width, height = result.image_size
-        number = self._images.n + 1
+        number = self._images.n + 1 if self._ids is None else self._given_id(image)
         self._images.append(_json({"id": number, "file_name": image, "width": width, "height": height}))
         for row in result.to_coco(number, self._categories):
             area = row["bbox"][2] * row["bbox"][3]
             self._annotations.append(_json({"id": self._annotations.n + 1, **row, "area": area, "iscrowd": 0}))
+
+    def _given_id(self, image):
+        number = image_id(image, self._ids)
+        check_new_id(number, image, self._names)
+        return number
 
     def content(self) -> Iterator[bytes]:
         """Yield the bytes of the file: {"images", "categories", "annotations", "info"}. Can be called once."""

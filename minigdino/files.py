@@ -6,12 +6,13 @@ import contextlib
 import errno
 import glob
 import io
+import itertools
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -483,6 +484,64 @@ def _lock(file) -> bool:
     except OSError as error:
         return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
     return True
+
+
+def read_image_ids(path: str | Path) -> dict[str, int]:
+    """Read the ids of images from a COCO data set, such as the ground truth of an evaluation.
+
+    Args:
+        path: a JSON file with "images": [{"file_name", "id"}, ...].
+
+    Returns:
+        {file_name: id}
+
+    Raises:
+        ArgumentError: if the file cannot be read or has another format, or if a name or an id occurs twice.
+    """
+    expected = 'expected {"images": [{"file_name": "a.jpg", "id": 1}, ...]}'
+    try:
+        entries = [(entry["file_name"], entry["id"]) for entry in read_json(path, MAX_CATEGORIES)["images"]]
+    except CheckpointError:
+        raise ArgumentError(f"{path}: not a readable JSON file of images; {expected}") from None
+    except (TypeError, LookupError):
+        raise ArgumentError(f"{path}: {expected}; got another format. Give the annotations of a data set") from None
+    for name, number in entries:
+        if not isinstance(name, str) or type(number) is not int:
+            raise ArgumentError(f"{path}: expected a str as file_name and an int as id; got {brief(name)} and "
+                                f"{brief(number)}. Correct the entry")
+    if not len(entries) == len(ids := dict(entries)) == len(set(ids.values())):
+        raise ArgumentError(f"{path}: expected each file_name and each id once; got one twice. Remove one of the two")
+    return ids
+
+
+def image_id(image: str, ids: Mapping[str, int]) -> int:
+    """Return the id of an image: that of its path, else of the longest end of its path that has one.
+
+    Args:
+        image: name of the image, such as "photos/a.jpg".
+        ids: {file_name: id}
+
+    Raises:
+        ArgumentError: if no end of the path has an id.
+    """
+    parts = Path(image).parts
+    names = (image, *("/".join(parts[i:]) for i in range(len(parts))))
+    if (name := next((name for name in names if name in ids), None)) is None:
+        raise ArgumentError(f"{image}: expected a name with an id, such as "
+                            f"{', '.join(map(brief, itertools.islice(ids, 3))) or 'none, because there are none'}. Add "
+                            "its id, or leave the image out")
+    return ids[name]
+
+
+def check_new_id(number: int, image: str, names: dict[int, str]) -> None:
+    """Add the id of an image to `names`, {id: image}.
+
+    Raises:
+        ArgumentError: if another image has the id.
+    """
+    if (other := names.setdefault(number, image)) != image:
+        raise ArgumentError(f"{image}: expected a different id for each image; {other} has the id {number}, too. Add "
+                            "folders to the names with an id")
 
 
 def read_categories(path: str | Path) -> dict[str, int]:

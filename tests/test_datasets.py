@@ -133,3 +133,38 @@ def test_a_full_folder_for_temporary_files_is_named(monkeypatch):
 def test_a_label_without_a_category_is_an_error():
     with pytest.raises(ArgumentError, match="no id for 'remote control'"):
         Coco({"a cat": 1}).add("a.png", detections([0, 1]))
+
+
+def test_image_ids_come_from_a_data_set(tmp_path):
+    path = tmp_path / "truth.json"
+    truth = {"images": [{"file_name": "val/a.jpg", "id": 139}, {"file_name": "a.jpg", "id": 7}], "categories": []}
+    path.write_text(json.dumps(truth))
+    ids = files.read_image_ids(path)
+    assert ids == {"val/a.jpg": 139, "a.jpg": 7}
+    names = {"a.jpg": 7, "./a.jpg": 7, "other/a.jpg": 7, "val/a.jpg": 139, "/data/val/a.jpg": 139}
+    assert {name: files.image_id(name, ids) for name in names} == names
+    with pytest.raises(ArgumentError, match="b.jpg: expected a name with an id, such as 'val/a.jpg', 'a.jpg'"):
+        files.image_id("b.jpg", ids)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "3", '{"images": 3}', '{"images": [{"id": 1}]}', "nothing",
+                                  '{"images": [{"file_name": "a", "id": true}]}',
+                                  '{"images": [{"file_name": 1, "id": 1}]}',
+                                  '{"images": [{"file_name": "a", "id": 1}, {"file_name": "b", "id": 1}]}',
+                                  '{"images": [{"file_name": "a", "id": 1}, {"file_name": "a", "id": 2}]}'])
+def test_image_ids_of_another_format_are_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ArgumentError, match=r"x\.json: .*expected"):
+        files.read_image_ids(tmp_path / "x.json")
+
+
+def test_a_coco_data_set_has_the_given_image_ids():
+    result = Detections(np.float32([[1, 2, 3, 4]]), np.float32([0.5]), ["a cat"], np.array([0]), ["cat"], (9, 9))
+    data_set = Coco({"a cat": 3}, {"a.jpg": 139, "b.jpg": 7})
+    for name in ("x/b.jpg", "x/a.jpg"):
+        data_set.add(name, result)
+    with pytest.raises(ArgumentError, match="different id for each image; x/a.jpg has the id 139"):
+        data_set.add("y/a.jpg", result)
+    content = json.loads(b"".join(data_set.content()))
+    assert [image["id"] for image in content["images"]] == [7, 139]
+    assert [row["image_id"] for row in content["annotations"]] == [7, 139]

@@ -474,3 +474,41 @@ def test_a_header_that_was_not_completed_is_written_again(tmp_path, length):
     path.write_text(json.dumps(HEADER)[:length])
     files.JsonLines(path, resume=True, header=HEADER).close()
     assert path.read_text() == json.dumps(HEADER) + "\n"
+
+
+# --image-ids
+
+
+def test_the_image_ids_of_a_file_are_those_of_the_data_set(home, monkeypatch, capsys):
+    copies(home, "truth", "a.png", "b.png")
+    entries = [{"file_name": "b.png", "id": 5}, {"file_name": "truth/a.png", "id": 139}]
+    (home / "truth.json").write_text(json.dumps({"images": entries}))
+    run = ("truth", "cat", "--coco", "with_ids.json", "--image-ids", "truth.json")
+    status, err = detect(home, monkeypatch, capsys, *run)
+    assert status == 0, err
+    images = json.loads((home / "with_ids.json").read_text())["images"]
+    assert {image["file_name"]: image["id"] for image in images} == {"truth/a.png": 139, "truth/b.png": 5}
+
+
+@pytest.mark.parametrize(("entries", "message"), [
+    ([("a.png", 1)], "no_id/b.png: expected a name with an id, such as 'a.png'"),
+    ([], "expected a name with an id, such as none"),
+    ([("a.png", 1), ("b.png", 1)], "expected each file_name and each id once"),
+    ([("a.png", 1), ("b.png", 2)], "a different id for each image; no_id/a.png has the id 1, too")])
+def test_an_image_without_an_id_of_its_own_ends_the_run_before_the_model_is_loaded(home, monkeypatch, capsys, entries,
+                                                                                 message):
+    copies(home, "no_id", "a.png", "b.png")
+    copies(home, "no_id_2", "a.png")
+    (home / "ids.json").write_text(json.dumps({"images": [{"file_name": n, "id": i} for n, i in entries]}))
+    monkeypatch.setattr(cli, "load", None)
+    status, err = detect(home, monkeypatch, capsys, "no_id", "no_id_2", "cat", "--coco", "no.json", "--image-ids",
+                         "ids.json")
+    assert (status, err.count("\n")) == (1, 1) and message in err
+    assert not (home / "no.json").exists()
+
+
+def test_the_file_of_image_ids_is_never_replaced(home, monkeypatch, capsys):
+    (home / "ids.json").write_text('{"images": [{"file_name": "photo.png", "id": 1}]}')
+    status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--coco", "ids.json", "--image-ids",
+                         "ids.json", "--overwrite")
+    assert status == 1 and "expected different files for --image-ids and --coco" in err

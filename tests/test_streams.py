@@ -654,7 +654,7 @@ def test_a_deleted_working_directory_is_an_error(home, tmp_path, monkeypatch, ca
     assert capsys.readouterr().err.startswith("minigdino: ")
 
 
-DETECT = (sys.executable, "-m", "minigdino", "detect")
+COMMAND = (sys.executable, "-m", "minigdino", "detect")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="needs /dev/stdin")
@@ -664,7 +664,7 @@ def test_standard_input_is_an_input(home, tmp_path, option):
     Image.open(home / "photo.png").convert("RGB").save(photo)
     data = photo.read_bytes()
     with open(photo, "rb") as file:
-        run = subprocess.run([*DETECT, "-", "cat", "--model", home / "model", option, photo, "--overwrite"], cwd=home,
+        run = subprocess.run([*COMMAND, "-", "cat", "--model", home / "model", option, photo, "--overwrite"], cwd=home,
                              stdin=file, capture_output=True, text=True, check=False)
     assert run.returncode == 1 and "expected different files for an image and" in run.stderr, run.stderr
     assert photo.read_bytes() == data
@@ -675,7 +675,7 @@ def test_standard_input_is_an_input(home, tmp_path, option):
 def test_a_file_that_is_standard_output_keeps_its_content(home, tmp_path, option):
     (tmp_path / "all").write_text("mine\n")
     with open(tmp_path / "all", "ab") as file:
-        run = subprocess.run([*DETECT, "photo.png", "cat", "--model", home / "model", option, "/dev/stdout",
+        run = subprocess.run([*COMMAND, "photo.png", "cat", "--model", home / "model", option, "/dev/stdout",
                               "--overwrite"], cwd=home, stdout=file, stderr=subprocess.PIPE, text=True, check=False)
     assert run.returncode == (option == "--jsonl"), run.stderr
     assert (tmp_path / "all").read_text().startswith("mine\n")
