@@ -44,7 +44,7 @@ mutants: build  ## plant mistakes in the network one at a time; each module's ow
 lint: build
 	$(BIN)/ruff check .
 
-types: $(VENV)/types  ## check with mypy and pyright that the types of the public API fit README and typical uses
+types: $(VENV)/types  ## check the types of the package, and that they fit README and typical uses (mypy, pyright)
 	$(BIN)/python tests/types/check.py
 
 $(VENV)/types: $(VENV)/built

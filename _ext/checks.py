@@ -6,6 +6,7 @@ import functools
 import math
 import re
 from operator import index
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ LONGEST_SIDE = 2**24  # of a map: beyond it, float32 coordinates skip pixels
 MOST_PIXELS = 2**31 - 1  # of all maps of one call: loops index them with 32 bits
 
 
-def check_arrays(op: str, spec: str, /, *arrays, **given: int) -> list:
+def check_arrays(op: str, spec: str, /, *arrays: Any, **given: int) -> list:
     """Check the dtypes and shapes of an op's arrays, and return the sizes that the names in the shapes stand for.
 
     `M, Q, D, T = check_arrays("attend", "q [M, Q, D], k [M, T, D], v [M, T, D]", q, k, v)`
@@ -37,7 +38,7 @@ def check_arrays(op: str, spec: str, /, *arrays, **given: int) -> list:
     sizes = numbers | given
     n_known, dtype = len(sizes), getattr(arrays[0], "dtype", object)  # not None: NumPy's float64 equals None
     for (name, optional, text, axes), array in zip(arguments, arrays, strict=True):
-        if array is None and optional:
+        if optional and array is None:
             continue
         if getattr(array, "dtype", object) != dtype or dtype not in FLOATS:
             kinds = _listed(arguments, arrays, "dtype")
@@ -103,7 +104,7 @@ def _parsed(spec):
     for name, optional, text in re.findall(r"(\w+)(\??) \[([^\]]*)\]", spec):
         products = [tuple(axis.split("*")) for axis in text.replace(" ", "").split(",") if axis]
         numbers |= {factor: int(factor) for factors in products for factor in factors if factor.isdigit()}
-        axes = tuple(factors if len(factors) > 1 else factors[0] for factors in products)
+        axes = tuple(factors[0] if len(factors) == 1 else factors for factors in products)
         arguments.append((name, bool(optional), text, axes))
     return arguments, numbers
 

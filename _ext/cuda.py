@@ -11,6 +11,7 @@ import functools
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def check_gpu_arrays(op: str, spec: str, /, *arrays, **given: int) -> list:
 
 def fresh(shape, like):
     """An empty array on the device of `like`. Raises ValueError if that is not the current device."""
-    out = np.empty(shape, like.dtype, like=like)
+    out: Any = np.empty(shape, like.dtype, like=like)  # a CuPy array, as `like` is
     if out.device.id != like.device.id:
         raise ValueError(f"expected arrays on the current GPU, {out.device.id}; got arrays on GPU {like.device.id}; "
                          f"compute inside `with cupy.cuda.Device({like.device.id})`")

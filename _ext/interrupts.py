@@ -28,5 +28,5 @@ def from_signal_handler(error: BaseException) -> bool:
 def _arguments(frame):
     """Values of the arguments. They can have been replaced, by objects of any type."""
     names, more, _, values = inspect.getargvalues(frame)
-    others = values.get(more)
+    others = values.get(more) if more else ()
     return [*(values.get(name) for name in names), *(others if type(others) is tuple else ())]

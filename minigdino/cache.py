@@ -64,7 +64,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_all)
 
 
-def content_key(array: np.ndarray) -> Hashable:
+def content_key(array: np.ndarray) -> tuple[Hashable, ...]:
     """Return a key that two arrays share exactly if their shapes, dtypes and elements are equal.
 
     Args:
@@ -73,4 +73,4 @@ def content_key(array: np.ndarray) -> Hashable:
     Returns:
         The shape, the dtype, and a BLAKE2b digest of the elements.
     """
-    return array.shape, array.dtype.str, hashlib.blake2b(np.ascontiguousarray(array)).digest()
+    return array.shape, array.dtype.str, hashlib.blake2b(np.ascontiguousarray(array).data).digest()

@@ -429,7 +429,7 @@ def _checked_outputs(arguments, images, many, sources):
                          *outputs.model_files(arguments.model)],
                         [*(("--out", path) for path in dict.fromkeys([arguments.out, *pictures.values()])),
                          ("--coco", coco), ("--csv", csv), ("--jsonl", lines)])
-    picture = pictures and (Path(arguments.out, "*") if many else pictures[images[0]])
+    picture = None if not pictures else Path(arguments.out, "*") if many else pictures[images[0]]
     for path, is_ours in ((picture, writing.is_drawn), (coco, datasets.is_coco), (csv, None)):
         if path:
             if not arguments.overwrite:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from .checkpoints.json_file import open_regular
 from .errors import ArgumentError, Error, brief, from_signal_handler
@@ -90,14 +91,14 @@ class Coco:
         if isinstance(result, Error):
             return
         width, height = result.image_size
-        number = self._images.n + 1 if self._ids is None else self._given_id(image)
+        number = self._images.n + 1 if self._ids is None else self._given_id(image, self._ids)
         self._images.append(_json({"id": number, "file_name": image, "width": width, "height": height}))
         for row in result.to_coco(number, self._categories):
             area = row["bbox"][2] * row["bbox"][3]
             self._annotations.append(_json({"id": self._annotations.n + 1, **row, "area": area, "iscrowd": 0}))
 
-    def _given_id(self, image):
-        number = image_id(image, self._ids)
+    def _given_id(self, image, ids):
+        number = image_id(image, ids)
         check_new_id(number, image, self._names)
         return number
 
@@ -141,7 +142,7 @@ class Csv:
 
     def _write(self, rows):
         # the writer ends lines with "\r\n", so that it quotes "\r"
-        append = SimpleNamespace(write=lambda line: self._lines.append(line.removesuffix("\r\n") + "\n"))
+        append: Any = SimpleNamespace(write=lambda line: self._lines.append(line.removesuffix("\r\n") + "\n"))
         csv.writer(append).writerows(rows)
 
     def content(self) -> Iterator[bytes]:

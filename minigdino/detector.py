@@ -422,6 +422,7 @@ class Model:
             return type(error)(*error.args)  # without the traceback, which holds the image
         logits, boxes = self._predict(pixels, ids)
         self._check_finite(logits, boxes)
+        assert self.tokenizer is not None  # it made the prompt
         return post_process(logits, boxes, prompt, self.tokenizer.decode, picture.size,
                             threshold, text_threshold, image)
 
@@ -545,7 +546,7 @@ def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = 
     source = _checked_source(source)
     if source in EMBEDDED_MODELS:
         return _load(source, source, device, mmap, precision)
-    place = hub.find(source) if hub.is_model_id(source) else Path(source)
+    place = hub.find(str(source)) if hub.is_model_id(source) else Path(source)
     return _load(place, source, device, mmap, precision)
 
 

@@ -27,7 +27,8 @@ def colour(label_id: int) -> tuple[int, int, int]:
     """
     hue = (0.02 + label_id * HUE_STEP) % 1
     for lightness in np.arange(0.38, 0, -0.01):  # yellow and green must be darker than red and blue
-        rgb = tuple(round(255 * v) for v in colorsys.hls_to_rgb(hue, float(lightness), 0.85))
+        red, green, blue = (round(255 * v) for v in colorsys.hls_to_rgb(hue, float(lightness), 0.85))
+        rgb = red, green, blue
         if 1.05 / (luminance(rgb) + 0.05) >= CONTRAST:
             break
     return rgb
@@ -126,7 +127,8 @@ def _place(text, frame, size, taken, frames, pad):
     y = np.clip(y, 0, max(size[1] - 1 - height, 0))
     places = np.stack([x, y, x + width, y + height], axis=1)
     areas = (frames[:, 2] - frames[:, 0]) * (frames[:, 3] - frames[:, 1])
-    free = ~(_overlap(places, taken) > 0).any(axis=1) & ~(_overlap(places, frames) > MAX_COVERED * areas).any(axis=1)
+    covers = np.any(_overlap(places, frames) > MAX_COVERED * areas, axis=1)
+    free = ~covers & ~np.any(_overlap(places, taken) > 0, axis=1)
     return places[free.argmax()] if free.any() else None
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -22,13 +22,13 @@ from .checkpoints.json_file import is_file, read_json, status
 from .detector import Model
 from .errors import ArgumentError, CheckpointError, Error, ImageError, brief
 from .image import endings
-from .results import Detections
+from .results import Detections, Labels
 from .writing import check_writable, is_stream, reason
 
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl: Any = None
 
 STDIN = STDOUT = "-"
 MAX_STDIN = 2**30  # bytes; more than the pixels of the largest image that Pillow accepts
@@ -219,9 +219,9 @@ def detections(line: dict, path: str | Path) -> Detections:
             raise ValueError
         return Detections(boxes=np.array([row["box"] for row in rows], np.float32).reshape(len(rows), 4),
                           scores=np.array([row["score"] for row in rows], np.float32).reshape(len(rows)),
-                          labels=[row["label"] for row in rows],
+                          labels=Labels(row["label"] for row in rows),
                           label_ids=np.array([row["label_id"] for row in rows], np.int64).reshape(len(rows)),
-                          phrases=[row["phrase"] for row in rows], image_size=size)
+                          phrases=Labels(row["phrase"] for row in rows), image_size=size)
     except (LookupError, TypeError, ValueError, OverflowError):
         raise ArgumentError(f'{path}: with --coco or --csv, each line must have "width", "height" and "detections"; '
                             f"the line of {line['image']} has another format. Choose another name for "

@@ -52,7 +52,9 @@ def choose(label: str, size: float, names: Sequence[str] = SYSTEM_FONTS) -> tupl
 
 @functools.lru_cache(16)
 def _default(size):
-    return ImageFont.load_default(size=size)
+    font = ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # so it is if a size is given
+    return font
 
 
 def _named(name, size):

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -91,7 +92,8 @@ class ImageSettings:
                                       f"got {brief(value)}. Correct the file, or download it again")
         if "size" in known:
             known["size"] = tuple(sorted((k, int(v)) for k, v in known["size"].items() if v is not None))
-        settings = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        settings = cls(**fields)
         try:
             settings.target(64, 48)
         except ArgumentError as error:
@@ -479,7 +481,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         from PIL import ImageCms
 
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+        assert converted is not None  # as with inPlace=True only
+        return converted
     for step in {"LA": ["L"], "La": ["LA", "L"], "RGBa": ["RGBA"]}.get(mode, []):
         image = image.convert(step)
     return image.convert("RGB")
@@ -532,8 +536,8 @@ def preprocess(image: Image.Image, settings: ImageSettings, size: Sequence[int] 
     if settings.do_rescale:  # in place, because the pixels of a large image fill gigabytes
         pixels *= np.float32(settings.rescale_factor)
     if settings.do_normalize:
-        pixels -= np.float32(settings.image_mean)[:, None, None]
-        pixels /= np.float32(settings.image_std)[:, None, None]
+        pixels -= np.array(settings.image_mean, np.float32)[:, None, None]
+        pixels /= np.array(settings.image_std, np.float32)[:, None, None]
     return pixels
 
 

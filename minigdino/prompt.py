@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -245,7 +246,7 @@ def _call(function, *args, **options):
     try:
         return function(*args, **options)
     except BaseException as error:
-        if type(error).__name__ not in ("Exception", "PanicException") or error.__traceback__.tb_next:
+        if type(error).__name__ not in ("Exception", "PanicException") or getattr(error.__traceback__, "tb_next", None):
             raise
         raise CheckpointError(f"the tokenizer cannot be used on this text ({brief(error)}); download the checkpoint "
                               "again") from None
@@ -398,7 +399,7 @@ def _check_count(path, n):
         raise CheckpointError(f"{path}: the vocabulary must have at most {MAX_TOKENS} tokens; got {n}. {_ADVICE}")
 
 
-def _checked(path, vocabulary, unk_token="[UNK]"):
+def _checked(path, vocabulary: Any, unk_token: Any = "[UNK]") -> dict[str, int]:
     """Return a vocabulary if the tokenizers library can use it."""
     if isinstance(vocabulary, dict):
         _check_count(path, len(vocabulary))

@@ -175,7 +175,7 @@ class Detections:
 
     def clip(self) -> Detections:
         """Return the same detections, with boxes clipped to the image."""
-        return replace(self, boxes=np.clip(self.boxes, 0, np.float32([*self.image_size, *self.image_size])))
+        return replace(self, boxes=np.clip(self.boxes, 0, np.array([*self.image_size, *self.image_size], np.float32)))
 
     def crops(self, image: Any = None, pad: float = 0) -> list[Image.Image]:
         """Cut the boxes out of the image.
@@ -267,7 +267,8 @@ class Detections:
             A header line, then one line per box: left, top, right, bottom, score, label, label_id, phrase.
         """
         lines: list[str] = []
-        writer = csv.writer(SimpleNamespace(write=lines.append))  # with line ends "\r\n", so that "\r" is quoted
+        append: Any = SimpleNamespace(write=lines.append)
+        writer = csv.writer(append)  # with line ends "\r\n", so that "\r" is quoted
         writer.writerow(COLUMNS)
         writer.writerows([*d.box, d.score, _cell(d.label), d.label_id, _cell(d.phrase)] for d in self)
         return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
@@ -358,11 +359,12 @@ class Detections:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise ArgumentError(f"a path must be a str or a path; got {type(path).__name__}")
-        source = self._image(image, "save")
-        file = source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", None)  # of a PIL image
+        path, source = os.fspath(path), self._image(image, "save")
+        is_path = isinstance(source, (str, os.PathLike))
+        file = os.fspath(source) if is_path else getattr(source, "filename", None)  # of a PIL image
         here, there = (status(name) if name else None for name in (file, path))
         if here and there and os.path.samestat(here, there):
-            raise ArgumentError(f"{os.fspath(path)} is the image itself. Choose another name")
+            raise ArgumentError(f"{path} is the image itself. Choose another name")
         replace_file(path, encoded(self.plot(source), path))
 
     def show(self, image: Any = None) -> None:
@@ -435,7 +437,7 @@ def post_process(logits, boxes, prompt: Prompt, decode, image_size: tuple[int, i
     per_phrase = np.stack([probabilities[:, start:stop].max(axis=1) for start, stop in prompt.spans])
     label_ids = per_phrase[:, kept].argmax(axis=0)  # [N]
     return Detections(
-        boxes=cxcywh_to_xyxy(boxes[kept]) * np.float32([*image_size, *image_size]),
+        boxes=cxcywh_to_xyxy(boxes[kept]) * np.array([*image_size, *image_size], np.float32),
         scores=scores[kept],
         labels=Labels(prompt.phrases[i] for i in label_ids),
         label_ids=label_ids,

@@ -10,7 +10,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-NAME = f"{__package__}._ext"
+PACKAGE = __name__.rpartition(".")[0]
+NAME = f"{PACKAGE}._ext"
 
 
 def use_tree(package: Path) -> None:
@@ -28,7 +29,7 @@ def use_tree(package: Path) -> None:
     assert spec is not None and spec.loader is not None  # both exist for a .py file
     module = sys.modules[NAME] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sys.modules[__package__]._ext = module  # as an import would
+    vars(sys.modules[PACKAGE])["_ext"] = module  # as an import would
 
 
 use_tree(Path(__file__).parent)

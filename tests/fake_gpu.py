@@ -20,6 +20,7 @@ import numpy as np
 
 # Signatures of CuPy 14. Arguments that are left out here must not be used.
 FUNCTIONS = {
+    "all": "a, axis=None, out=None, keepdims=False",
     "arange": "start, stop=None, step=1, dtype=None",
     "argsort": "a, axis=-1, kind=None",
     "asarray": "a, dtype=None, order=None",
@@ -38,7 +39,6 @@ FUNCTIONS = {
     "zeros": "shape, dtype=float, order='C'",
 }
 METHODS = {
-    "all": "axis=None, out=None, keepdims=False",
     "astype": "dtype, order='K', casting=None, subok=None, copy=True",
     "max": "axis=None, out=None, keepdims=False",
     "mean": "axis=None, dtype=None, out=None, keepdims=False",

@@ -31,7 +31,7 @@ def fingerprint(tensors: Mapping[str, np.ndarray], config: Config, settings: dic
 
 
 BLOCK = 2**16  # words that are multiplied at a time
-WEIGHTS = np.arange(1, 2 * BLOCK, 2, np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a word is lost
+WEIGHTS = np.arange(1, 2 * BLOCK, 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # odd, so no bit is lost
 FACTOR = 0xD1342543DE82EF95  # odd, too
 
 

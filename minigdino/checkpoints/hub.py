@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import re
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError, brief, from_signal_handler
 from ..version import __version__
@@ -223,7 +224,7 @@ def _fetch(model_id, revision):
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
-    caller = {"library_name": "minigdino", "library_version": __version__}
+    caller: dict[str, Any] = {"library_name": "minigdino", "library_version": __version__}
     info = HfApi(**caller).model_info(model_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
     def fetch(*names):

@@ -176,11 +176,11 @@ def random_tensors(config: Config, seed: int | np.random.Generator = 0) -> dict[
     return {name: _random(rng, name, shape) for name, shape in shapes.items()}
 
 
-def _random(rng, name, shape):
+def _random(rng, name, shape) -> np.ndarray:
     normal = rng.standard_normal(shape, np.float32)
     parent, _, leaf = name.rpartition(".")
     if leaf == "bias" and shape == ():  # class bias
-        return np.float32(-2 + 0.5 * normal).reshape(())
+        return np.array(-2 + 0.5 * normal, np.float32)
     if leaf in ("vision_param", "text_param"):
         return 0.5 + 0.1 * normal
     if parent.endswith("sampling_offsets") and leaf == "bias":

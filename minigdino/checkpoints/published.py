@@ -41,13 +41,13 @@ SHAPES = Published("shapes", None, None, 3_162_506, 6_383_652, licence="Apache-2
 
 
 def _grounding_dino(size, *figures, coco, lvis=None, coco_in_training=False):
-    return Published(f"IDEA-Research/grounding-dino-{size}", "grounding-dino", size, *figures, coco, lvis,
-                     coco_in_training, "Apache-2.0")
+    return Published(f"IDEA-Research/grounding-dino-{size}", "grounding-dino", size, *figures, coco=coco, lvis=lvis,
+                     coco_in_training=coco_in_training, licence="Apache-2.0")
 
 
 def _mm(size, data, coco, lvis=None, coco_in_training=False):
     return Published(f"openmmlab-community/mm_grounding_dino_{size}_{data}", "mm-grounding-dino", size,
-                     *MM_FIGURES[size], coco, lvis, coco_in_training)
+                     *MM_FIGURES[size], coco=coco, lvis=lvis, coco_in_training=coco_in_training)
 
 
 def _llmdet(size, lvis):

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from .weights import INDEX, SAVED_CONFIG
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl: Any = None
 
 MAX_WAIT = 60  # seconds; how long a save waits for another one into the same folder
 WEIGHTS = "model.safetensors"

@@ -16,6 +16,7 @@ import mmap
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,9 @@ SAVED_CONFIG = "minigdino_config"  # metadata entry in which `Model.save` repeat
 
 class MappedFile(mmap.mmap):
     """A read-only mapping of a file, which can find out whether the file has changed."""
+
+    path: str
+    state: tuple[tuple[int, int], tuple[int, int]]  # see `_state`
 
     @classmethod
     def open(cls, path: str | Path) -> MappedFile:
@@ -338,7 +342,7 @@ def tree(flat: dict[str, np.ndarray]) -> dict:
     return _lists(root)
 
 
-def _lists(node):
+def _lists(node) -> Any:
     """Replace dicts with the keys "0", "1", ... by lists."""
     if not isinstance(node, dict):
         return node

@@ -82,7 +82,7 @@ def deform_attn(value, sizes, references, offsets, scores):
     Q, M, L, P, _ = offsets.shape
     weights = softmax(scores).reshape(Q, M, L, P)  # [Q, M, L, P]
     locations = sampling_locations(references, offsets, sizes)  # [Q, M, L, P, 2]
-    total, start = 0, 0
+    total, start = np.zeros((Q, M, value.shape[2]), value.dtype, like=value), 0  # [Q, M, D]
     for level, (H, W) in enumerate(sizes):
         image = value[start : start + H * W].reshape(H, W, M, -1)
         sampled = bilinear(image, locations[:, :, level])  # [Q, M, P, D]

@@ -43,7 +43,7 @@ def proposals(sizes, like):
         side = np.zeros((H * W, 2), like.dtype, like=like) + 0.05 * 2**level  # CuPy has no np.full(like=)
         boxes.append(np.concatenate([pixel_centres(H, W, like), side], axis=1))
     boxes = np.concatenate(boxes)  # [S, 4]
-    inside = ((boxes > 0.01) & (boxes < 0.99)).all(axis=1)  # [S]
+    inside = np.all((boxes > 0.01) & (boxes < 0.99), axis=1)  # [S]
     safe = np.where(inside[:, None], boxes, 0.5)
     return np.where(inside[:, None], np.log(safe / (1 - safe)), np.inf), inside
 

@@ -131,7 +131,7 @@ def accelerated(**twins: str):
             with use("reference"):
                 return op(*args, **kwargs)
 
-        op.reference, op.twins = all_reference, twins
+        vars(op).update(reference=all_reference, twins=twins)
         OPS[reference.__name__] = op
         return op
 

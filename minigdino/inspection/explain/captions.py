@@ -24,7 +24,7 @@ def where(name: str) -> str:
     """Return file and line of "module.function", such as "minigdino/network/fusion.py:17"."""
     function = code(name)
     _, line = inspect.getsourcelines(function)
-    return f"{Path(inspect.getsourcefile(function)).relative_to(ROOT).as_posix()}:{line}"
+    return f"{Path(inspect.getfile(function)).relative_to(ROOT).as_posix()}:{line}"
 
 
 def section(module: str) -> str:

@@ -57,7 +57,7 @@ def picture(image: Image.Image | np.ndarray, lossless: bool = False) -> str:
 def stretched(x):
     """Scale an array to shades of grey, the 2nd percentile to black and the 98th to white: x [...] -> uint8 [...]"""
     low, high = np.percentile(x, (2, 98))
-    return np.uint8(np.clip((x - low) / max(high - low, MIN_SPAN), 0, 1) * 255 + 0.5)
+    return (np.clip((x - low) / max(high - low, MIN_SPAN), 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def principal_colours(x):
@@ -79,7 +79,7 @@ def principal_colours(x):
     parts = centred @ components  # [H*W, 3]
     span = np.percentile(abs(parts), 98)  # one span for all components, so that those of small variance look pale
     shades = 0.5 + parts / (2 * max(span, MIN_SPAN))
-    return np.uint8(np.clip(shades, 0, 1) * 255 + 0.5).reshape(H, W, 3)
+    return (np.clip(shades, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(H, W, 3)
 
 
 def pooled(x, max_cells: int):

@@ -76,6 +76,7 @@ def observe(model: Model, image: ImageLike, text: str | Sequence[str], patterns:
         Error: as `Model.detect` raises.
     """
     prompt = model.tokenize(text)
+    assert model.tokenizer is not None  # it made the prompt
     opened = open_image(image)
     model.clear()
     with use("reference"), trace(*patterns) as steps:
