@@ -180,10 +180,10 @@ def parser() -> argparse.ArgumentParser:
         epilog='examples:\n  minigdino detect cat.jpg "a cat. a remote control." --out found.png\n'
                "  minigdino detect photos/ --phrase 'st. bernard' --jsonl found.jsonl --resume")
     detect.add_argument("source", nargs="+", metavar="SOURCE",
-                        help="an image, a folder, a glob pattern in quotes, or - for an image on standard input. "
-                             "In folders and patterns, hidden files are skipped. A path given twice is processed once. "
-                             "Without --phrase, the last argument is TEXT, the prompt: phrases that end in dots, such "
-                             'as "a cat. a dog."')
+                        help="an image, a URL, a folder, a glob pattern in quotes, or - for an image on standard "
+                             "input. In folders and patterns, hidden files are skipped. A path given twice is "
+                             "processed once. Without --phrase, the last argument is TEXT, the prompt: phrases that "
+                             'end in dots, such as "a cat. a dog."')
     detect.add_argument("--phrase", action="append", metavar="P",
                         help="one phrase of the prompt, instead of TEXT; repeatable")
     detect.add_argument("--recursive", action="store_true", help="search the subfolders of folders, too")

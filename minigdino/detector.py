@@ -355,6 +355,7 @@ class Model:
             image: one image, a list of images, or an iterator of images, such as a generator. An image is one of
 
                 - a path;
+                - a str that starts with `http://` or `https://`, downloaded from a public address (see below);
                 - a PIL image of any mode;
                 - a uint8 array [H, W, 3] in RGB order;
                 - the contents of an image file, as `bytes`, a `bytearray` or an `io.BytesIO`;
@@ -363,6 +364,9 @@ class Model:
                 An EXIF orientation is applied, that of a file and that of a PIL image. So `Image.open(path)` gives the
                 result of the path, and boxes are in pixels of the upright image. A PIL image that you have rotated must
                 have no orientation any more; `PIL.ImageOps.exif_transpose` rotates and removes it.
+
+                A download has at most 100 MB, 30 seconds and 5 redirects, and uses no proxy. Private and local
+                addresses are refused, unless the environment variable `MINIGDINO_PRIVATE_URLS` is 1.
             text: the prompt, one of
 
                 - a str with phrases that end in dots: "a cat. a remote control.";
@@ -383,7 +387,7 @@ class Model:
         Returns:
             The detections, with boxes [N, 4] in pixels of the original image, by descending score. For a list of
             images, a list of `Detections`; for an iterator, an iterator. `Detections.image` is the image as given, or
-            the bytes that a file object had.
+            the bytes of a file object or a URL.
 
         Raises:
             ImageError: if an image cannot be read, or is too small or too elongated for the model.

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from . import urls
 from .checkpoints.json_file import is_file, read_json, status
 from .detector import Model
 from .errors import ArgumentError, CheckpointError, Error, ImageError, brief
@@ -48,19 +49,23 @@ def find_images(sources: Sequence[str], *, recursive: bool = False) -> list[str]
             - a file, listed as given, whether it exists or not;
             - a folder: the images in it, sorted by name; hidden files, such as "._a.jpg", are left out;
             - a glob pattern: the matching files, sorted; "**" matches any number of folders;
+            - a URL, as in `urls.download`;
             - "-", for an image on standard input.
 
         recursive: whether the subfolders of a folder are searched too, except hidden ones.
 
     Returns:
-        Different paths, and "-" for standard input, in the order of the sources.
+        Different paths and URLs, and "-" for standard input, in the order of the sources.
 
     Raises:
-        ImageError: if a folder contains no images, or a pattern matches no file.
+        ImageError: if a folder contains no images, a pattern matches no file, or a URL is invalid.
     """
     found: list[str] = []
     for source in sources:
-        if source != STDIN and os.path.isdir(source):
+        if urls.is_url(source):  # before the patterns: a query starts with "?"
+            urls.check(source)
+            found.append(source)
+        elif source != STDIN and os.path.isdir(source):
             folders = _folders([source]) if recursive else [source]
             if not (images := sorted(image for folder in folders for image in _images(folder))):
                 more = "" if recursive else ". With --recursive, its subfolders are searched too"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from . import heif
+from . import heif, urls
 from .checkpoints.json_file import open_regular, read_json, status
 from .errors import ArgumentError, CheckpointError, ImageError, brief, from_signal_handler
 
@@ -209,6 +209,7 @@ def open_image(image) -> Image.Image:
         image: one of
 
             - a path;
+            - a str with a URL, as in `urls.download`;
             - the contents of an image file, as `bytes`, a `bytearray` or an `io.BytesIO`;
             - a binary file object, as in `read_file`;
             - a PIL image of any mode, converted by `to_rgb`;
@@ -227,7 +228,8 @@ def open_image(image) -> Image.Image:
     if isinstance(image, io.BytesIO):
         image = _read(io.BytesIO.getvalue, image, "")  # shares the bytes, and has no position
     if isinstance(image, (bytes, bytearray)):
-        return _read(_open_file, io.BytesIO(image), "")
+        where = f"{image.url}: " if isinstance(image, urls.Download) else ""
+        return _read(_open_file, io.BytesIO(image), where)
     if isinstance(image, Image.Image):  # Pillow opens files lazily, so decoding may fail here
         with _lock_of(image):
             return _read(_open_given, image, "")
@@ -241,18 +243,21 @@ def open_image(image) -> Image.Image:
 
 
 def read_file(image):
-    """Read a binary file object. Any other input is returned unchanged.
+    """Read a binary file object or a URL. Any other input is returned unchanged.
 
     Args:
-        image: a file object, or another input of `open_image`.
+        image: a file object, a URL, or another input of `open_image`.
 
     Returns:
-        The bytes from the position of the file object to its end. The file object is not closed. An `io.BytesIO` is
-        returned unchanged, because it keeps its contents.
+        The bytes from the position of the file object to its end, or those of the URL. The file object is not closed.
+        An `io.BytesIO` is returned unchanged, because it keeps its contents.
 
     Raises:
-        ImageError: if the file object is a text file, has no bytes left, has more than `MAX_BYTES`, or cannot be read.
+        ImageError: if the file object is a text file, has no bytes left, has more than `MAX_BYTES`, or cannot be read,
+            or if the URL cannot be downloaded.
     """
+    if urls.is_url(image):
+        return urls.download(image)
     if isinstance(image, (str, os.PathLike, io.BytesIO)) or not hasattr(image, "read"):
         return image
     return _read(_bytes_of, image, "")
@@ -305,6 +310,11 @@ if hasattr(os, "register_at_fork"):
 def _open_path(path):
     try:
         file = open_regular(path)
+    except FileNotFoundError:
+        if re.match(r"https?:[/\\][^/\\]", str(path), re.IGNORECASE):
+            raise ImageError("no such file. To download a URL, give it as a str: a Path drops one of its "
+                             "slashes") from None
+        raise
     except OSError as error:
         if error.errno is None:  # raised by `open_regular` for a pipe or a device
             raise ImageError(f"{error}. Read it first, and give its bytes") from None

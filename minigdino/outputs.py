@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from . import urls
 from .checkpoints import hub
 from .checkpoints.json_file import is_file, is_folder, status
 from .detector import EMBEDDED_MODELS, default_source
@@ -92,10 +93,16 @@ def picture_paths(out: str, images: Sequence[str], many: bool, sources: Sequence
 def _in_folder(folder, images):
     """{image: file in a folder}, with the images' folders below the one that contains all of them."""
     # not Path.absolute, which keeps "..": the outputs would leave the folder
-    paths = {image: os.path.abspath("stdin" if image == STDIN else image) for image in images}
+    paths = {image: os.path.abspath(_local_name(image)) for image in images}
     top = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
     # a str takes a fifth of the memory of a Path, and there may be many
     return {image: str(folder / Path(path).relative_to(top).with_suffix(".png")) for image, path in paths.items()}
+
+
+def _local_name(image):
+    if image == STDIN:
+        return "stdin"
+    return urls.local_name(image) if urls.is_url(image) else image
 
 
 def _searched(sources, recursive):

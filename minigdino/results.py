@@ -104,7 +104,7 @@ class Detections:
         phrases: N strings, the tokens above the text threshold, with the spelling of transformers. A string may be
             empty, or mix words of several phrases. A comparison with one str is a mask, too.
         image_size: (width, height) of the original image, in pixels.
-        image: the image as passed to `detect`, not a copy; for a file object, the bytes that were read; None if
+        image: the image as passed to `detect`, not a copy; for a file object or a URL, the bytes; None if
             unknown. `plot` draws on it.
     """
 
