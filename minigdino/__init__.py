@@ -13,11 +13,12 @@ from .runtime.kernels import require_gil as _require_gil
 from .runtime.kernels import use
 from .runtime.threads import follow_environment, set_threads
 from .version import __version__
+from .video import frames
 
 __all__ = [
     "ArgumentError", "CheckpointError", "Config", "ConfigError", "Detection", "Detections", "Error", "ImageError",
-    "Model", "Output", "Prompt", "PromptError", "PromptWarning", "__version__", "detect", "info",
-    "load", "set_threads", "trace", "use",
+    "Model", "Output", "Prompt", "PromptError", "PromptWarning", "__version__", "detect", "frames",
+    "info", "load", "set_threads", "trace", "use",
 ]
 
 _require_gil()

@@ -17,7 +17,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"inspection.explain", "datasets", "outputs"},
     {"__init__", "files", "evaluation.verify", "inspection.tree", "runtime.bench"},
     {"detector", "runtime.info"},
-    {"cache", "results", "network.model", "checkpoints.hub", "checkpoints.reading"},
+    {"cache", "results", "video", "network.model", "checkpoints.hub", "checkpoints.reading"},
     {"checkpoints.saving"},
     # stages never import one another
     {"drawing", "checkpoints.weights",
