@@ -4,7 +4,9 @@
 Threads wait on C locks, which use no CPU time and which no signal interrupts. An exception of a signal handler, such as
 KeyboardInterrupt, is therefore raised before or after a loop, or in a loop body that is Python code.
 
-After a fork, the child has no helper threads. It starts new ones.
+After a fork, the child has no helper threads. It starts new ones. A signal handler or a loop body may fork inside a
+loop: the fork waits until the helpers of that loop have finished. The child could not finish their ranges for them,
+because it would process some rows twice, which changes the result of a loop that works in place.
 """
 
 import os
@@ -13,7 +15,7 @@ from contextvars import copy_context
 
 from cpython.pythread cimport (
     NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
-    PyThread_start_new_thread, PyThread_type_lock,
+    PyThread_get_thread_ident, PyThread_start_new_thread, PyThread_type_lock,
 )
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
@@ -32,8 +34,8 @@ cdef extern from *:
     int inside_a_loop  # of this thread
 
 cdef PyThread_type_lock loop_lock = PyThread_allocate_lock()  # a loop uses all threads, so loops run one at a time
+cdef Loop current = None  # the loop that holds the lock
 cdef list helpers = []
-cdef int n_forks = 0  # in the ancestors of this process
 
 
 cdef void wait_for(PyThread_type_lock lock) noexcept:
@@ -87,12 +89,13 @@ cdef void run_helper(void *helper) noexcept with gil:
 cdef class Loop:
     """The ranges of a loop. Each thread takes the next range when it is free."""
     cdef object body, error
-    cdef list ranges
-    cdef bytearray done  # 1 for each range that was processed
+    cdef list ranges, helpers
     cdef Py_ssize_t next
+    cdef unsigned long caller  # the thread that called for_rows
 
     def __cinit__(self, body, list ranges):
-        self.body, self.ranges, self.done, self.next, self.error = body, ranges, bytearray(len(ranges)), 0, None
+        self.body, self.ranges, self.helpers, self.next, self.error = body, ranges, [], 0, None
+        self.caller = PyThread_get_thread_ident()
 
     def work(self):
         """Process ranges until none is left, or one has failed"""
@@ -102,11 +105,19 @@ cdef class Loop:
                 i = self.next
                 self.next += 1
                 self.body(*self.ranges[i])
-                self.done[i] = True
         except BaseException as error:
             self.next = len(self.ranges)
             if self.error is None or not isinstance(error, Exception):  # KeyboardInterrupt, over a consequence of it
                 self.error = error
+
+    cdef wait_for_helpers(self):
+        """Wait until no helper works. One that has not woken up finds no work, so there is no need to wait for it"""
+        cdef Helper helper
+        while self.helpers:
+            helper = self.helpers.pop()
+            if helper.work is None:
+                wait_for(helper.finished)
+            helper.work = None
 
 
 def for_rows(loop, n, minimum=1):
@@ -122,43 +133,34 @@ def for_rows(loop, n, minimum=1):
         n: number of rows.
         minimum: minimum number of rows per range; a smaller range is not worth a call, or does not fill a vector.
     """
-    global inside_a_loop
+    global current, inside_a_loop
     # one range: no need to count; helpers cannot run while the interpreter ends
     cdef int threads = 1 if n // minimum < 2 or inside_a_loop or sys.is_finalizing() else cpus.count()
-    cdef int forks = n_forks
     cdef Py_ssize_t n_ranges = min(threads * RANGES_PER_THREAD, n // minimum)
     cdef Py_ssize_t i
     cdef Helper helper
-    cdef PyThread_type_lock lock = loop_lock  # a fork replaces it in the child
     if threads == 1 or n_ranges < 2:
         loop(0, n)
         return
     if n_ranges > threads:
         n_ranges -= n_ranges % threads  # a multiple, so that no thread waits in the last round
     cdef Loop rows = Loop(loop, [(n * i // n_ranges, n * (i + 1) // n_ranges) for i in range(n_ranges)])
-    cdef list started = []
     inside_a_loop = True  # before the lock: a garbage collection below may run a destructor that runs a loop
-    wait_for(lock)
+    wait_for(loop_lock)
+    current = rows
     try:
         # more threads than processors would not run at the same time
         for helper in _helpers(min(threads, n_ranges, cpus.affinity()) - 1):
             work = _in_this_context(rows.work)
-            started.append(helper)  # before it has work: from here on, nothing can fail
+            rows.helpers.append(helper)  # before it has work: from here on, nothing can fail
             helper.work = work
             PyThread_release_lock(helper.start)
         rows.work()
     finally:
-        if forks == n_forks:
-            for helper in started:
-                if helper.work is None:
-                    wait_for(helper.finished)
-                helper.work = None  # a thread that has not woken up finds no work, so this one need not wait for it
-        PyThread_release_lock(lock)
+        rows.wait_for_helpers()
+        current = None
+        PyThread_release_lock(loop_lock)
         inside_a_loop = False
-    if forks != n_forks and rows.error is None:  # the loop itself forked, and this is the child, without helpers
-        for i in range(n_ranges):
-            if not rows.done[i]:
-                loop(*rows.ranges[i])
     if rows.error is not None:
         raise rows.error
 
@@ -179,12 +181,21 @@ cdef list _helpers(Py_ssize_t n):
     return helpers[:n]
 
 
+def _finish_helpers():
+    """Before a fork inside a loop"""
+    if current is not None and current.caller == PyThread_get_thread_ident():
+        current.wait_for_helpers()
+
+
 def _forget():
     """In a forked child: replace the locks, which may be held, and the helpers, which do not exist there"""
-    global loop_lock, helpers, n_forks, inside_a_loop
-    inside_a_loop = False
-    loop_lock, helpers, n_forks = PyThread_allocate_lock(), [], n_forks + 1
+    global loop_lock, current, helpers, inside_a_loop
+    loop_lock, helpers = PyThread_allocate_lock(), []
+    if current is not None and current.caller == PyThread_get_thread_ident():  # the child finishes the loop
+        PyThread_acquire_lock(loop_lock, NOWAIT_LOCK)
+    else:
+        current, inside_a_loop = None, False
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(before=_finish_helpers, after_in_child=_forget)

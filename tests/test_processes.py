@@ -68,7 +68,7 @@ print(failed, one_pass() == expected)
 
 @linux
 def test_a_child_forked_inside_a_loop_finishes_the_loop():
-    """The helpers of the parent do not exist in the child, nor does what they were computing."""
+    """The helpers of the parent do not exist in the child."""
     assert run("""
 from minigdino._ext import pool
 main, done = threading.get_ident(), np.zeros(60)
@@ -82,6 +82,36 @@ def fill(first, last):
     done[first:last] = 1
 pool.for_rows(fill, 60)
 complete = bool(done.all()) and one_pass() == expected and n_threads() == 3
+if children == [0]: os._exit(0 if complete else 1)
+print(complete, os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+""").split() == ["True", "0"]
+
+
+@linux
+@pytest.mark.parametrize("moment", ["helpers are working", "helpers are starting"])
+def test_a_child_forked_inside_a_loop_that_works_in_place_changes_each_row_once(moment):
+    """At the fork, a helper can be in the middle of its rows. A child that repeated them would add 1 twice."""
+    assert run(f"""
+from minigdino._ext import cpus, pool
+main, sums, children = threading.get_ident(), np.zeros(60), []
+def fork():
+    if not children:
+        children.append(os.fork())
+        if children == [0]: signal.alarm(60)
+def affinity(real=cpus.affinity):
+    {moment == "helpers are starting"} and fork()
+    return real()
+cpus.affinity = affinity
+def add(first, last):
+    middle = (first + last) // 2
+    sums[first:middle] += 1
+    time.sleep(0.05)
+    if threading.get_ident() == main:
+        time.sleep(0.02)  # now the helper is in the middle of its second range
+        fork()
+    sums[middle:last] += 1
+pool.for_rows(add, 60)
+complete = bool((sums == 1).all()) and one_pass() == expected and n_threads() == 3
 if children == [0]: os._exit(0 if complete else 1)
 print(complete, os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
 """).split() == ["True", "0"]
