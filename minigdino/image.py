@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from . import heif, urls
-from .checkpoints.json_file import open_regular, read_json, status
+from . import heif, missing, urls
+from .checkpoints.json_file import is_folder, open_regular, read_json, status
 from .errors import ArgumentError, CheckpointError, ImageError, brief, from_signal_handler
 
 # Formats that minigdino reads. Pillow identifies a file by its content, and starts a program for some other formats:
@@ -30,6 +30,7 @@ MAX_EDGE = 100_000  # pixels; limit for edges in settings and in the `size` argu
 MAX_PIXELS = 2**26
 MAX_PIXELS_OF_SETTINGS = 2**24
 MAX_BYTES = 2**30  # limit for a file object; more than the pixels of the largest image that Pillow accepts
+MAX_PATH = 4096  # bytes; shorter contents that are no image may be a path, given as bytes
 MAX_PARTS = 100  # limit for the scans, and for the EXIF blocks, of a JPEG. Cameras write 1, progressive files 10 scans
 BLOCK = 2**20  # pixels, or bytes of a file, that are processed at a time
 
@@ -224,12 +225,12 @@ def open_image(image) -> Image.Image:
     """
     image = read_file(image)
     if isinstance(image, (str, os.PathLike)):
-        return _read(_open_path, image, f"{image}: ")
+        return _read(_open_path, image, f"{str(image) or repr('')}: ")
     if isinstance(image, io.BytesIO):
-        image = _read(io.BytesIO.getvalue, image, "")  # shares the bytes, and has no position
+        image = _called(image, "getvalue")  # shares the bytes, and has no position
     if isinstance(image, (bytes, bytearray)):
         where = f"{image.url}: " if isinstance(image, urls.Download) else ""
-        return _read(_open_file, io.BytesIO(image), where)
+        return _read(_open_bytes, image, where)
     if isinstance(image, Image.Image):  # Pillow opens files lazily, so decoding may fail here
         with _lock_of(image):
             return _read(_open_given, image, "")
@@ -267,7 +268,7 @@ def _bytes_of(file):
     if hasattr(file, "encoding"):
         raise ImageError('a file object must be binary; got a text file. Open it with mode "rb"')
     parts, size = [], 0
-    while part := _block_of(file):
+    while part := _called(file, "read", BLOCK):
         if not isinstance(part, bytes):
             raise ImageError("the method read() of a file object must return bytes; got "
                              f"{type(part).__name__}. Read the file first, and give its bytes")
@@ -281,12 +282,15 @@ def _bytes_of(file):
     return b"".join(parts)
 
 
-def _block_of(file):
+def _called(file, method, *arguments):
+    """Call a method of a file object. It can raise any exception, such as one of a library for remote files."""
     try:
-        return file.read(BLOCK)
-    except (OSError, ValueError) as error:  # it is closed or only for writing, or a connection ended
-        raise ImageError("a file object must be open for reading; its method read() failed "
-                         f'({type(error).__name__}: {brief(error)}). Open it again, with mode "rb"') from None
+        return getattr(file, method)(*arguments)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ImageError(f"a file object must be open for reading; its method {method}() failed "
+                         f'({type(error).__name__}: {brief(error)}). Open it again, with mode "rb"') from error
 
 
 # Pillow cannot decode one image in several threads, so each image has a lock. Few images share one.
@@ -310,20 +314,31 @@ if hasattr(os, "register_at_fork"):
 def _open_path(path):
     try:
         file = open_regular(path)
-    except FileNotFoundError:
-        if re.match(r"https?:[/\\][^/\\]", str(path), re.IGNORECASE):
-            raise ImageError("no such file. To download a URL, give it as a str: a Path drops one of its "
-                             "slashes") from None
-        raise
+    except (FileNotFoundError, NotADirectoryError):  # the second: a folder of the path is a file
+        raise ImageError(missing.why_missing(os.fsdecode(path), endings())) from None
     except OSError as error:
         if error.errno is None:  # raised by `open_regular` for a pipe or a device
             raise ImageError(f"{error}. Read it first, and give its bytes") from None
+        if is_folder(path):
+            raise ImageError(missing.why_folder(os.fsdecode(path))) from None
         raise
     with file:
         return _open_file(file)
 
 
+def _open_bytes(data):
+    try:
+        return _open_file(io.BytesIO(data))
+    except ImageError:
+        if len(data) < MAX_PATH and os.path.splitext(text := data.decode(errors="replace"))[1].lower() in endings():
+            raise ImageError(f"expected the content of an image file; got {brief(bytes(data))}, which is a path. Give "
+                             f"it as a str: {brief(text)}") from None
+        raise
+
+
 def _open_file(file):
+    if not file.read(1):
+        raise ImageError("expected an image; got an empty file or no bytes. Copy or download the image again")
     if heif.is_heif(file):
         return to_rgb(heif.open_heif(file))
     _check_jpeg(file, 0)
@@ -423,10 +438,8 @@ def _read(read, image, where):
     """Call `read`, and turn any exception into an ImageError that starts with `where`."""
     try:
         return read(image)
-    except FileNotFoundError:
-        raise ImageError(f"{where}no such file") from None
     except ImageError as error:
-        raise ImageError(f"{where}{error}") from None
+        raise ImageError(f"{where}{error}") from error.__cause__
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # a warning made an error by -W
         raise ImageError(f"{where}{brief(error)} If you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS") from None
     except MemoryError:
@@ -564,6 +577,10 @@ def _named(image):
     if package := next(filter(TO_NUMPY.get, packages), None):
         return (f"a {package} {name}.\n---> hint: give {TO_NUMPY[package]}, with the channels last and as uint8 in "
                 "0..255")
+    if isinstance(image, memoryview):
+        return f"{name}.\n---> hint: give its bytes: bytes(image)"
+    if isinstance(image, (list, tuple)):
+        return f"a {name}.\n---> hint: give one image here. For several, detect accepts a list without lists in it"
     if hasattr(type(image), "__iter__"):
         return f"{name}.\n---> hint: for several images, give a list: list(images)"
     return name

@@ -116,7 +116,7 @@ CASES = {
         ImageError,
         "not a readable image (",
     ),
-    "a folder": (lambda room: open_image(room), ImageError, "not a readable image", "directory"),
+    "a folder": (lambda room: open_image(room), ImageError, "expected an image file; got a folder", "a list of them"),
     "resized to more pixels than memory holds": (
         lambda room: preprocess(Image.fromarray(PHOTO), ImageSettings(), (90_000, 90_000)),
         ImageError,

@@ -208,9 +208,13 @@ def test_arrays_may_have_any_memory_layout():
         (7, "bytes or a binary file object; got int"),
         (None, "got None.*cv2.imread returns None for a file that it cannot read; check the path"),
         ({"a.png"}, r"got set.*for several images, give a list: list\(images\)"),
-        (["a.png"], "got list"),
-        (b"photo.png", "not a readable image; expected the content of one of the formats"),
-        (b"", "not a readable image"),
+        (["a.png"], "got a list.*give one image here. For several, detect accepts a list without lists in it"),
+        (memoryview(b"x"), r"got memoryview.*give its bytes: bytes\(image\)"),
+        (b"no image", "not a readable image; expected the content of one of the formats"),
+        (b"photo.png", "got b'photo.png', which is a path. Give it as a str: 'photo.png'"),
+        (bytearray(b"a/B.JPG"), "got b'a/B.JPG', which is a path. Give it as a str: 'a/B.JPG'"),
+        (b"", "got an empty file or no bytes. Copy or download the image again"),
+        (io.BytesIO(), "got an empty file or no bytes"),
         ("nowhere.png", "nowhere.png: no such file"),
     ],
 )
@@ -222,12 +226,12 @@ def test_unsupported_images_are_rejected(image, message):
 def test_corrupted_files_are_rejected_with_their_name(tmp_path):
     data = io.BytesIO()
     Image.fromarray(tiny.photo(40, 40)).save(data, "JPEG")
-    for name, content in (("cut.jpg", data.getvalue()[:300]), ("text.jpg", b"hello"), ("empty.png", b"")):
+    for name, content, message in (("cut.jpg", data.getvalue()[:300], "not a readable image"),
+                                   ("list.txt", b"a.jpg", "not a readable image"),
+                                   ("empty.png", b"", "expected an image; got an empty file")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(minigdino.ImageError, match=f"{name}: not a readable image"):
+        with pytest.raises(minigdino.ImageError, match=f"{name}: {message}"):
             open_image(tmp_path / name)
-    with pytest.raises(minigdino.ImageError, match="not a readable image"):
-        open_image(tmp_path)
 
 
 def test_an_image_without_rows_after_resizing_is_rejected():
@@ -766,27 +770,53 @@ def test_a_file_object_that_cannot_be_read_is_refused(tmp_path):
         open_image(file)
     with io.BytesIO(encoded("PNG")) as file:
         pass
-    with pytest.raises(minigdino.ImageError, match="not a readable image .*closed file"):
+    with pytest.raises(minigdino.ImageError, match=r"open for reading; .*getvalue\(\) failed \(.*closed file"):
         open_image(file)
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.writestr("photo", "content")
     damaged = (tmp_path / "photos.zip").read_bytes().replace(b"content", b"CONTENT")
     with zipfile.ZipFile(io.BytesIO(damaged)) as archive, archive.open("photo") as file, \
-            pytest.raises(minigdino.ImageError, match="not a readable image .*Bad CRC"):
+            pytest.raises(minigdino.ImageError, match=r"read\(\) failed \(BadZipFile: Bad CRC"):
         open_image(file)
     with pytest.raises(minigdino.ImageError, match=r"read\(\) of a file object must return bytes; got str"):
         open_image(types.SimpleNamespace(read=lambda n: "text"))
 
 
-def test_an_exception_of_another_library_passes_through():
-    class ConnectionLost(Exception):
-        pass
+class ConnectionLost(Exception):
+    """An exception of a library for remote files."""
+
+
+@pytest.mark.parametrize("kind", [ConnectionLost, OSError, FileNotFoundError, ValueError, KeyError, RuntimeError])
+def test_an_error_of_a_file_object_is_the_cause_of_the_image_error(kind):
+    error = kind("the server is gone")
 
     def read(n):
-        raise ConnectionLost
+        raise error
 
-    with pytest.raises(ConnectionLost):
-        open_image(types.SimpleNamespace(read=read))
+    file = types.SimpleNamespace(read=read)
+    message = rf"read\(\) failed \({kind.__name__}: .*the server is gone"
+    with pytest.raises(minigdino.ImageError, match=message) as raised:
+        open_image(file)
+    assert raised.value.__cause__ is error
+    returned = minigdino.load("shapes").detect(file, "a star.", errors="return")
+    assert str(returned) == str(raised.value)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs SIGALRM")
+@pytest.mark.parametrize("kind", [ConnectionLost, OSError, MemoryError, KeyboardInterrupt])
+def test_a_timeout_while_a_file_object_is_read_passes_through(kind):
+    error = kind("the job took too long")
+
+    def handler(signum, frame):
+        raise error
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(kind) as raised:
+            open_image(types.SimpleNamespace(read=lambda n: signal.raise_signal(signal.SIGALRM)))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert raised.value is error
 
 
 # tensors

@@ -26,7 +26,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
      "network.fusion", "network.deformable", "network.boxes"},
     {"checkpoints.names", "network.ops", "inspection.tracing", "runtime.device", "runtime.flops"},
     {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.precision", "runtime.threads",
-     "heif", "urls", "writing"},
+     "heif", "missing", "urls", "writing"},
     {"checkpoints.json_file", "checkpoints.published"},
     {"errors", "version", "network", "source_tree"},
 ]

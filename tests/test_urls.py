@@ -510,7 +510,7 @@ def test_other_inputs_are_no_urls(source):
 def test_a_path_of_a_url_is_explained():
     with pytest.raises(ImageError, match="no such file. To download a URL, give it as a str"):
         open_image(Path("https://example.org/cat.jpg"))
-    with pytest.raises(ImageError, match="^https:: no such file$"):
+    with pytest.raises(ImageError, match="^https:: no such file in the folder"):
         open_image("https:")
 
 
