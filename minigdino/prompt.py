@@ -93,7 +93,8 @@ class Tokenizer:
         Args:
             text: a str such as "a cat. a remote control." or a list of phrases.
 
-                - A str is tokenized as transformers does. A final "." is added if it is missing.
+                - A str is tokenized as transformers does, also if all its words are unknown. A final "." is added if
+                  it is missing.
                 - In a listed phrase, the model reads a space for each "." and "?"; the label keeps them. Surrounding
                   spaces, and dots at the end, are removed from both.
 
@@ -108,7 +109,7 @@ class Tokenizer:
 
         Warns:
             PromptWarning: if a word is not in the vocabulary, so that the model reads [UNK] instead; or if a comma, a
-                semicolon or a line break seems to separate phrases (in a str, or in the only phrase of a list).
+                semicolon or a line break may separate phrases (in a str, or in the only phrase of a list).
         """
         phrases = [text] if isinstance(text, str) else text
         if not isinstance(phrases, (list, tuple)) or not all(isinstance(phrase, str) for phrase in phrases):
@@ -176,7 +177,7 @@ class Tokenizer:
         words = self._unknown_words(closed, encoding)
         _warn_of_unknown([(word, phrase) for phrase, (start, stop) in zip(phrases, spans)
                           for word in words[start:stop] if word])
-        _warn_of_separators(phrases, lambda parts: f"write {brief('. '.join(parts) + '.')}, or give a list")
+        _warn_of_separators(phrases, lambda parts: f"write {brief('. '.join(parts) + '.')}")
         return Prompt(np.array(encoding.ids, np.int64), phrases, spans)
 
     def _encode_phrases(self, phrases):
@@ -206,7 +207,7 @@ class Tokenizer:
             ids += [*tokens, self.dot]
         _warn_of_unknown(unknown)
         if len(labels) == 1:  # with more of them, a comma is probably meant
-            _warn_of_separators(labels, lambda parts: f"give each one separately: {brief(parts)}")
+            _warn_of_separators(labels, lambda parts: f"give each one separately: {', '.join(map(brief, parts))}")
         return Prompt(np.array([*ids, self.sep], np.int64), labels, spans)
 
     def _unknown_words(self, text, encoding):
@@ -228,12 +229,15 @@ def _warn_of_unknown(found):
 
 
 def _warn_of_separators(phrases, advice):
-    """Warn of the first phrase that seems to be several ones, and show them as `advice` writes them."""
+    """Warn of the first phrase that may be several ones, and show them as `advice` writes them.
+
+    It may be one, too: "Portland, Oregon" and "Cat, Dog" have the same form.
+    """
     for phrase in phrases:
         parts = [part.strip(BLANK) for part in SEPARATOR.split(phrase) if part.strip(BLANK)]
         if len(parts) > 1:
             warn_prompt("only a dot or a question mark ends a phrase, so the model reads "
-                        f"{brief(phrase)} as one. For several phrases, {advice(parts)}")
+                        f"{brief(phrase)} as one. If several are meant, {advice(parts)}")
             return
 
 

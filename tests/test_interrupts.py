@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -191,6 +192,20 @@ def test_the_exception_of_another_thread_is_no_fault_of_the_image(monkeypatch):
     monkeypatch.setattr(Image, "open", slow)
     with pytest.raises(JobTimeout):
         open_image(io.BytesIO(b"x"))
+
+
+def test_an_exception_of_another_thread_that_is_no_error_passes_through_a_file_object():
+    class Stop(BaseException):
+        pass
+
+    def read(_):
+        thread = ctypes.c_ulong(threading.get_ident())
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(Stop))
+        for _ in range(1000):
+            pass
+
+    with pytest.raises(Stop):
+        open_image(types.SimpleNamespace(read=read))
 
 
 @pytest.mark.parametrize("kind", [*TYPES, AttributeError, ImportError])

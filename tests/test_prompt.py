@@ -1,6 +1,7 @@
 """Tokenisation of prompts: token ids, phrases and spans."""
 
 import functools
+import re
 import sys
 import warnings
 
@@ -206,16 +207,30 @@ def test_every_unknown_word_is_reported_with_its_phrase(phrases, listed):
 @pytest.mark.parametrize(
     ("text", "advice"),
     [
-        ("cat, dog", "write 'cat. dog.', or give a list"),
-        ("a cat; a dog\na hat.", "write 'a cat. a dog. a hat.', or give a list"),
-        ("man. cat, dog.", "'cat, dog' as one. For several phrases, write 'cat. dog.'"),
-        (["cat\ndog"], "give each one separately: ['cat', 'dog']"),
-        (["cat, dog"], "give each one separately: ['cat', 'dog']"),
+        ("cat, dog", "as one. If several are meant, write 'cat. dog.'"),
+        ("a cat; a dog\na hat.", "write 'a cat. a dog. a hat.'"),
+        ("man. cat, dog.", "'cat, dog' as one. If several are meant, write 'cat. dog.'"),
+        (["cat\ndog"], "If several are meant, give each one separately: 'cat', 'dog'"),
+        (["cat, dog"], "If several are meant, give each one separately: 'cat', 'dog'"),
     ],
 )
 def test_a_separator_within_a_phrase_gives_a_hint(text, advice):
     messages = warnings_of(lambda: TOKENIZER.encode(text))
     assert advice in messages[-1]  # the small vocabulary lacks ";", which gives another warning
+
+
+@pytest.mark.parametrize("text", ["猫. 犬.", "猫", "🐱. 🐶?"])
+def test_a_text_of_unknown_words_only_is_tokenized_as_in_transformers_with_a_warning(text):
+    (message,) = warnings_of(lambda: TOKENIZER.encode(text))
+    n = len(re.findall("[.?]", text)) or 1
+    assert message.count("in the phrase") == n
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prompt = TOKENIZER.encode(text)
+    assert len(prompt.phrases) == n
+    assert all(prompt.ids[start] == TOKENIZER.unknown for start, _ in prompt.spans)
+    with pytest.raises(minigdino.PromptError, match="has only unknown words"):
+        TOKENIZER.encode(prompt.phrases)
 
 
 @pytest.mark.parametrize(
