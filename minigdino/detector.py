@@ -551,7 +551,14 @@ def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = 
     if source in EMBEDDED_MODELS:
         return _load(source, source, device, mmap, precision)
     place = hub.find(str(source)) if hub.is_model_id(source) else Path(source)
-    return _load(place, source, device, mmap, precision)
+    try:
+        return _load(place, source, device, mmap, precision)
+    except Error as error:
+        if not (hidden := hub.hidden(source)):
+            raise
+        reason = str(error).rstrip(".")
+        raise type(error)(f"{reason}. {str(source)!r} exists in the working directory, so it was not read as the short "
+                          f"name of a published model. For that, give its id: {hidden}") from None
 
 
 def _load(place, source, device, mmap, precision):

@@ -165,6 +165,37 @@ def test_a_wrong_name_is_distinguished_from_a_missing_path(cache, source, messag
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize("content", [None, "file", "{}", "[]"])
+def test_a_folder_that_hides_a_short_name_is_named_in_its_error(cache, content):
+    """Also in a ConfigError, and only where it matters."""
+    Path("llmdet_tiny").mkdir()
+    assert hub.hidden("llmdet_tiny") == IDS["llmdet_tiny"]
+    assert not any(map(hub.hidden, ("llmdet_base", "shapes", "other", Path("llmdet_tiny"), IDS["llmdet_tiny"])))
+    if content == "file":
+        Path("llmdet_tiny").rmdir()
+        Path("llmdet_tiny").touch()
+    elif content:
+        Path("llmdet_tiny/config.json").write_text(content)
+    for load in (minigdino.load, lambda name: minigdino.detect(tiny.photo(40, 40), "a cat", model=name)):
+        with pytest.raises(minigdino.Error) as raised:
+            load("llmdet_tiny")
+        assert "config.json" in str(raised.value) and ".. " not in str(raised.value)
+        assert str(raised.value).endswith(". 'llmdet_tiny' exists in the working directory, so it was not read as the "
+                                          "short name of a published model. For that, give its id: "
+                                          "iSEE-Laboratory/llmdet_tiny")
+    with pytest.raises(minigdino.Error) as raised:
+        minigdino.load("./llmdet_tiny")
+    assert "published model" not in str(raised.value)
+
+
+def test_download_and_verify_say_that_shapes_is_inside_the_package(cache, capsys):
+    assert cli.main(["download", "shapes"]) == 1
+    assert "'shapes' is inside this package, so it needs no download. Load it by that name: load('shapes'), or " \
+           "--model shapes" in capsys.readouterr().err
+    assert cli.main(["verify", "shapes"]) == 1
+    assert "got 'shapes', which is inside this package and has none. Choose one of " in capsys.readouterr().err
+
+
 def test_download_and_verify_know_short_names(cache, capsys):
     for command in ("download", "verify"):
         image = ["--image", str(README.parent / "docs/images/scene.jpg")] if command == "verify" else []

@@ -19,7 +19,7 @@ from ..errors import CheckpointError, brief, from_signal_handler
 from ..version import __version__
 from .config import FAMILIES
 from .json_file import is_folder, read_json, read_text, status
-from .published import IDS, full_name, suggestion
+from .published import IDS, SHAPES, full_name, suggestion
 from .weights import INDEX, check_complete
 
 DEFAULT = "IDEA-Research/grounding-dino-tiny"
@@ -45,6 +45,15 @@ def resolved(source: str) -> str:
     A file or folder of that name takes precedence over the short name.
     """
     return full_name(source) if source in IDS and status(source) is None else source
+
+
+def hidden(source: object) -> str:
+    """Return the id of a published model whose short name is that of an existing file or folder; "" if there is none.
+
+    Args:
+        source: a source of `load`, after `resolved`.
+    """
+    return full_name(source) if isinstance(source, str) and source in IDS and status(source) else ""
 
 
 def find(model_id: str, revision: str | None = None) -> Path:
@@ -137,6 +146,9 @@ def _constants():
 def _checked_id(model_id, revision):
     """Return a model id, given in full or as the short name of a published model, if it is valid."""
     name = full_name(model_id) if isinstance(model_id, str) else ""
+    if name == SHAPES.name:
+        raise CheckpointError(f"a model id must be owner/name; {SHAPES.name!r} is inside this package, so it needs no "
+                              f"download. Load it by that name: load({SHAPES.name!r}), or --model {SHAPES.name}")
     if not ID.fullmatch(name):
         raise CheckpointError(f"a model id must be owner/name, for example {DEFAULT}, or the short name of a "
                               f"published model; got {brief(model_id)}{suggestion(name) and '.' + suggestion(name)}")

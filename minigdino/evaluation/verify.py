@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoints import hub
-from ..checkpoints.published import full_name, suggestion
+from ..checkpoints.published import SHAPES, full_name, suggestion
 from ..detector import Model, load
 from ..errors import ArgumentError, ImageError
 from ..image import open_image
@@ -143,8 +143,9 @@ def verify(model_id: str = hub.DEFAULT, image=None, model: str | Path | Model | 
     chosen = [e for e in known if e.model_id == model_id]
     if not chosen:
         models = ", ".join(dict.fromkeys(e.model_id for e in known))
-        raise ArgumentError(f"verify needs a model with published results; got {model_id!r}.{suggestion(model_id)} "
-                            f"Choose one of {models}")
+        inside = ", which is inside this package and has none" if model_id == SHAPES.name else ""
+        raise ArgumentError(f"verify needs a model with published results; got {model_id!r}{inside}."
+                            f"{suggestion(model_id)} Choose one of {models}")
     picture = open_image(coco_image() if image is None else image)
     if not isinstance(model, Model):
         model = load(hub.find(model_id) if model is None else model)
