@@ -594,6 +594,8 @@ def _models(arguments):
     _print("\nCOCO, LVIS: box AP on COCO val and LVIS minival, as reported by the authors.\n"
            "*: COCO was part of the training data. All other figures are zero-shot.\n"
            "Where no licence is shown, see the model card on the hub.")
+    for model in filter(lambda model: hub.hidden(model.name), PUBLISHED):
+        _print(f"{model.name} exists in the working directory, which hides that name here. Give the id: {model.id}")
     return 0
 
 

@@ -188,6 +188,14 @@ def test_a_folder_that_hides_a_short_name_is_named_in_its_error(cache, content):
     assert "published model" not in str(raised.value)
 
 
+def test_the_list_of_models_names_a_folder_that_hides_a_short_name(cache, capsys):
+    note = "llmdet_tiny exists in the working directory, which hides that name here. Give the id: iSEE-Laboratory/"
+    for create in (lambda: None, Path("llmdet_tiny").mkdir):
+        create()
+        assert cli.main(["models"]) == 0
+        assert (note in capsys.readouterr().out) == Path("llmdet_tiny").exists()
+
+
 def test_download_and_verify_say_that_shapes_is_inside_the_package(cache, capsys):
     assert cli.main(["download", "shapes"]) == 1
     assert "'shapes' is inside this package, so it needs no download. Load it by that name: load('shapes'), or " \
