@@ -20,6 +20,7 @@ from PIL import Image
 from .checkpoints.json_file import status
 from .drawing import annotate
 from .errors import ArgumentError, ImageError, brief
+from .extras import require
 from .image import open_image
 from .network.boxes import cxcywh_to_xyxy, sigmoid
 from .prompt import Prompt
@@ -297,13 +298,9 @@ class Detections:
         """Convert to a `pandas.DataFrame` with the columns of `to_csv`, one row per box. Labels are not changed.
 
         Raises:
-            ArgumentError: if the package pandas is not installed.
+            ArgumentError: if the package pandas cannot be imported.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise ArgumentError("to_pandas() needs the package pandas, which is not installed. Run: pip install "
-                                "pandas") from None
+        pandas = require("pandas", "to_pandas()")
         values = [*self.boxes.reshape(-1, 4).T, self.scores, list(self.labels), self.label_ids, list(self.phrases)]
         return pandas.DataFrame(dict(zip(COLUMNS, values, strict=True)))
 
@@ -311,13 +308,9 @@ class Detections:
         """Convert to a `supervision.Detections`, with xyxy, confidence, class_id and data["class_name"].
 
         Raises:
-            ArgumentError: if the package supervision is not installed.
+            ArgumentError: if the package supervision cannot be imported.
         """
-        try:
-            import supervision
-        except ImportError:
-            raise ArgumentError("to_supervision() needs the package supervision, which is not installed. Run: pip "
-                                "install supervision") from None
+        supervision = require("supervision", "to_supervision()")
         return supervision.Detections(xyxy=self.boxes.reshape(-1, 4), confidence=self.scores, class_id=self.label_ids,
                                       data={"class_name": np.array(self.labels, dtype=str)})
 

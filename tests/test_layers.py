@@ -27,7 +27,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"checkpoints.names", "network.ops", "inspection.tracing", "runtime.device", "runtime.flops"},
     {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.precision", "runtime.threads",
      "heif", "missing", "urls", "writing"},
-    {"checkpoints.json_file", "checkpoints.published"},
+    {"extras", "checkpoints.json_file", "checkpoints.published"},
     {"errors", "version", "network", "source_tree"},
 ]
 RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}
