@@ -7,6 +7,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from .errors import ImageError
+from .extras import require
 
 ENDINGS = (".heic", ".heif")
 BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # not those of AVIF
@@ -33,14 +34,10 @@ def open_heif(file: BinaryIO) -> Image.Image:
         The image, in mode RGB, RGBA or L.
 
     Raises:
-        ImageError: if pillow-heif is not installed.
+        ImageError: if pillow-heif cannot be imported.
         DecompressionBombError: if the image has more than twice Pillow's maximum number of pixels.
     """
-    try:
-        import pillow_heif
-    except ImportError:
-        raise ImageError("a HEIC image needs the package pillow-heif, which is not installed. Run: pip install "
-                         "pillow-heif, or convert the image to JPEG") from None
+    pillow_heif = require("pillow_heif", "a HEIC image", "pillow-heif", ImageError, ", or convert the image to JPEG")
     file.seek(0)
     opened = pillow_heif.open_heif(file)  # reads the header; pixels are decoded below
     (width, height), limit = opened.size, Image.MAX_IMAGE_PIXELS

@@ -18,6 +18,7 @@ from PIL import Image
 
 from .checkpoints.json_file import open_regular, status
 from .errors import ArgumentError, ImageError, brief
+from .extras import require
 from .image import open_image
 from .urls import is_url
 from .writing import replace_file
@@ -125,11 +126,7 @@ def _encode(av, container, pictures, rate):
 
 
 def _av() -> Any:
-    try:
-        import av
-    except ImportError:
-        raise ArgumentError("video needs the package PyAV, which is not installed. Run: pip install av") from None
-    return av
+    return require("av", "video")
 
 
 def _checked_path(path) -> Path:

@@ -266,7 +266,7 @@ def test_another_container_is_refused(tmp_path):
 @pytest.mark.parametrize("call", [minigdino.frames, video.rate, lambda path: video.write(path, [])])
 def test_a_message_names_the_missing_package(clip, monkeypatch, call):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ArgumentError, match="video needs the package PyAV, which is not installed. Run: pip"):
+    with pytest.raises(ArgumentError, match="video needs the package av, which is not installed. Run: pip install av"):
         call(clip)
 
 
