@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 from PIL import Image
@@ -117,8 +117,12 @@ class Detections:
     image_size: tuple[int, int]
     image: Any = field(default=None, repr=False)
 
+    if TYPE_CHECKING:  # accepts any texts, unlike the one that `dataclass` derives from the fields
+        def __init__(self, boxes: np.ndarray, scores: np.ndarray, labels: Iterable[str], label_ids: np.ndarray,
+                     phrases: Iterable[str], image_size: tuple[int, int], image: Any = None) -> None: ...
+
     def __post_init__(self):
-        for name in ("labels", "phrases"):  # any sequence of str is accepted
+        for name in ("labels", "phrases"):
             object.__setattr__(self, name, Labels(getattr(self, name)))
 
     def __len__(self) -> int:

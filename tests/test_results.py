@@ -1,8 +1,10 @@
 """Post-processing, the `Detections` container and its output formats, and drawing."""
 
+import ast
 import copy
 import csv
 import dataclasses
+import inspect
 import io
 import json
 import os
@@ -10,6 +12,7 @@ import pickle
 import sys
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from strategies import rngs
 
 import minigdino
-from minigdino import ArgumentError
+from minigdino import ArgumentError, Detections, results
 from minigdino.drawing import _fit, annotate, colour
 from minigdino.fonts import choose
 from minigdino.network.boxes import sigmoid
@@ -568,3 +571,20 @@ def test_a_font_of_the_system_is_used_for_what_the_first_one_lacks(monkeypatch):
     monkeypatch.setattr(minigdino.fonts, "_glyph", lambda font, c: c if font is full else glyphs(font, c))
     assert choose("猫", 12, names=["none.ttf", "full.ttf"]) == (full, "猫")
     assert choose("a cat", 12, names=["full.ttf"])[0] is not full
+
+
+def test_the_constructor_for_type_checkers_has_the_parameters_of_the_real_one():
+    tree = ast.parse(Path(results.__file__).read_text())
+    declared = [node for kind in ast.walk(tree) if isinstance(kind, ast.ClassDef) and kind.name == "Detections"
+                for node in ast.walk(kind) if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    real = inspect.signature(Detections.__init__).parameters.values()
+    assert [arg.arg for arg in declared[0].args.args] == [parameter.name for parameter in real]
+    assert len(declared[0].args.defaults) == sum(p.default is not p.empty for p in real)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter])
+def test_any_texts_are_labels(kind):
+    some = found()
+    made = Detections(some.boxes, some.scores, kind(some.labels), some.label_ids, kind(some.phrases), some.image_size)
+    assert (made.labels, made.phrases) == (some.labels, some.phrases)
+    assert (made.labels == "a dog").tolist() == [False, True, False]

@@ -48,6 +48,9 @@ assert_type(minigdino.detect("a.png", "a cat.", model="shapes"), Detections)
 assert_type(minigdino.detect(names, "a cat.", model=model, device="cpu"), list[Detections])
 assert_type(minigdino.detect(photos(), "a cat.", errors="return"), Iterator[Detections | ImageError])
 
+assert_type(Detections(array, array, ["a"], array, ["a"], (4, 4)).labels == "a", np.ndarray)
+assert_type(Detections(array, array, labels=("a",), label_ids=array, phrases=iter("a"), image_size=(4, 4)), Detections)
+
 found = model.detect("a.png", "a cat.")
 assert_type(found[0], Detection)
 assert_type(found[1:], Detections)
@@ -66,3 +69,4 @@ with minigdino.use("reference"), minigdino.trace():
 model.detect("a.png", "a cat", thresold=0.3)  # type: ignore[call-overload]
 model.detect("a.png", "a cat", errors="ignore")  # type: ignore[call-overload]
 model.detect(3, "a cat")  # type: ignore[call-overload]
+Detections(array, array, 3, array, ["a"], (4, 4))  # type: ignore[arg-type]
