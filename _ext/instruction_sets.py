@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from .interrupts import from_signal_handler
 
+HERE = os.path.join(os.path.dirname(__file__), "")  # with a separator at its end
 _importing = threading.RLock()
 problems: dict[str, str] = {}  # {module: why it cannot be used}; `levels` and `load_for` add what they find
 
@@ -72,12 +73,16 @@ def load_for(level: str, path: str) -> Callable | None:
     """The function at "package.module:function" as compiled for one level; None if that cannot be used.
 
     A module that was built but cannot be loaded is added to `problems`, with the reason. Examples are a missing symbol,
-    another version of NumPy, and a file that is older than its source.
+    another version of NumPy, and a file that is older than its source. So is one of another source tree: if that tree
+    is installed as editable, Python finds its modules in place of those that this one lacks.
     """
     _, module, name = module_of(level, path)
     try:
         with _importing:
-            return getattr(importlib.import_module(module), name)
+            found = importlib.import_module(module)
+        if not str(getattr(found, "__file__", HERE)).startswith(HERE):
+            raise ImportError(f"it belongs to another source tree, {found.__file__}")
+        return getattr(found, name)
     except Exception as error:
         if type(error) not in FAILURES or from_signal_handler(error):  # it says nothing about the module
             raise

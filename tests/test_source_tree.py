@@ -30,12 +30,15 @@ def clone(tmp_path_factory):
 WITHOUT_EDITABLE = "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
 
 
-def run(folder, *arguments):
-    """Run Python in a folder, without the variables that tests set. Returns its output and its messages."""
+def run(folder, *arguments, more=""):
+    """Run Python in a folder, without the variables that tests set, after the code `more`.
+
+    Returns its output and its messages.
+    """
     unset = ("MINIGDINO_REQUIRE_KERNELS", "MINIGDINO_KERNELS", "PYTHONWARNINGS")
     site = folder / "site"
     site.mkdir(exist_ok=True)
-    (site / "sitecustomize.py").write_text(WITHOUT_EDITABLE)
+    (site / "sitecustomize.py").write_text(WITHOUT_EDITABLE + more)
     env = {name: value for name, value in os.environ.items() if name not in unset} | {"PYTHONPATH": str(site)}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True,
                           timeout=300, check=False)
@@ -105,3 +108,34 @@ def test_an_installed_package_has_its_own_folder(clone, tmp_path):
     shutil.copytree(clone / "_ext", tmp_path / "_ext")
     (tmp_path / "setup.py").touch()
     assert run(tmp_path, "-c", SHOW)[0].split()[1] == str(tmp_path / "minigdino/_ext/checks.py")
+
+
+# as an editable installation of another tree does, which offers its compiled modules to this one
+LENDING = """
+import importlib.machinery
+import sys
+
+class Lending:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.startswith("minigdino._ext."):
+            folders = name.split(".")[2:-1]
+            return importlib.machinery.PathFinder.find_spec(name, ["/".join([{built!r}, *folders])])
+
+sys.meta_path.append(Lending)
+"""
+
+
+@pytest.mark.skipif(minigdino.info()["missing"] != [], reason="compiled modules are missing")
+def test_compiled_modules_of_another_tree_are_not_used(clone):
+    """They may be those of another version."""
+    built = Path(minigdino._ext.__file__).parent
+    program = "import minigdino as m, minigdino._ext.ops as ops; print(ops.__file__, m.info()['twins'])"
+    output, _ = run(clone, "-c", program, more=LENDING.format(built=str(built)))
+    assert output.startswith(str(built)), "the other tree's modules can be imported"
+    assert "False" in output and "True" not in output
+    output, messages = run(clone, "-c", PROGRAM, ROOT / "docs" / "images" / "scene.jpg",
+                           more=LENDING.format(built=str(built)))
+    assert output == "a purple star\n"
+    assert "NumPy references run instead" in messages
+    assert f"it belongs to another source tree, {built}" in messages
