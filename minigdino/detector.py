@@ -586,6 +586,8 @@ def _load(place, source, device, mmap, precision):
 def _why_missing(source):
     """Part of a message: whether a source that does not exist was read as a path or as a name."""
     text = os.fspath(source)
+    if (full := os.path.expanduser(text)) != text:
+        return f'no such file or directory; "~" is not expanded. Give the full path, {full!r}.'
     if isinstance(source, Path) or re.search(r"[/\\]|\.safetensors$", text):
         return "no such file or directory. It was read as a path, because it is no model id."
     return f"no such file or directory, and no published model has this name.{suggestion(text)}"

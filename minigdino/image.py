@@ -580,7 +580,7 @@ def _named(image):
     if isinstance(image, memoryview):
         return f"{name}.\n---> hint: give its bytes: bytes(image)"
     if isinstance(image, (list, tuple)):
-        return f"a {name}.\n---> hint: give one image here. For several, detect accepts a list without lists in it"
+        return f"a {name}.\n---> hint: give one image. For several, give detect a flat list, [a, b]"
     if hasattr(type(image), "__iter__"):
         return f"{name}.\n---> hint: for several images, give a list: list(images)"
     return name

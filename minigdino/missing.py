@@ -37,9 +37,9 @@ def why_missing(path: str, endings: Collection[str]) -> str:
     if re.match(r"https?:[/\\][^/\\]", path, re.IGNORECASE):
         return "no such file. To download a URL, give it as a str: a Path drops one of its slashes"
     if (full := os.path.expanduser(path)) != path:
-        return f'no such file; "~" stands for no other folder here. Give the full path, {full!r}'
+        return f'no such file; "~" is not expanded. Give the full path, {full!r}'
     if "*" in path or "?" in path:
-        return ("no such file; a pattern is the name of one file here. Give a list, sorted(glob.glob("
+        return ("no such file; patterns are not expanded here. Give a list, sorted(glob.glob("
                 f"{path!r})), or use `minigdino detect`, which accepts patterns")
     if status(path, follow=False):
         return "no such file; the path is a link to one that does not exist. Replace the link"
@@ -47,8 +47,8 @@ def why_missing(path: str, endings: Collection[str]) -> str:
         return f"no such file. Did you mean {found!r}?"
     if is_folder(folder or os.curdir):
         return f"no such file in the folder {_absolute(folder)}. Check the name"
-    problem = "is no folder" if status(folder) else "does not exist"
-    return f"no such file; the folder {_absolute(folder)} {problem}. Check the path"
+    problem = "is not a folder" if status(folder) else "does not exist"
+    return f"no such file; {_absolute(folder)} {problem}. Check the path"
 
 
 def _similar(folder, name, endings):

@@ -208,7 +208,7 @@ def test_arrays_may_have_any_memory_layout():
         (7, "bytes or a binary file object; got int"),
         (None, "got None.*cv2.imread returns None for a file that it cannot read; check the path"),
         ({"a.png"}, r"got set.*for several images, give a list: list\(images\)"),
-        (["a.png"], "got a list.*give one image here. For several, detect accepts a list without lists in it"),
+        (["a.png"], "got a list.*give one image. For several, give detect a flat list"),
         (memoryview(b"x"), r"got memoryview.*give its bytes: bytes\(image\)"),
         (b"no image", "not a readable image; expected the content of one of the formats"),
         (b"photo.png", "got b'photo.png', which is a path. Give it as a str: 'photo.png'"),

@@ -67,13 +67,13 @@ def test_names_are_relative_to_the_working_directory_which_the_message_shows(roo
     monkeypatch.chdir(room)
     assert message("nope.jpg") == f"nope.jpg: no such file in the folder {os.getcwd()}. Check the name"
     assert message("cat.jpg").endswith("Did you mean 'cat.jpeg'?")
-    assert message("void/a.jpg").endswith(f"no such file; the folder {os.getcwd()}/void does not exist. Check the path")
-    assert message("dog.png/a.jpg").endswith(f"the folder {os.getcwd()}/dog.png is no folder. Check the path")
+    assert message("void/a.jpg").endswith(f"no such file; {os.getcwd()}/void does not exist. Check the path")
+    assert message("dog.png/a.jpg").endswith(f"{os.getcwd()}/dog.png is not a folder. Check the path")
 
 
 @pytest.mark.parametrize(("path", "advice"), [
     ("", "'': expected a path; got an empty text. Give the path of an image"),
-    ("*.jpg", "*.jpg: no such file; a pattern is the name of one file here. Give a list, sorted(glob.glob('*.jpg')), "
+    ("*.jpg", "*.jpg: no such file; patterns are not expanded here. Give a list, sorted(glob.glob('*.jpg')), "
               "or use `minigdino detect`, which accepts patterns"),
     ("photos", "photos: expected an image file; got a folder. Give one of its images, or in Python a list of them: "
                "sorted(pathlib.Path('photos').glob(\"*.jpg\"))"),
@@ -89,8 +89,7 @@ def test_a_tilde_is_not_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     full = str(tmp_path / "x.jpg")
-    assert message("~/x.jpg") == (f'~/x.jpg: no such file; "~" stands for no other folder here. Give the full path, '
-                                  f"{full!r}")
+    assert message("~/x.jpg") == (f'~/x.jpg: no such file; "~" is not expanded. Give the full path, {full!r}')
     assert "full path" not in message("~unknown-user/x.jpg")
 
 

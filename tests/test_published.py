@@ -156,6 +156,8 @@ def test_other_names_are_not_corrected(name):
         ("a/b/c", "It was read as a path"),
         ("void.safetensors", "It was read as a path"),
         (Path("void"), "It was read as a path"),
+        ("~/void", "no such file or directory; \"~\" is not expanded. Give the full path, '"),
+        (Path("~/void"), "\"~\" is not expanded"),
     ],
 )
 def test_a_wrong_name_is_distinguished_from_a_missing_path(cache, source, message):
