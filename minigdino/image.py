@@ -255,7 +255,7 @@ def read_file(image):
 
     Raises:
         ImageError: if the file object is a text file, has no bytes left, has more than `MAX_BYTES`, or cannot be read,
-            or if the URL cannot be downloaded.
+            or if the URL cannot be downloaded. An exception of its method read() is the `__cause__`.
     """
     if urls.is_url(image):
         return urls.download(image)
