@@ -5,6 +5,7 @@ from .checkpoints.config import Config
 from .detector import Model, detect, load
 from .errors import ArgumentError, CheckpointError, ConfigError, Error, ImageError, PromptError, PromptWarning
 from .inspection.tracing import trace
+from .network.losses import Losses
 from .network.model import Output
 from .prompt import Prompt
 from .results import Detection, Detections
@@ -17,7 +18,7 @@ from .video import frames
 
 __all__ = [
     "ArgumentError", "CheckpointError", "Config", "ConfigError", "Detection", "Detections", "Error", "ImageError",
-    "Model", "Output", "Prompt", "PromptError", "PromptWarning", "__version__", "detect", "frames",
+    "Losses", "Model", "Output", "Prompt", "PromptError", "PromptWarning", "__version__", "detect", "frames",
     "info", "load", "set_threads", "trace", "use",
 ]
 

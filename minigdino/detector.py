@@ -33,6 +33,8 @@ from .checkpoints.saving import save_checkpoint
 from .checkpoints.weights import build, checked, first_non_finite, mapped_files, on_device
 from .errors import ArgumentError, CheckpointError, Error, ImageError, PromptError, brief
 from .image import ImageSettings
+from .network.losses import Losses, losses, stages, total
+from .network.matching import match
 from .network.model import Output, forward
 from .network.phrases import PUBLISHED_DELIMITERS
 from .prompt import Prompt, Tokenizer
@@ -41,6 +43,7 @@ from .runtime import precision as precisions
 from .runtime.device import find_device
 from .runtime.flops import image_tokens
 from .runtime.kernels import mode, traced
+from .targets import image_targets
 
 EMBEDDED = Path(__file__).parent / "models"
 EMBEDDED_MODELS = ("shapes",)  # as a str, these names take precedence over a folder of the same name
@@ -311,6 +314,54 @@ class Model:
     def _check_files(self):
         for file in self._files:
             file.check()
+
+    def loss(self, image: ImageLike, phrases: str | Sequence[str], boxes: Sequence[Sequence[float]] | np.ndarray,
+             labels: Sequence[str | int] | np.ndarray, *, size: Sequence[int] | None = None,
+             details: bool = False) -> Losses:
+        """Compute the training loss for one annotated image, without gradients or caches.
+
+        Boxes are clipped to the image. An image without boxes is valid: all its queries should then have low scores.
+
+        Args:
+            image: one image, as in `detect`.
+            phrases: the prompt, as in `tokenize`. It may name objects that the image does not contain.
+            boxes: [N, 4] annotated boxes, (left, top, right, bottom) in pixels of the original image.
+            labels: for each box, one of the phrases or its index.
+            size: as in `detect`.
+            details: whether the result has the matches and their costs too.
+
+        Returns:
+            `Losses`: the total, and each of its terms.
+
+        Raises:
+            ArgumentError: if boxes and labels do not fit together, a box has no area inside the image, a label is no
+                phrase of the prompt, or SciPy is not installed.
+            ImageError: as in `detect`.
+            PromptError: as in `tokenize`.
+            CheckpointError: as in `detect`.
+
+        Warns:
+            PromptWarning: as `tokenize` does.
+        """
+        _check_type(details, "details", (bool, np.bool_))
+        try:
+            import scipy.optimize  # noqa: F401  needed after the forward pass, which takes seconds
+        except ImportError:
+            raise ArgumentError("a loss needs the package SciPy, which is not installed. Run: pip install "
+                                "scipy") from None
+        prompt, picture = self.tokenize(phrases), images.open_image(images.read_file(image))
+        targets = image_targets(boxes, labels, prompt, picture.size, phrases)
+        pixels = images.preprocess(picture, self.settings, _checked_size(size))
+        output = self._forward(*self._checked_inputs(pixels, prompt.ids), details=True)
+        with self._device.computing():
+            predictions = {stage: tuple(map(self._device.fetch, prediction))
+                           for stage, prediction in stages(output, self.config.auxiliary_loss).items()}
+        for prediction in predictions.values():
+            self._check_finite(*prediction)
+        matches, costs = match(predictions, targets, self.config)
+        terms = losses(predictions, targets, matches, self.config)
+        values = {name: float(value) for name, value in terms.items()}
+        return Losses(float(total(terms, self.config)), values, *((matches, costs) if details else ()))
 
     def clear(self) -> None:
         """Empty the caches of backbone features, and free their memory."""

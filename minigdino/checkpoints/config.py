@@ -96,6 +96,15 @@ class Config:
         positional_embedding_temperature: temperature of the sine embedding of image positions.
         max_text_len: maximum number of tokens in a prompt.
         layer_norm_eps: added to the variance in layer norms of enhancer and decoder.
+        auxiliary_loss: whether the decoder layers before the last one have losses. This and the next fields are used by
+            `Model.loss` only.
+        class_cost: weight of the class cost in matching.
+        bbox_cost: weight of the L1 cost in matching.
+        giou_cost: weight of the GIoU cost in matching.
+        bbox_loss_coefficient: weight of the L1 loss; that of the classification loss is 2.
+        giou_loss_coefficient: weight of the GIoU loss.
+        focal_alpha: weight, from 0 to 1, of the tokens of a phrase in the focal loss and in the class cost; the other
+            tokens have the weight 1 - focal_alpha.
 
     Raises:
         ConfigError: if no model of this geometry can be built, or a value exceeds its limit in `LIMITS`.
@@ -119,6 +128,13 @@ class Config:
     positional_embedding_temperature: float = 20
     max_text_len: int = 256
     layer_norm_eps: float = 1e-5
+    auxiliary_loss: bool = False
+    class_cost: float = 1.0
+    bbox_cost: float = 5.0
+    giou_cost: float = 2.0
+    bbox_loss_coefficient: float = 5.0
+    giou_loss_coefficient: float = 2.0
+    focal_alpha: float = 0.25
 
     def __post_init__(self):
         for name, kind in (("backbone_config", SwinConfig), ("text_config", BertConfig)):
@@ -245,7 +261,10 @@ def _has_type(value, kind):
     return type(value) in KINDS[kind]
 
 
-KINDS = {"int": (int,), "float": (int, float), "str": (str,), "SwinConfig": (SwinConfig,), "BertConfig": (BertConfig,)}
+KINDS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "SwinConfig": (SwinConfig,),
+         "BertConfig": (BertConfig,)}
+LOSS_FIELDS = ("auxiliary_loss", "class_cost", "bbox_cost", "giou_cost", "bbox_loss_coefficient",
+               "giou_loss_coefficient", "focal_alpha")  # fields that do not affect a forward pass; they may be 0
 
 
 # Largest value of each field; MAX for all others. Without these limits, a typo in a count of layers would fill memory
@@ -258,6 +277,7 @@ LIMITS = {
     "num_feature_levels": 16,  # each level halves the resolution; published: 4 and 5
     "num_queries": 4096,  # a head of the decoder compares all pairs of queries; published: 900
     "max_text_len": 4096,  # a head compares all pairs of tokens; published: 256
+    "focal_alpha": 1,
 }
 
 
@@ -275,6 +295,9 @@ def _check(c: Config):
             if not _has_type(value, f.type):
                 example = f"a {f.type} or a dict" if f.default is dataclasses.MISSING else repr(f.default)
                 raise ConfigError(f"{where}.{f.name} must look like {example}; got {brief(value)}")
+            if f.name in LOSS_FIELDS:
+                need(0 <= value <= limit, f"{f.name} must be from 0 to {limit:g}; got {brief(value)}")
+                continue
             for number in value if isinstance(value, tuple) else (value,):
                 need(not isinstance(number, (int, float)) or 1e-30 < number <= limit,
                      f"{f.name} must be positive and at most {limit:g}; got {brief(value)}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .config import Config
+from .config import LOSS_FIELDS, Config
 from .names import UNUSED
 
 
@@ -17,13 +17,14 @@ def fingerprint(tensors: Mapping[str, np.ndarray], config: Config, settings: dic
 
     Args:
         tensors: {published name: array} on the host. Those that the model does not use are skipped.
-        config: geometry of the model.
+        config: geometry of the model. Fields for losses do not count, since detections do not depend on them.
         settings: image settings, as from `ImageSettings.to_dict`.
 
     Returns:
         16 hexadecimal digits. A change of one value of a tensor, or of their order, changes them.
     """
-    digest = hashlib.blake2b(json.dumps([config.to_dict(), settings], sort_keys=True).encode(), digest_size=8)
+    geometry = {name: value for name, value in config.to_dict().items() if name not in LOSS_FIELDS}
+    digest = hashlib.blake2b(json.dumps([geometry, settings], sort_keys=True).encode(), digest_size=8)
     for name in sorted(tensors):
         if not UNUSED.fullmatch(name):
             digest.update(f"{name} {tensors[name].shape} {_hash(tensors[name])}\n".encode())

@@ -4,5 +4,7 @@ Docstrings list the inputs of a function. All other arguments are tensors of the
 tree of `checkpoints.names`, or values of its config.
 """
 
-# Modules in reading order: the model, the stages in the paper's order, each before its parts, and the common ops.
-LAYERS = ("model", "swin", "bert", "phrases", "enhancer", "fusion", "deformable", "queries", "decoder", "boxes", "ops")
+# Modules in reading order: the model, the stages in the paper's order, each before its parts, then the
+# losses and what several modules use.
+LAYERS = ("model", "swin", "bert", "phrases", "enhancer", "fusion", "deformable", "queries", "decoder", "losses",
+          "matching", "boxes", "ops")

@@ -25,9 +25,9 @@ def logit(p, eps=1e-5):
 
 
 def cxcywh_to_xyxy(boxes):
-    """Convert centre and size to corners: boxes [N, 4] -> [N, 4] as left, top, right, bottom"""
-    centre, half = boxes[:, :2], 0.5 * boxes[:, 2:]
-    return np.concatenate([centre - half, centre + half], axis=1)
+    """Convert centre and size to corners: boxes [..., 4] -> [..., 4] as left, top, right, bottom"""
+    centre, half = boxes[..., :2], 0.5 * boxes[..., 2:]
+    return np.concatenate([centre - half, centre + half], axis=-1)
 
 
 def sine_embedding(x, width, temperature):

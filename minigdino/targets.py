@@ -1,0 +1,92 @@
+"""Annotations of an image as targets of the losses: boxes in fractions of the image, and tokens of their phrases.
+
+N annotated boxes, T text tokens.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+
+from .errors import ArgumentError, brief
+from .network.losses import Targets
+from .prompt import Prompt
+
+SMALLEST = 1e-6  # side of a box, as a fraction of the image; between smaller ones, corners in float32 can be equal
+
+
+def image_targets(boxes: Sequence[Sequence[float]] | np.ndarray, labels: Sequence[str | int] | np.ndarray,
+                  prompt: Prompt, size: tuple[int, int], phrases: str | Sequence[str] = ()) -> Targets:
+    """Convert the annotations of an image.
+
+    Boxes are clipped to the image, as by the image processor of transformers. That one drops boxes without an area
+    inside the image; here they are an error.
+
+    Args:
+        boxes: [N, 4] (left, top, right, bottom) in pixels of the image.
+        labels: N phrases of the prompt, or their indices.
+        prompt: the prompt.
+        size: width and height of the image.
+        phrases: the list from which the prompt was made. Labels may have its wording too.
+
+    Returns:
+        Targets with boxes in float32.
+
+    Raises:
+        ArgumentError: if the boxes have another shape, are not finite, or have no area inside the image; if the labels
+            are no phrases of the prompt; or if their numbers differ.
+    """
+    corners, (width, height) = _corners(boxes), size
+    listed = _list(labels)
+    if len(listed) != len(corners):
+        raise ArgumentError(f"labels must have one entry for each box; got {len(listed)} for {len(corners)} "
+                            f"box{'es' * (len(corners) != 1)}")
+    names = [] if isinstance(phrases, str) else list(phrases)
+    tokens = np.zeros((len(corners), len(prompt.ids)), bool)
+    for row, label in zip(tokens, listed):
+        row[slice(*prompt.spans[_index(label, prompt.phrases, names)])] = True
+    scale = np.array([width, height, width, height], np.float64)
+    low, high = np.split(np.clip(corners, 0, scale) / scale, 2, axis=1)
+    if len(bad := np.flatnonzero((high - low).min(axis=1, initial=1) < SMALLEST)):
+        raise ArgumentError("boxes must be (left, top, right, bottom) in pixels, with an area inside the image of "
+                            f"{width} x {height}; boxes[{bad[0]}] is {brief(corners[bad[0]].tolist())}. Remove it, or "
+                            "convert the boxes: those of COCO files are (left, top, width, height)")
+    fractions = np.concatenate([(low + high) / 2, high - low], axis=1).astype(np.float32)
+    return Targets(fractions, tokens)
+
+
+def _corners(boxes):
+    """Boxes as an array [N, 4] of float64."""
+    expected = "boxes must be an array [N, 4] of finite numbers: (left, top, right, bottom) in pixels"
+    try:
+        array = np.asarray(boxes)
+    except Exception as error:  # the conversion runs methods of the caller's type
+        raise ArgumentError(f"{expected}; got {brief(boxes)} ({brief(error)})") from None
+    if not array.size and array.ndim in (1, 2):
+        return np.zeros((0, 4))
+    if array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iuf":
+        raise ArgumentError(f"{expected}; got {array.dtype} {list(array.shape)}")
+    if len(bad := np.flatnonzero(~np.isfinite(array).all(axis=1))):
+        raise ArgumentError(f"{expected}; boxes[{bad[0]}] is {brief(array[bad[0]].tolist())}")
+    return array.astype(np.float64)
+
+
+def _list(labels):
+    if isinstance(labels, (list, tuple)) or (isinstance(labels, np.ndarray) and labels.ndim == 1):
+        return list(labels)
+    raise ArgumentError(f"labels must be a list with a phrase of the prompt, or its index, for each box; got "
+                        f"{brief(labels)}")
+
+
+def _index(label, phrases, names):
+    """Index of the phrase that a label names, by its text or by its index."""
+    if isinstance(label, str):
+        for known in (phrases, names):
+            if label in known:
+                return known.index(label)
+    elif hasattr(label, "__index__") and not isinstance(label, bool) and 0 <= operator.index(label) < len(phrases):
+        return operator.index(label)
+    raise ArgumentError(f"labels must be phrases of the prompt or their indices, 0 to {len(phrases) - 1}; got "
+                        f"{brief(label)}. The phrases are {brief(phrases)}")
