@@ -83,3 +83,33 @@ def deformable_attention(queries, references, memory, sizes, p, heads, points):
                         x, y = x + dx / points * references[q, 2] / 2, y + dy / points * references[q, 3] / 2
                     out[q, head] += weights[q, m, level, point] * bilinear(image, x, y)
     return linear(out, p["output_proj"])
+
+
+def probability(logit):
+    """The logistic function of one number."""
+    return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
+
+
+def focal(logit, target, alpha, gamma):
+    """Focal loss of one logit, Eq. 2 and 5 of arXiv 1708.02002."""
+    right = logit if target else -logit
+    weight = alpha if target else 1 - alpha
+    return -weight * (1 - probability(right)) ** gamma * math.log(probability(right))
+
+
+def giou(a, b):
+    """Generalised IoU of two boxes (cx, cy, w, h), Algorithm 1 of arXiv 1902.09630."""
+    (al, at, ar, ab), (bl, bt, br, bb) = ((x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in (a, b))
+    intersection = max(0, min(ar, br) - max(al, bl)) * max(0, min(ab, bb) - max(at, bt))
+    union = a[2] * a[3] + b[2] * b[3] - intersection
+    hull = (max(ar, br) - min(al, bl)) * (max(ab, bb) - min(at, bt))
+    return intersection / union - (hull - union) / hull
+
+
+def class_cost(logits, tokens, alpha, gamma, eps):
+    """Class cost of one query and one box: as transformers computes it, and as MMDetection does."""
+    p = [probability(logit) for logit in logits]
+    yes = [-alpha * (1 - x) ** gamma * math.log(x + eps) for x in p]
+    no = [-(1 - alpha) * x**gamma * math.log(1 - x + eps) for x in p]
+    mean = sum(y - n for y, n, wanted in zip(yes, no, tokens) if wanted) / sum(tokens)
+    return mean, sum(y if wanted else n for y, n, wanted in zip(yes, no, tokens))

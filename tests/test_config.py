@@ -6,7 +6,9 @@ import pytest
 import tiny
 
 from minigdino import CheckpointError, Config, ConfigError
+from minigdino.checkpoints.config import LOSS_FIELDS
 from minigdino.checkpoints.parameters import box_head, parameters
+from minigdino.detector import EMBEDDED
 
 PUBLISHED_PARAMETERS = {  # number of parameters in the released files
     ("grounding-dino", "tiny"): 172_249_090,
@@ -114,11 +116,26 @@ def test_to_dict_and_from_dict_are_inverse():
         ({"encoder_attention_heads": 1}, "must divide 256 channels evenly; got 0"),
         ({"num_feature_levels": 2}, "must be at least the backbone's 3 feature maps; got 2"),
         ({"activation_function": "swish"}, "must be 'relu' or 'gelu'"),
+        ({"auxiliary_loss": 1}, "config.auxiliary_loss must look like False; got 1"),
+        ({"class_cost": -1}, r"class_cost must be from 0 to 1e\+07; got -1"),
+        ({"giou_loss_coefficient": float("nan")}, "giou_loss_coefficient must be from 0 to .*; got nan"),
+        ({"focal_alpha": 1.5}, "focal_alpha must be from 0 to 1; got 1.5"),
     ],
 )
 def test_unsupported_values_are_rejected_by_name(change, message):
     with pytest.raises(ConfigError, match=message):
         Config.from_dict({"model_type": "grounding-dino", **change})
+
+
+def test_fields_for_losses_are_read_and_may_be_zero():
+    values = {"auxiliary_loss": True, "class_cost": 0, "bbox_cost": 0.0, "giou_cost": 3, "bbox_loss_coefficient": 0,
+              "giou_loss_coefficient": 1.5, "focal_alpha": 0}
+    assert values.keys() == set(LOSS_FIELDS)
+    config = Config.from_dict({"model_type": "grounding-dino", **values})
+    assert {name: getattr(config, name) for name in values} == values
+    published = json.loads((EMBEDDED / "shapes" / "config.json").read_text())
+    defaults = {name: getattr(Config(), name) for name in values}
+    assert {name: published[name] for name in values} == defaults
 
 
 def test_options_without_effect_are_accepted():

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minigdino
+from minigdino.checkpoints.config import LOSS_FIELDS
 from minigdino.checkpoints.fingerprint import fingerprint
 
 MODEL = tiny.model()
@@ -57,8 +58,16 @@ def test_tensors_settings_and_geometry_count():
     assert len(others | {WANT}) == 6
 
 
+def test_fields_for_losses_do_not_count():
+    """Detections do not depend on them, and results of earlier versions keep their fingerprint."""
+    changed = dict.fromkeys(LOSS_FIELDS, 1.0) | {"auxiliary_loss": True}
+    assert fingerprint(MODEL.tensors, dataclasses.replace(MODEL.config, **changed), SETTINGS) == WANT
+    assert of(minigdino.load("shapes")) == "afa593726697960a"
+
+
 PRINT = """
 import sys, minigdino
+from minigdino.checkpoints.config import LOSS_FIELDS
 from minigdino.checkpoints.fingerprint import fingerprint
 model = minigdino.load(sys.argv[1])
 print(fingerprint(model.tensors, model.config, model.settings.to_dict()))
