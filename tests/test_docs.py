@@ -77,6 +77,15 @@ def test_snippets_of_other_packages_are_valid_python(page):
         ast.parse(code)
 
 
+def test_the_matrix_of_costs_is_the_one_that_its_snippet_draws(workplace):
+    names = {}
+    for code in blocks(parts(ROOT / "docs" / "reading" / "losses.md")[0], "python"):
+        exec(code, names)
+    drawn, shown = (path.read_text() for path in (workplace / "matching.svg", ROOT / "docs/images/matching.svg"))
+    assert drawn == shown
+    assert drawn.count("#c2410c") == 3  # one match for each box
+
+
 def test_the_readme_snippet_writes_its_image(workplace):
     exec(blocks(README, "python")[0], {})
     assert (workplace / "found.png").stat().st_size > 10_000

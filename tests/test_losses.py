@@ -158,6 +158,58 @@ def test_a_term_is_the_mean_over_boxes_of_the_matched_pairs(rng, B):
     assert terms["cardinality_error"] == abs((logits > 0).any(axis=1).sum() - B)
 
 
+class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array type to which NumPy functions dispatch. It becomes no plain array or number, and cannot be changed."""
+
+    def __init__(self, plain):
+        self.plain, self.shape = plain, plain.shape
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        assert method == "__call__" and not options
+        return Recorded(ufunc(*map(plain, inputs)))
+
+    def __array_function__(self, function, types, args, options):
+        return Recorded(function(*map(plain, args), **options))
+
+    def __getitem__(self, key):
+        return Recorded(self.plain[key])
+
+    def sum(self, **options):
+        return Recorded(self.plain.sum(**options))
+
+    def max(self, **options):
+        return Recorded(self.plain.max(**options))
+
+    def refused(self, *_):
+        raise TypeError("the gradient would be lost here")
+
+    __array__ = __bool__ = __float__ = __int__ = refused
+
+
+def plain(value):
+    """The array in a Recorded, also in a tuple or list."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(plain, value))
+    return value.plain if isinstance(value, Recorded) else value
+
+
+def test_an_array_type_passes_from_the_output_to_the_total():
+    """So gradients can be recorded. The cardinality error has none."""
+    output = MODEL.forward(MODEL.preprocess(PHOTO), MODEL.tokenize(NAMES).ids, details=True)
+    targets = Targets(boxes(np.random.default_rng(0), 3, np.float32), np.eye(3, len(output.text), 1, bool))
+    stages = losses.stages(output, True)
+    matches, _ = matching.match(stages, targets, MODEL.config)
+    expected = losses.losses(stages, targets, matches, MODEL.config)
+    arrays = {name: Recorded(getattr(output, name)) for name in ("logits", "boxes", "encoder_logits", "encoder_boxes")}
+    layers = {name: [*map(Recorded, getattr(output, name))] for name in ("layer_logits", "layer_boxes")}
+    recorded = dataclasses.replace(output, **arrays, **layers)
+    found = losses.losses(losses.stages(recorded, True), targets, matches, MODEL.config)
+    assert {name: plain(value) for name, value in found.items()} == expected
+    total = losses.total(found, MODEL.config)
+    assert isinstance(total, Recorded)
+    assert total.plain == losses.total(expected, MODEL.config)
+
+
 # Model.loss.
 
 

@@ -37,7 +37,7 @@ class Losses:
     `auxiliary_loss`.
 
     Attributes:
-        total: weighted sum of the terms: twice `loss_ce`, `loss_bbox` and `loss_giou` by the weights in the config.
+        total: weighted sum of the terms. `loss_ce` has the weight 2, `loss_bbox` and `loss_giou` those in the config.
         terms: value of each term.
 
             - "loss_ce": focal loss of all logits, divided by the number of boxes.
@@ -48,7 +48,7 @@ class Losses:
 
         matches: for each stage ("", "_enc", "_0", ...), the indices of the matched queries, and those of their boxes.
             Without details=True, this and the next field are None.
-        costs: for each stage, the cost [Q, B] of matching a query with a box.
+        costs: for each stage, the cost [Q, B] of matching each of Q queries with each of B boxes.
     """
 
     total: float

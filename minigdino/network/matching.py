@@ -113,5 +113,6 @@ def match(stages, targets, config, class_cost=class_cost):
     Returns:
         {stage: (indices of queries, indices of their boxes)} and {stage: cost [Q, B]}.
     """
-    costs = {stage: cost_matrix(*prediction, targets, config, class_cost) for stage, prediction in stages.items()}
+    costs = {stage: cost_matrix(logits, boxes, targets, config, class_cost)
+             for stage, (logits, boxes) in stages.items()}
     return {stage: assign(cost) for stage, cost in costs.items()}, costs

@@ -65,6 +65,10 @@ assert_type(found.to_json(indent=2), str)
 with minigdino.use("reference"), minigdino.trace():
     assert_type(model.forward(model.preprocess("a.png"), [101, 102]), minigdino.Output)
     assert_type(model.forward(array, model.tokenize("a cat.").ids, selected=array), minigdino.Output)
+losses = model.loss("a.png", ["a cat", "a dog"], [(0, 0, 9, 9), (0.5, 1, 9, 9)], ["a cat", 1], details=True)
+assert_type(losses, minigdino.Losses)
+assert_type(model.loss(array, "a cat.", found.boxes, found.labels).total, float)
+assert_type(model.loss(array, "a cat.", found.boxes, found.label_ids).terms, dict[str, float])
 
 model.detect("a.png", "a cat", thresold=0.3)  # type: ignore[call-overload]
 model.detect("a.png", "a cat", errors="ignore")  # type: ignore[call-overload]
