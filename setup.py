@@ -17,7 +17,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, ExecError, LinkError
 
-TWINS = ("deformable", "fusion", "ops", "products", "swin")  # compiled for every level
+TWINS = ("deformable", "fusion", "gradients", "ops", "products", "swin")  # compiled for every level
 ONCE = ("cpu", "memory", "pool")  # compiled for any CPU only
 PACKAGE = "minigdino._ext"
 NUMPY = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION")]

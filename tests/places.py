@@ -10,6 +10,7 @@ import on_host
 import pytest
 from minigdino._ext import cuda
 
+from minigdino.learning import backward  # noqa: F401  registers its twins
 from minigdino.runtime import kernels
 
 HOST, GPU = "cuda-on-host", "gpu"
@@ -36,13 +37,18 @@ def places_of(names):
     for name in sorted(names):
         for place in PLACES:
             where, marks = (place.values[0], place.marks) if hasattr(place, "values") else (place, ())
-            if where in (HOST, GPU) or has_twin(name):
+            if has_twin(name) if where not in (HOST, GPU) else runs_on_gpu(name):
                 yield pytest.param(name, where, marks=marks)
 
 
 def has_twin(name):
     """Return whether an op has a CPU twin."""
     return "numpy" in kernels.OPS[name].twins
+
+
+def runs_on_gpu(name):
+    """Return whether an op can run on a GPU. Backward passes cannot."""
+    return kernels.OPS[name].__module__.startswith("minigdino.network")
 
 
 def parts(result):

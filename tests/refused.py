@@ -53,6 +53,11 @@ def problems() -> dict[str, list[tuple]]:
         "matmul": [(array(2, 3, 5), array(2, 5, 7)), (array(3, 5), array(5, 7))],
         "relu": [(array(2, 3, 5),)],
         "softmax": [(array(2, 3, 5), 1)],
+        "through_samples": [
+            (array(7, 2, D), array(26, 2, D), ((4, 5), (2, 3)), rng.random((7, 2, 2, 3, 2)), array(7, 2, 2, 3))
+            for D in (5, 32)
+        ],
+        "through_windows": [(array(5, 7, 2, 6), array(5, 7, 3, 2, 6), array(3, 2, 6), array(2, 4, 4), 2, 1)],
         "window_attention": [windows(5, 7, 3), windows(9, 200, 3)],
     }
 

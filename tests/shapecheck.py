@@ -1,4 +1,4 @@
-"""Check the shapes in comments and docstrings of the network against the arrays of a forward pass.
+"""Check the shapes in comments and docstrings of the network and of backward passes against the arrays of a run.
 
 Three notations are checked. A letter stands for one size within a call.
 
@@ -23,6 +23,7 @@ from minigdino.inspection.tracing import is_layer
 
 COMMENT = re.compile(r"#\s*((?:\[[^\]]*\](?:, )?)+)\s*$")
 ARGUMENT = re.compile(r"\b(\w+) \[([^\]]*)\]")
+BACKWARD = "minigdino.learning.backward"
 BRACKET = re.compile(r"\[([^\]]*)\]")
 
 
@@ -78,16 +79,17 @@ def check(spec, shape, letters, where, numbers=None):
 
 @contextmanager
 def checked():
-    """Check every call of a layer function in the block; yields the set of the shapes checked so far."""
+    """Check every call of a layer function or backward pass in the block. Yields the the shapes checked so far."""
     checked_shapes: set[str] = set()
 
     def watch(frame, event, value):
         function = frame.f_code.co_name
-        if event != "return" or not is_layer(frame.f_globals.get("__name__")) or not function.isidentifier():
+        module = frame.f_globals.get("__name__")
+        if event != "return" or not (is_layer(module) or module == BACKWARD) or not function.isidentifier():
             return
         if function.startswith("__"):  # generated code has no source
             return
-        module = frame.f_globals["__name__"].rpartition(".")[2]
+        module = module.rpartition(".")[2]
         named, results = stated_shapes(frame.f_code)
         letters: dict[str, int] = {}
         numbers = {name: n for name, n in frame.f_locals.items() if (type(n) is int and len(name) > 1) or name == "k"}

@@ -244,6 +244,22 @@ def loose_both_ways_problems(draw):
 
 
 # Any size, float64: a twin may differ by a few units in the last place.
+@st.composite
+def loose_sample_gradients(draw):
+    value, levels, references, offsets, scores = draw(loose_deform_attn_problems())
+    Q, M, L, P, _ = offsets.shape
+    rng = draw(rngs())
+    return (rng.standard_normal((Q, M, value.shape[2])), value, levels, rng.uniform(-0.5, 1.5, offsets.shape),
+            rng.random((Q, M, L, P)))
+
+
+@st.composite
+def loose_window_gradients(draw):
+    qkv, *rest = draw(loose_window_problems())
+    H, W, _, M, D = qkv.shape
+    return draw(rngs()).standard_normal((H, W, M, D)), qkv, *rest
+
+
 LOOSE_PROBLEMS = {
     "add_norm": loose_add_norm_problems,
     "attend": loose_attend_problems,
@@ -259,5 +275,7 @@ LOOSE_PROBLEMS = {
     "matmul": loose_matmul_problems,
     "relu": loose_activation_problems,
     "softmax": loose_softmax_problems,
+    "through_samples": loose_sample_gradients,
+    "through_windows": loose_window_gradients,
     "window_attention": loose_window_attention_problems,
 }

@@ -10,12 +10,13 @@ import pytest
 from minigdino._ext import instruction_sets
 
 import minigdino
+from minigdino.learning import backward  # noqa: F401  registers its twins
 from minigdino.runtime import kernels
 from minigdino.runtime.bench import _machine
 
 ROOT = Path(__file__).parent.parent
 
-COMPILED = ("deformable", "fusion", "ops", "products", "swin")
+COMPILED = ("deformable", "fusion", "gradients", "ops", "products", "swin")
 OF_PRODUCTS = (", products: amx" if instruction_sets.tiles() else
                ", products: avx512bf16 in medium" if instruction_sets.pairs() else "")
 

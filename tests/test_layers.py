@@ -17,6 +17,8 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"inspection.explain", "datasets", "outputs"},
     {"__init__", "files", "evaluation.verify", "inspection.tree", "runtime.bench"},
     {"detector", "runtime.info"},
+    {"learning.gradients"},
+    {"learning.backward"},
     {"cache", "results", "targets", "video", "network.model", "checkpoints.hub", "checkpoints.reading"},
     {"checkpoints.saving"},
     # stages never import one another
@@ -26,7 +28,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"network.losses"},
     {"fonts", "image", "prompt", "checkpoints.fingerprint", "checkpoints.parameters",
      "network.fusion", "network.deformable", "network.boxes"},
-    {"checkpoints.names", "network.ops", "inspection.tracing", "runtime.device", "runtime.flops"},
+    {"checkpoints.names", "learning.recording", "network.ops", "inspection.tracing", "runtime.device", "runtime.flops"},
     {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.precision", "runtime.threads",
      "heif", "missing", "urls", "writing"},
     {"extras", "checkpoints.json_file", "checkpoints.published"},

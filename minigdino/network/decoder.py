@@ -9,7 +9,7 @@ import numpy as np
 
 from .boxes import box_positions, logit, sigmoid
 from .deformable import deformable_attention
-from .ops import add_norm, attention, feed_forward, layer_norm, mlp
+from .ops import add_norm, attention, detach, feed_forward, layer_norm, mlp
 
 
 def decoder_layer(queries, query_pos, references, vision, text, sizes, self_attn, self_attn_layer_norm,
@@ -80,5 +80,6 @@ def decoder(queries, references, vision, text, sizes, layers, norm, reference_po
                           activation=config.activation_function, eps=config.layer_norm_eps)
         states.append(layer_norm(x, **norm, eps=config.layer_norm_eps))
         # refined with the unnormalised state for the next layer; `model.forward` uses the layer-normalised one
-        boxes.append(refine(x, boxes[-1], head))
+        # A.4: gradients pass through the predicted differences only, not through the boxes that they refine
+        boxes.append(detach(refine(x, boxes[-1], head)))
     return np.stack(states), np.stack(boxes)

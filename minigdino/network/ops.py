@@ -11,6 +11,11 @@ import numpy as np
 from ..runtime.kernels import accelerated
 
 
+def detach(x):
+    """The array itself, as a constant: no gradient passes back through it. x [...] -> [...]"""
+    return np.asarray(x, like=x)
+
+
 @accelerated(numpy="minigdino._ext.ops:linear")
 def linear(x, weight, bias=None, residual=None):
     """Linear map x W^T + b, plus an optional residual.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .boxes import pixel_centres, sigmoid
-from .ops import layer_norm, linear, mlp
+from .ops import detach, layer_norm, linear, mlp
 
 
 def similarity(x, text, bias=None):
@@ -76,5 +76,6 @@ def select_queries(vision, text, sizes, enc_output, enc_output_norm, encoder_out
     scores = similarity(output, text, **encoder_output_class_embed).max(axis=-1)  # [S]
     if selected is None:
         selected = top(scores, n_queries)
-    references = sigmoid(mlp(output[selected], **encoder_output_bbox_embed) + anchors[selected])  # [Q, 4]
+    boxes = sigmoid(mlp(output[selected], **encoder_output_bbox_embed) + anchors[selected])  # [Q, 4]
+    references = detach(boxes)  # [Q, 4]; as in two-stage Deformable DETR, the decoder's losses do not train this head
     return {"scores": scores, "selected": selected, "references": references, "output": output, "anchors": anchors}

@@ -22,6 +22,8 @@ def info() -> dict:
         {op: whether its compiled twin can be used}. "models" lists sources for `load`. "missing" lists the compiled
         modules that this CPU could use but that were not built or cannot be loaded, with the reasons.
     """
+    from ..learning import backward  # noqa: F401  registers its twins, which nothing else needs so far
+
     blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     return {
         "minigdino": __version__,

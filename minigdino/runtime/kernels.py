@@ -16,8 +16,8 @@ from .._ext.instruction_sets import levels, load, load_for, module_of, problems
 from ..errors import ArgumentError, brief
 
 __all__ = [
-    "MODES", "OPS", "accelerated", "array_library", "levels", "levels_in_use", "live", "load", "load_for", "missing",
-    "mode", "opened", "require_gil", "traced", "use",
+    "MODES", "OPS", "accelerated", "array_library", "intercepted", "levels", "levels_in_use", "live", "load",
+    "load_for", "missing", "mode", "opened", "require_gil", "traced", "use",
 ]
 
 MODES = ("fast", "reference")
@@ -28,6 +28,8 @@ OPS: dict[str, Callable] = {}  # name -> op; the tests iterate over it, so every
 _reference_lock = threading.RLock()
 _announced = False
 _mode: ContextVar[str | None] = ContextVar("minigdino kernels", default=None)  # None: MINIGDINO_KERNELS decides
+# None: an op runs itself
+_runner: ContextVar[Callable | None] = ContextVar("minigdino runner of ops", default=None)
 
 
 class _Opened(threading.local):
@@ -92,6 +94,21 @@ def opened(wanted: Callable[[Callable], bool]) -> Iterator[None]:
         predicates.discard(reference)
 
 
+@contextmanager
+def intercepted(run: Callable | None) -> Iterator[None]:
+    """Let a function run the ops of this thread until the block ends.
+
+    Args:
+        run: called as run(op, args, kwargs) instead of op(*args, **kwargs). None: ops run themselves again.
+    """
+    before = _runner.get()
+    try:
+        _runner.set(run)
+        yield
+    finally:
+        _runner.set(before)
+
+
 def traced() -> bool:
     """Return whether this thread is in an `opened` block, which `trace` opens: every step must run."""
     return bool(_opened.predicates)
@@ -115,6 +132,8 @@ def accelerated(**twins: str):
     def decorate(reference):
         @functools.wraps(reference)
         def op(*args, **kwargs):
+            if run := _runner.get():
+                return run(op, args, kwargs)
             library, twin = array_library(args), None
             path = twins.get(library)
             if path and mode() == "fast" and not _is_opened(reference):

@@ -3,7 +3,8 @@
     python tests/golden/make.py
 
 The models are `Model.random` of the config in tests/tiny.py, so the files need not store weights. For each step they
-hold at most 64 evenly spaced values, under its path in `minigdino.trace`.
+hold at most 64 evenly spaced values, under its path in `minigdino.trace`. Two more files hold samples of the gradients
+of a weighted sum of all outputs, by the names of the checkpoint's tensors.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ sys.path.insert(0, str(HERE.parent))
 
 import tiny  # noqa: E402
 from test_golden import CASES, pixels_of, sample, weights_digest  # noqa: E402
+from test_gradients import eight, output_weights  # noqa: E402
+
+from minigdino.checkpoints.names import UNUSED, published  # noqa: E402
 
 CLASSES = {"grounding-dino": GroundingDinoForObjectDetection, "mm-grounding-dino": MMGroundingDinoForObjectDetection}
 
@@ -55,12 +59,17 @@ def steps_of(network):
         )
 
 
-def record(case):
-    """Run transformers on a case -> {path: sampled values}, plus the selected queries and a digest of the weights"""
+def load(case):
+    """The random model of a case, and the same of transformers"""
     model = tiny.model(case["family"], **case["geometry"])
     with tempfile.TemporaryDirectory() as directory:
         model.save(directory)
-        network = CLASSES[case["family"]].from_pretrained(directory).eval()
+        return model, CLASSES[case["family"]].from_pretrained(directory).eval()
+
+
+def record(case):
+    """Run transformers on a case -> {path: sampled values}, plus the selected queries and a digest of the weights"""
+    model, network = load(case)
     values, handles = {}, []
     for path, module, array_of in steps_of(network):
         handles.append(
@@ -89,8 +98,32 @@ def record(case):
     }
 
 
+def layers_of(network, out):
+    """Logits and boxes of each decoder layer; transformers returns those of the last one only."""
+    references = [out.init_reference_points, *out.intermediate_reference_points.unbind(1)]
+    for i, (states, boxes) in enumerate(zip(out.intermediate_hidden_states.unbind(1), references)):
+        text = out.encoder_last_hidden_state_text
+        logits = network.class_embed[i](states, text, torch.ones(text.shape[:2], dtype=torch.bool))
+        yield logits[..., : text.shape[1]], (network.bbox_embed[i](states) + torch.special.logit(boxes, 1e-5)).sigmoid()
+
+
+def record_gradients(case):
+    """Gradients of a case by autograd -> names of all tensors, eight values of each gradient, its largest one"""
+    _, network = load(case)
+    out = network(torch.tensor(pixels_of(case))[None], torch.tensor(case["ids"])[None])
+    logits, boxes = (torch.cat(parts) for parts in zip(*layers_of(network, out)))
+    tokens = out.enc_outputs_class[0, :, : len(case["ids"])], out.enc_outputs_coord_logits[0].sigmoid()
+    sum((x * torch.tensor(output_weights(x.shape))).sum() for x in (logits, boxes, *tokens)).backward()
+    found = {published(name): np.zeros(x.shape) if x.grad is None else x.grad.numpy()
+             for name, x in network.named_parameters()}
+    names = sorted(name for name in found if not UNUSED.fullmatch(name))
+    return {"names": np.array(names), "values": np.stack([eight(found[name]) for name in names]),
+            "largest": np.array([abs(found[name]).max() for name in names], np.float32)}
+
+
 if __name__ == "__main__":
     for name, case in CASES.items():
         values = record(case)
         np.savez_compressed(HERE / f"{name}.npz", **values)
+        np.savez_compressed(HERE / f"{name}_gradients.npz", **record_gradients(case))
         print(f"{name}: {len(values) - 2} steps, {(HERE / f'{name}.npz').stat().st_size} bytes")

@@ -1,0 +1,1 @@
+"""How the models learn: gradients through the functions of `minigdino.network`."""
