@@ -2,8 +2,8 @@
 
     python -m benchmarks [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT] [--threads N] [--rounds N] ...
 
-Requires the extra `bench`. Each part is also a command: benchmarks.peers, .stages, .products, .throughput, .growth,
-.detections and .agreement.
+Requires the extra `bench`. Each part is also a command: benchmarks.peers, .stages, .products, .throughput, .learning,
+.growth, .detections and .agreement.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import sys
 import tempfile
 
-from . import agreement, detections, growth, peers, processes, products, stages, throughput
+from . import agreement, detections, growth, learning, peers, processes, products, stages, throughput
 
 
 def main() -> int:
@@ -32,6 +32,8 @@ def main() -> int:
         products.report(options)
         print("## Throughput", end="\n\n", flush=True)
         throughput.report(options)
+        print("## Learning", end="\n\n", flush=True)
+        learning.report(options)
         print("## Growth", end="\n\n", flush=True)
         growth.report(options)
         print("## Start-up and memory", end="\n\n", flush=True)

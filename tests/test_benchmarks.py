@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import minigdino
-from benchmarks import agreement, case, peers, processes, products, stages, throughput, worker
+from benchmarks import agreement, case, learning, peers, processes, products, stages, throughput, worker
 from minigdino.runtime.bench import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -156,6 +156,22 @@ def test_stages_of_every_precision_are_side_by_side():
 def test_stages_are_medians_over_the_rounds():
     runs = [{"flop": {"decoder": 6e9}, "seconds": {"decoder": s}} for s in (1.0, 2.0, 9.0)]
     assert stages.table({"highest": runs, "high": runs[:1]})[2] == "| decoder | 6.00 | 2.000 | 3.0 | 1.000 | 6.0 |"
+
+
+def test_steps_of_learning_with_and_without_frozen_parts(inputs):
+    for trained, program in learning.RUNS:
+        if program != "transformers":
+            found = learning.measure(program, trained, case.SHAPES, inputs, 1)
+            assert len(found["seconds"]) == 2 and found["peak"] > 1e6
+
+
+def test_steps_of_learning_are_compared_within_a_round():
+    def runs(*seconds):
+        return [{"seconds": [9, s], "peak": 2e9} for s in seconds]
+
+    found = {("all", "minigdino"): runs(3, 4, 1), ("all", "transformers"): runs(2, 8, 2)}
+    assert learning.table(found)[2:] == ["| all | minigdino | 3.00 | 0.50 | 2.0 GB |",
+                                         "| all | transformers | 2.00 | 1.00 | 2.0 GB |"]
 
 
 def test_rates_of_products():

@@ -1,0 +1,141 @@
+"""Measure the loss and its gradients for one image, beside PyTorch through transformers.
+
+    python -m benchmarks.learning [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT] [--threads N]
+                                  [--rounds N] [--passes N]
+
+Two settings: every tensor is trained, or the image and text backbones are frozen. "minigdino-cached" reads the features
+of the frozen backbones instead of computing them, as `minigdino train` does. Each program runs in its own process, one
+at a time. The table shows medians over all rounds, and ratios of runs in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+
+from .case import case as case_of
+from .peers import add_passes, machine
+from .processes import add_options, add_rounds, alternate, call, prepared, steady
+
+FROZEN = ("model.backbone.", "model.text_backbone.")
+RUNS = [("all", "minigdino"), ("all", "minigdino-recompute"), ("all", "transformers"),
+        ("frozen", "minigdino"), ("frozen", "minigdino-cached"), ("frozen", "transformers")]
+BOXES = ((0.3, 0.4, 0.2, 0.3), (0.7, 0.5, 0.3, 0.2), (0.5, 0.5, 0.9, 0.8))  # (cx, cy, w, h)
+
+
+def minigdino_step(checkpoint, pixels, ids, program, frozen):
+    """Return a function that computes the loss and its gradients."""
+    import numpy as np
+
+    import minigdino
+    from minigdino.checkpoints.names import UNUSED
+    from minigdino.checkpoints.weights import build
+    from minigdino.learning.gradients import value_and_gradients
+    from minigdino.learning.recording import values
+    from minigdino.network import losses, matching
+    from minigdino.network.model import forward
+    from minigdino.network.phrases import PUBLISHED_DELIMITERS
+
+    model = minigdino.load(checkpoint)
+    used = {name: tensor for name, tensor in model.tensors.items() if not UNUSED.fullmatch(name)}
+    trained = {name: tensor for name, tensor in used.items() if not (frozen and name.startswith(FROZEN))}
+    tokens = np.zeros((len(BOXES), len(ids)), bool)
+    tokens[:, 1 : next(i for i in range(1, len(ids)) if ids[i] in PUBLISHED_DELIMITERS)] = True  # the first phrase
+    targets = losses.Targets(np.array(BOXES, np.float32), tokens)
+    features = {}
+    if program == "minigdino-cached":
+        output = model.forward(pixels, ids)
+        features = {"image_features": output.image_features}
+
+    def loss(tensors):
+        output = forward(pixels, ids, PUBLISHED_DELIMITERS, build({**used, **tensors}, model.config), model.config,
+                         details=True, **features)
+        stages = losses.stages(output, auxiliary=True)
+        matches, _ = matching.match(values(stages), targets, model.config)
+        return losses.total(losses.losses(stages, targets, matches, model.config), model.config)
+
+    return lambda: value_and_gradients(loss, trained, recompute=program == "minigdino-recompute")
+
+
+def transformers_step(checkpoint, pixels, ids, frozen):
+    """Return the same function of PyTorch."""
+    import torch
+
+    from .reference import Reference
+
+    network = Reference(checkpoint).network.requires_grad_(True)
+    network.config.auxiliary_loss = True
+    for part in (network.model.backbone, network.model.text_backbone) if frozen else ():
+        part.requires_grad_(False)
+    labels = [{"class_labels": torch.zeros(len(BOXES), dtype=torch.long), "boxes": torch.tensor(BOXES)}]
+
+    def step():
+        network.zero_grad()
+        network(pixel_values=torch.tensor(pixels)[None], input_ids=torch.tensor(ids)[None],
+                labels=labels).loss.backward()
+
+    return step
+
+
+def measure(program: str, trained: str, checkpoint, inputs, passes: int) -> dict:
+    """Measure in this process. Returns {"seconds": [...], "peak": bytes}."""
+    import numpy as np
+
+    with np.load(inputs) as given:
+        pixels, ids = given["pixels"], given["ids"]
+    frozen = trained == "frozen"
+    step = (transformers_step(checkpoint, pixels, ids, frozen) if program == "transformers" else
+            minigdino_step(checkpoint, pixels, ids, program, frozen))
+    seconds = []
+    for _ in range(1 + passes):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def table(found: dict[tuple[str, str], list[dict]]) -> list[str]:
+    """Make the table, as lines of Markdown.
+
+    Args:
+        found: {(trained, program): results of `measure`, one per round}.
+    """
+    lines = ["| trained | program | seconds | beside transformers | peak memory |", "|---|---|---|---|---|"]
+    for (trained, program), runs in found.items():
+        seconds = [steady(run["seconds"]) for run in runs]
+        theirs = [steady(run["seconds"]) for run in found[trained, "transformers"]]
+        ratio = statistics.median(ours / other for ours, other in zip(seconds, theirs))
+        peak = statistics.median(run["peak"] for run in runs) / 1e9
+        lines.append(f"| {trained} | {program} | {statistics.median(seconds):.2f} | {ratio:.2f} | {peak:.1f} GB |")
+    return lines
+
+
+def report(options) -> None:
+    """Measure, and print the table."""
+    found: dict[tuple[str, str], list[dict]] = {run: [] for run in RUNS}
+    with prepared(options) as case:
+        for trained, program in alternate(tuple(found), options.rounds):
+            output = call("learning", "--inside", program, "--trained", trained, "--folder", case.folder, "--model",
+                          case.checkpoint, "--passes", options.passes, "--threads", options.threads,
+                          threads=options.threads)
+            found[trained, program].append(json.loads(output.splitlines()[-1]))
+    print(f"{machine(options.threads)}; image {options.size[0]} x {options.size[1]}; {options.rounds} rounds of "
+          f"{options.passes} steps, after one for warm-up", end="\n\n")
+    print(*table(found), sep="\n", end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for add in (add_options, add_rounds, add_passes):
+        add(options)
+    options.add_argument("--inside", help=argparse.SUPPRESS)
+    options.add_argument("--trained", help=argparse.SUPPRESS)
+    options = options.parse_args()
+    if options.inside:
+        case = case_of(options.folder, options.model)
+        print(json.dumps(measure(options.inside, options.trained, case.checkpoint, case.inputs, options.passes)))
+    else:
+        report(options)
