@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import numbers
 import os
 import sys
 import tempfile
@@ -17,23 +18,26 @@ import numpy as np
 from PIL import Image
 
 from .checkpoints.json_file import open_regular, status
-from .errors import ArgumentError, ImageError, brief
+from .errors import ArgumentError, ImageError, brief, from_signal_handler
 from .extras import require
 from .image import open_image
-from .urls import is_url
-from .writing import replace_file
+from .urls import is_url, shown
+from .writing import check_writable, reason, replace_file
 
 # Containers that are read, by FFmpeg's names. Others, such as playlists, can name further files and servers.
 CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "ogg", "flv", "asf",
               "mxf", "gif")
 OUTPUTS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # ending of a file -> container that is written
+OLDEST = 17, 1  # version of PyAV
 BLOCK = 2**20  # bytes
+THREADS = 1  # of FFmpeg: a forked child would wait forever for more, at the latest when it exits
 
 
 def frames(source: str | os.PathLike[str] | int, every: int = 1) -> Iterator[np.ndarray]:
     """Yield the frames of a video, as images for `detect`. One frame is in memory at a time.
 
-    The file is opened when the first frame is requested, and closed after the last one, or with the iterator.
+    The file is opened when the first frame is requested, and closed after the last one, or with the iterator. All
+    frames must be requested in one process.
 
     Args:
         source: path of a video file, or number of a camera on Linux: 0 for /dev/video0. Frames of a camera wait in a
@@ -45,7 +49,7 @@ def frames(source: str | os.PathLike[str] | int, every: int = 1) -> Iterator[np.
         is applied.
 
     Raises:
-        ArgumentError: if an argument is invalid, or PyAV is not installed.
+        ArgumentError: if an argument is invalid, or PyAV is not installed; also for a frame, in a forked process.
         ImageError: if the file is missing; also for a frame, if the file or the camera cannot be read there.
     """
     if isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1:
@@ -67,8 +71,8 @@ def rate(path: str | os.PathLike[str]) -> float:
         ImageError: if the file cannot be read, or does not state its rate.
     """
     _av()
-    with _opened(_checked_path(path)) as container:
-        if found := container.streams.video[0].average_rate:
+    with _opened(_checked_path(path)) as (_, stream, _):
+        if found := stream.average_rate:
             return float(found)
     raise ImageError(f"{path}: expected a video that states its number of frames per second; got none")
 
@@ -88,26 +92,53 @@ def write(path: str | os.PathLike[str], pictures: Iterable[Image.Image | np.ndar
         ArgumentError: if the file exists or cannot be written, if an argument is invalid, or PyAV is not installed.
         ImageError: if a picture cannot be read.
     """
-    av, path = _av(), Path(path)
-    if (container_format := OUTPUTS.get(path.suffix.lower())) is None:
+    av, path = _av(), _new_path(path)
+    if isinstance(rate, bool) or not isinstance(rate, (numbers.Real, Fraction)) or not 0.01 <= rate <= 1000:
+        raise ArgumentError(f"rate must be a number of frames per second, 0.01 to 1000; got {brief(rate)}")
+    single = isinstance(pictures, (str, bytes, os.PathLike, Image.Image)) or getattr(pictures, "ndim", 4) != 4
+    if single or not isinstance(pictures, Iterable):
+        raise ArgumentError(f"pictures must be a list or another iterable of images; got {type(pictures).__name__}")
+    check_writable(path)  # before the first picture, which may take long
+    with tempfile.TemporaryFile(dir=path.parent, buffering=0) as temporary:
+        file = _File(temporary)
+        try:
+            with av.open(file, "w", format=OUTPUTS[path.suffix.lower()]) as container:
+                for _ in _encode(av, container, pictures, Fraction(float(rate)).limit_denominator(10_000)):
+                    _check_written(file, path)
+        except av.error.FFmpegError as error:
+            _check_written(file, path)
+            raise ArgumentError(f"{path}: the video cannot be encoded ({brief(error)}). Choose another size or "
+                                "rate") from None
+        _check_written(file, path)
+        _new_path(path)  # another program can have written it meanwhile
+        temporary.seek(0)
+        replace_file(path, iter(partial(temporary.read, BLOCK), b""))
+
+
+def _new_path(path) -> Path:
+    """Check the path of a video that is to be written."""
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise ArgumentError(f"a video must be written to a path; got {type(path).__name__}")
+    if is_url(path):
+        raise ArgumentError(f"{shown(str(path))}: a video must be written to this machine; got a URL. Choose a path")
+    path = Path(path)
+    if path.suffix.lower() not in OUTPUTS:
         raise ArgumentError(f"{path}: expected a video with one of the endings {', '.join(OUTPUTS)}; got "
                             f"{brief(path.suffix)}. Choose another name")
     if status(path, follow=False):
         raise ArgumentError(f"{path} exists already, and is not replaced. Choose another name, or delete it first")
-    if isinstance(rate, bool) or not isinstance(rate, (int, float, Fraction)) or not 0.01 <= rate <= 1000:
-        raise ArgumentError(f"rate must be a number of frames per second, 0.01 to 1000; got {brief(rate)}")
-    with tempfile.TemporaryFile() as file:
-        try:
-            with av.open(file, "w", format=container_format) as container:
-                _encode(av, container, pictures, Fraction(rate).limit_denominator(10_000))
-        except av.error.FFmpegError as error:
-            raise ArgumentError(f"{path}: the video cannot be encoded ({brief(error)}). Choose another size or "
-                                "rate") from None
-        file.seek(0)
-        replace_file(path, iter(partial(file.read, BLOCK), b""))
+    return path
+
+
+def _check_written(file, path):
+    try:
+        file.check()
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot write there ({reason(error)}). Choose another path") from None
 
 
 def _encode(av, container, pictures, rate):
+    """Encode pictures. Yields after each."""
     codec, stream = "libx264" if "libx264" in av.codecs_available else "mpeg4", None
     for picture in pictures:
         pixels = np.asarray(open_image(picture))  # [H, W, 3]
@@ -116,17 +147,23 @@ def _encode(av, container, pictures, rate):
         if stream is None:
             stream = container.add_stream(codec, rate=rate)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            stream.codec_context.thread_count = THREADS
         if (width, height) != (stream.width, stream.height):
             raise ArgumentError(f"all pictures of a video must have the size of the first, {stream.width} x "
                                 f"{stream.height}; got {width} x {height}. Resize them first")
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(_converted(av.VideoFrame.from_ndarray(pixels, format="rgb24"), stream.pix_fmt)))
+        yield
     if stream is None:
         raise ArgumentError("a video must have at least one picture; got none")
     container.mux(stream.encode())
 
 
 def _av() -> Any:
-    return require("av", "video")
+    av = require("av", "video")
+    if tuple(map(int, av.__version__.split(".")[:2])) < OLDEST:  # whose options for streams corrupt memory
+        raise ArgumentError(f"video needs PyAV {'.'.join(map(str, OLDEST))} or later; got {av.__version__}. Run: pip "
+                            "install --upgrade av")
+    return av
 
 
 def _checked_path(path) -> Path:
@@ -140,9 +177,49 @@ def _checked_path(path) -> Path:
     return path
 
 
+class _File:
+    """A file for PyAV, which drops or prints most exceptions of a file. So the first one is kept, for `check`.
+
+    It has no effect in a forked child: when the child ends, PyAV would write the end of a video there, too.
+    """
+
+    def __init__(self, file):
+        self._file, self._process, self._error = file, os.getpid(), None
+        self.tell = file.tell
+
+    def read(self, n):
+        """Read at most n bytes; none after an exception."""
+        return self._kept(self._file.read, n) or b""
+
+    def write(self, data):
+        """Write all bytes, or as many as fit, and return the number of all."""
+        left = memoryview(data)
+        while left and (n := self._kept(self._file.write, left)):
+            left = left[n:]
+        return len(data)
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        """Change the position, and return it; -1 if there is no such position, as in damaged files."""
+        position = self._kept(self._file.seek, offset, whence, ignored=(OSError, ValueError))
+        return -1 if position is None else position
+
+    def check(self):
+        """Raise the exception that was kept, if any."""
+        if self._error:
+            raise self._error
+
+    def _kept(self, function, *args, ignored=()):
+        """Call a function. Returns None if it raises, did so before, or in a forked child."""
+        try:
+            return function(*args) if os.getpid() == self._process and not self._error else None
+        except BaseException as error:
+            if not isinstance(error, ignored) or from_signal_handler(error):
+                self._error = error
+
+
 def _file_frames(path, every):
-    with _opened(path) as container:
-        yield from _decoded(container, path, every)
+    with _opened(path) as (container, stream, file):
+        yield from _decoded(container, stream, path, every, file)
 
 
 def _camera_frames(number, every):
@@ -156,42 +233,56 @@ def _camera_frames(number, every):
         raise ImageError(f"{name}: the camera cannot be opened ({brief(error)}). Check its number and its "
                          "permissions") from None
     with container:
-        yield from _decoded(container, name, every)
+        yield from _decoded(container, container.streams.video[0], name, every)
 
 
 @contextlib.contextmanager
 def _opened(path):
-    """A video file as a container of PyAV with a video stream."""
+    """A video file as a container of PyAV, its video stream, and its `_File`."""
     av = _av()
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(open_regular(path))
-            # FFmpeg gets no path, which it could take for a protocol, and opens no other file
-            container = stack.enter_context(av.open(file, container_options={
-                "format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}))
+            file = _File(stack.enter_context(open_regular(path)))
+            with _checked(file):
+                # FFmpeg gets no path, which it could take for a protocol, and opens no other file. It already decodes
+                # frames here. Metadata are not used, and often not UTF-8.
+                container = stack.enter_context(av.open(
+                    file, metadata_errors="replace", options=_pixel_limit(Image.MAX_IMAGE_PIXELS),
+                    container_options={"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}))
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise ImageError(f"{path}: not a readable video ({brief(error)}); expected a complete file, such as .mp4, "
                              ".mkv or .avi") from None
-        if not container.streams.video:
-            raise ImageError(f"{path}: expected a video; got a file without pictures")
-        if container.streams.video[0].codec_context is None:
+        stream = next((s for s in container.streams.video if not s.disposition.value & COVER), None)
+        if stream is None:
+            raise ImageError(f"{path}: expected a video; got a file without pictures, or with a cover only")
+        if stream.codec_context is None:
             raise ImageError(f"{path}: expected a video in a codec that PyAV decodes; got another one, or damaged "
                              "data. Convert it with another program")
-        yield container
+        yield container, stream, file
 
 
-def _decoded(container, name, every):
-    """Yield every n-th frame of a container as an upright RGB array."""
-    stream = container.streams.video[0]
-    if limit := Image.MAX_IMAGE_PIXELS:
-        if (n := stream.codec_context.width * stream.codec_context.height) > limit:
-            raise ImageError(f"{name}: expected frames of at most {limit} pixels; got {n}. If you trust the file, "
-                             "raise PIL.Image.MAX_IMAGE_PIXELS")
-        # the size can change in the middle; twice the limit, because the buffers of a decoder have a margin
-        stream.codec_context.options = {"max_pixels": str(2 * limit)}
+COVER = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+
+
+def _pixel_limit(limit):
+    """Options of a decoder. The limit is doubled, because its buffers have a margin."""
+    return {"max_pixels": str(2 * limit)} if limit else {}
+
+
+def _decoded(container, stream, name, every, file=None):
+    """Yield every n-th frame of a container as an upright RGB array. A camera has no `_File`."""
+    context, limit, process = stream.codec_context, Image.MAX_IMAGE_PIXELS, os.getpid()
+    if limit and (n := context.width * context.height) > limit:
+        raise ImageError(f"{name}: expected frames of at most {limit} pixels; got {n}. If you trust the file, raise "
+                         "PIL.Image.MAX_IMAGE_PIXELS")
+    context.options = _pixel_limit(limit)  # the size can change in the middle
+    context.thread_count = THREADS
     decoding = container.decode(stream)
     for number in itertools.count():
-        with _reading(name, number):
+        if os.getpid() != process:  # both have one position in the file
+            raise ArgumentError(f"{name}: expected all frames to be requested in one process; got a fork in between. "
+                                "Call frames in the new process")
+        with _reading(name, number), _checked(file):
             frame = next(decoding, None)
         if frame is None and number == 0:
             raise ImageError(f"{name}: expected a video with frames; got none. The file may be damaged")
@@ -202,16 +293,32 @@ def _decoded(container, name, every):
 
 
 @contextlib.contextmanager
+def _checked(file):
+    """Raise the exception that a `_File` has kept, if any, instead of that of PyAV."""
+    try:
+        yield
+    finally:
+        if file:
+            file.check()
+
+
+@contextlib.contextmanager
 def _reading(name, number):
     """Turn exceptions of FFmpeg into an ImageError."""
     try:
         yield
     except (_av().error.FFmpegError, OSError, ValueError) as error:
-        raise ImageError(f"{name}: frame {number} cannot be decoded ({brief(error)}). The file may be damaged; convert "
-                         "it with another program") from None
+        too_large = f", or have frames of more than {limit} pixels" if (limit := Image.MAX_IMAGE_PIXELS) else ""
+        raise ImageError(f"{name}: frame {number} cannot be decoded ({brief(error)}). The file may be damaged"
+                         f"{too_large}; convert it with another program") from None
 
 
 def _upright(frame, name, number):
     with _reading(name, number):
         turns = round(frame.rotation / 90)  # counterclockwise
-        return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+        return np.ascontiguousarray(np.rot90(_converted(frame, "rgb24").to_ndarray(), turns))
+
+
+def _converted(frame, pixel_format):
+    """Convert a frame. The converter is not kept, because it can have threads; see THREADS."""
+    return _av().video.reformatter.VideoReformatter().reformat(frame, format=pixel_format)

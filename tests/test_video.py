@@ -1,5 +1,7 @@
 """Video: frames as images, upright and one at a time; damaged files; pictures as a video."""
 
+import contextlib
+import errno
 import gc
 import io
 import itertools
@@ -7,7 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 import weakref
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +38,12 @@ def picture(number):
     return pixels
 
 
-def encoded(container="mp4", n=N, codec="mpeg4", rate=10, scale=1):
+def encoded(container="mp4", n=N, codec="mpeg4", rate=10, scale=1, title=None):
     """The bytes of a video with N pictures."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
+        if title:
+            output.metadata["title"] = title
         stream = output.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = scale * WIDTH, scale * HEIGHT, "yuv420p"
         for number in range(n):
@@ -155,6 +162,119 @@ def test_the_rate(clip):
     assert video.rate(clip) == 10
 
 
+@pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
+def test_a_title_in_another_encoding_than_utf8(tmp_path, container):
+    data = encoded(container, title="A title")
+    (tmp_path / "clip").write_bytes(data.replace(b"A title", b"caf\xe9 \xff\xfe"))
+    assert len(list(minigdino.frames(tmp_path / "clip"))) == N
+    assert video.rate(tmp_path / "clip") == 10
+
+
+def with_cover(path, other):
+    """Write a file whose first stream is a cover, and whose second stream is sound or a video."""
+    cover = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(cover, "JPEG")
+    with av.open(path, "w") as output:
+        stream = output.add_stream("mjpeg", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuvj420p"
+        stream.disposition = av.stream.Disposition.attached_pic
+        if other == "video":
+            second = output.add_stream("mpeg4", rate=10)
+            second.width, second.height, second.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            packets = second.encode(av.VideoFrame.from_ndarray(picture(1), format="rgb24"))
+        else:
+            second = output.add_stream("aac", rate=8000, layout="mono")
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            sound.sample_rate = 8000
+            packets = second.encode(sound)
+        packet = av.Packet(cover.getvalue())
+        packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1)
+        for one in (packet, *packets, *second.encode()):
+            output.mux(one)
+
+
+def test_a_cover_is_no_frame(tmp_path):
+    with_cover(tmp_path / "clip.mp4", "video")
+    image, = minigdino.frames(tmp_path / "clip.mp4")
+    close_to(image[30:, :], picture(1)[30:, :])
+    with_cover(tmp_path / "song.mp4", "sound")
+    for read in (video.rate, lambda path: next(minigdino.frames(path))):
+        with pytest.raises(ImageError, match=r"song.mp4: expected a video; got a file without pictures, or with a cov"):
+            read(tmp_path / "song.mp4")
+
+
+# ---- processes
+
+
+def exit_status(pid):
+    """The status of a child process, which is ended after some seconds."""
+    end = time.monotonic() + 20
+    while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return "hangs"
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(found[1])
+
+
+def in_child(function):
+    """Call a function in a forked process. Returns its status: 0 without an exception."""
+    if (pid := os.fork()) == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        finally:
+            os._exit(status)
+    return exit_status(pid)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "mpeg4"), ("matroska", "ffv1"), ("mp4", "libx264")])
+def test_a_forked_process_can_close_and_open_but_not_continue(tmp_path, container, codec):
+    if codec not in av.codecs_available:
+        pytest.skip(f"needs {codec}")
+    (tmp_path / "clip").write_bytes(encoded(container, codec=codec, scale=4))
+    want = list(minigdino.frames(tmp_path / "clip"))
+    images = minigdino.frames(tmp_path / "clip")
+    found = [next(images)]
+
+    def continued():
+        with pytest.raises(ArgumentError, match="expected all frames to be requested in one process; got a fork"):
+            next(images)
+
+    def opened():
+        assert len(list(minigdino.frames(tmp_path / "clip"))) == N
+
+    assert [in_child(continued), in_child(images.close), in_child(opened)] == [0, 0, 0]
+    found += images  # undisturbed
+    np.testing.assert_array_equal(found, want)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_while_a_video_is_written_can_end(tmp_path):
+    """The child ends as by `sys.exit`: the exception leaves `write`, which closes the video in the child, too."""
+    statuses, parent = [], os.getpid()
+
+    def pictures():
+        for number in range(60):  # an encoder starts its threads late
+            yield np.roll(picture(1).repeat(4, 0).repeat(4, 1), number, 1)
+        if (pid := os.fork()) == 0:
+            raise SystemExit
+        statuses.append(exit_status(pid))
+
+    try:
+        video.write(tmp_path / "found.mp4", pictures())
+    except SystemExit:
+        assert os.getpid() != parent
+        os._exit(0)
+    assert statuses == [0]
+    assert len(list(minigdino.frames(tmp_path / "found.mp4"))) == 60
+
+
 # ---- refused
 
 
@@ -238,12 +358,67 @@ def test_a_damaged_file_gives_fewer_frames_or_an_error_of_the_image(tmp_path_fac
         assert "damaged: " in str(error)
 
 
+def test_a_damaged_file_prints_nothing(tmp_path, capfd):
+    """Offsets far outside of the file, to which FFmpeg tries to go."""
+    data = bytearray(encoded("mp4", 20))
+    start = data.index(b"stco") + 12
+    for i, offset in enumerate([0xFFFFFFFF, 0x7FFFFFFF, 0x80000000]):
+        data[start : start + 4] = offset.to_bytes(4, "big")
+        (tmp_path / f"{i}.mp4").write_bytes(data)
+    data = bytearray(encoded("matroska", 20))
+    data[40:60] = b"\xff" * 20
+    (tmp_path / "3.mp4").write_bytes(data)
+    for path in sorted(tmp_path.iterdir()):
+        with contextlib.suppress(ImageError):
+            list(minigdino.frames(path))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("reads", [0, 1])
+def test_an_error_of_the_disk_is_named(clip, monkeypatch, reads):
+    class File(io.BytesIO):
+        left = reads
+
+        def read(self, n=-1):
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(min(n, 1000))
+
+    monkeypatch.setattr(video, "open_regular", lambda path: File(clip.read_bytes()))
+    with pytest.raises(ImageError, match="clip.mp4: .*Input/output error"):
+        list(minigdino.frames(clip))
+
+
 def test_frames_with_too_many_pixels_are_refused(clip, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ImageError, match=f"expected frames of at most 1000 pixels; got {HEIGHT * WIDTH}.*raise"):
+    with pytest.raises(ImageError, match="frame 0 cannot be decoded .* or have frames of more than 1000 pixels; conv"):
+        next(minigdino.frames(clip))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)
+    with pytest.raises(ImageError, match=f"expected frames of at most 3071 pixels; got {HEIGHT * WIDTH}.*raise"):
         next(minigdino.frames(clip))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert len(list(minigdino.frames(clip))) == N
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the memory from Linux")
+def test_a_large_frame_is_not_decoded_when_the_file_is_opened(tmp_path):
+    """FFmpeg decodes the first frames to find the parameters that the header lacks."""
+    size, file = 4096, io.BytesIO()
+    Image.new("RGB", (size, size)).save(file, "PNG")
+    with av.open(tmp_path / "clip.avi", "w") as output:
+        stream = output.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "rgb24"
+        packet = av.Packet(file.getvalue())
+        packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1, 10)
+        output.mux(packet)
+    code = ("import sys, minigdino\nfrom PIL import Image\nImage.MAX_IMAGE_PIXELS = 10**5\n"
+            "peak = lambda: int(next(x for x in open('/proc/self/status') if x[:6] == 'VmHWM:').split()[1])\n"
+            "import av\nbefore = peak()\n"
+            "try: next(minigdino.frames(sys.argv[1]))\nexcept minigdino.ImageError: print(peak() - before)")
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path / "clip.avi"], cwd=Path(__file__).parent.parent,
+                         capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 3 * size**2 / 1024 / 4  # KiB; a frame has 3 bytes per pixel
 
 
 def test_frames_that_grow_are_limited_too(tmp_path, monkeypatch):
@@ -270,36 +445,66 @@ def test_a_message_names_the_missing_package(clip, monkeypatch, call):
         call(clip)
 
 
+@pytest.mark.parametrize("version", ["15.0.0", "17.0.1rc1"])
+def test_an_old_package_is_refused(clip, monkeypatch, version):
+    monkeypatch.setattr(av, "__version__", version)
+    with pytest.raises(ArgumentError, match=f"video needs PyAV 17.1 or later; got {version}. Run: pip install --upg"):
+        minigdino.frames(clip)
+
+
 def test_the_package_is_imported_only_for_a_video():
     code = "import sys, minigdino; sys.exit('av' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs SIGALRM")
-@pytest.mark.parametrize("kind", [TimeoutError, OSError, ValueError])
-@pytest.mark.parametrize("name", ["open", "read"])
-def test_an_exception_of_a_signal_handler_is_unchanged(clip, monkeypatch, name, kind):
+@pytest.mark.parametrize("kind", [TimeoutError, OSError, ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("name", ["open", "read", "later", "seek", "write"])
+def test_an_exception_of_a_signal_handler_is_unchanged(tmp_path, clip, monkeypatch, capfd, name, kind):
+    """PyAV drops those that are no `Exception`, and prints all but the last one."""
     error = kind("the job took too long")
 
     def handler(signum, frame):
         raise error
 
     class File(io.BytesIO):
+        reads = 0
+
         def read(self, n=-1):
+            self.reads += 1
+            if name == "read" or (name == "later" and self.reads > 1):
+                signal.raise_signal(signal.SIGALRM)
+            return super().read(min(n, 10_000))
+
+        def seek(self, *args):
+            if name == "seek":
+                signal.raise_signal(signal.SIGALRM)
+            return super().seek(*args)
+
+        def write(self, data):
             signal.raise_signal(signal.SIGALRM)
-            return super().read(n)
 
     before = signal.signal(signal.SIGALRM, handler)
     try:
         if name == "open":
             monkeypatch.setattr(video, "open_regular", lambda _: signal.raise_signal(signal.SIGALRM))
+        elif name == "write":
+            monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: File())
         else:
-            monkeypatch.setattr(video, "open_regular", lambda path: File(clip.read_bytes()))
+            data = clip.read_bytes()
+            if name in ("later", "seek"):
+                data = encoded("mp4", 60, scale=4)  # more than a block, with the index behind the frames
+            monkeypatch.setattr(video, "open_regular", lambda path: File(data))
         with pytest.raises(kind) as raised:
-            next(minigdino.frames(clip))
+            if name == "write":
+                video.write(tmp_path / "found.mp4", [picture(0)] * 5)
+            for _ in minigdino.frames(clip):
+                pass
     finally:
         signal.signal(signal.SIGALRM, before)
     assert raised.value is error
+    assert not os.listdir(tmp_path)
+    assert not capfd.readouterr().err
 
 
 # ---- cameras
@@ -378,11 +583,71 @@ def test_an_existing_file_is_never_replaced(tmp_path):
     ("found.mp4", [picture(0), picture(0)[:20]], 25, ArgumentError, "the size of the first, 64 x 48; got 64 x 20"),
     ("found.mp4", [picture(0), None], 25, ImageError, "an image must be"),
     *(("found.mp4", [picture(0)], rate, ArgumentError, "rate must be a number of frames per second")
-      for rate in (0, -1, 1e-9, 1e9, float("nan"), "25", None, True))])
-def test_what_cannot_be_written_leaves_no_file(tmp_path, name, pictures, rate, kind, expected):
+      for rate in (0, -1, 1e-9, 1e9, float("nan"), float("inf"), "25", None, True, 25j)),
+    *(("found.mp4", pictures, 25, ArgumentError, f"pictures must be a list or another iterable of images; got {kind}")
+      for pictures, kind in ((None, "NoneType"), (5, "int"), ("cat.jpg", "str"), (Path("cat.jpg"), "PosixPath|Windows"),
+                             (picture(0), "ndarray"), (Image.new("RGB", (8, 8)), "Image"))),
+    ("https://example.org/found.mp4", [picture(0)], 25, ArgumentError, "must be written to this machine; got a URL"),
+    ("https://me:secret@host/found.mp4", [picture(0)], 25, ArgumentError, "^https://host/found.mp4: "),
+    (None, [picture(0)], 25, ArgumentError, "a video must be written to a path; got NoneType"),
+    (b"found.mp4", [picture(0)], 25, ArgumentError, "got bytes")])
+def test_what_cannot_be_written_leaves_no_file(tmp_path, monkeypatch, name, pictures, rate, kind, expected):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(kind, match=expected):
-        video.write(tmp_path / name, pictures, rate)
+        video.write(name, pictures, rate)
     assert not os.listdir(tmp_path)
+
+
+def test_an_array_of_pictures(tmp_path):
+    video.write(tmp_path / "found.mp4", np.stack([picture(0), picture(1)]))
+    assert len(list(minigdino.frames(tmp_path / "found.mp4"))) == 2
+
+
+@pytest.mark.parametrize("rate", [np.float32(12.5), np.int64(12), Fraction(25, 2)])
+def test_other_types_of_a_rate(tmp_path, rate):
+    video.write(tmp_path / "found.mp4", [picture(0)] * 2, rate)
+    assert video.rate(tmp_path / "found.mp4") == rate
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_the_first_picture(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ArgumentError, match=r"found.mp4: cannot write there \("):
+        video.write(tmp_path / "file" / "found.mp4", iter_must_not_start())
+
+
+def iter_must_not_start():
+    raise AssertionError("a picture was requested")
+    yield
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
+    def pictures():
+        yield picture(0)
+        (tmp_path / "found.mp4").write_bytes(b"of the user")
+
+    with pytest.raises(ArgumentError, match="found.mp4 exists already, and is not replaced"):
+        video.write(tmp_path / "found.mp4", pictures())
+    assert (tmp_path / "found.mp4").read_bytes() == b"of the user"
+    assert os.listdir(tmp_path) == ["found.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+@pytest.mark.parametrize(("name", "limit"), [("found.mp4", 10), ("found.mp4", 50_000), ("found.mkv", 50_000)])
+def test_a_full_disk_is_an_error_of_the_path(tmp_path, capfd, name, limit):
+    """A limit for the size of files stands in for the disk."""
+    import resource
+
+    noise, given = np.random.default_rng(0), []
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(ArgumentError, match=rf"{name}: cannot write there \(File too large\). Choose another path"):
+            video.write(tmp_path / name, (given.append(1) or noise.integers(0, 256, (64, 64, 3), np.uint8)
+                                          for _ in range(300)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(given) < 300  # the rest is not encoded
+    assert not capfd.readouterr().err and not os.listdir(tmp_path)
 
 
 def test_an_exception_of_the_pictures_is_unchanged(tmp_path):
