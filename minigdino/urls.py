@@ -8,11 +8,13 @@ the environment are not used, because a proxy would resolve the name again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import ipaddress
 import os
 import re
 import string
+import sys
 import time
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -33,7 +35,13 @@ REDIRECTS = (301, 302, 303, 307, 308)
 PRIVATE = "MINIGDINO_PRIVATE_URLS"
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4 addresses in networks that have IPv6 only
 GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
-PROTOCOLS_V4 = ipaddress.IPv4Network("192.0.0.0/24")  # older Pythons count a part of it as global
+RESERVED = tuple(map(ipaddress.ip_network, (
+    "192.0.0.0/24",  # protocol assignments; older Pythons count a part of it as global
+    "192.88.99.0/24",  # formerly relays to IPv6
+    "168.63.129.16/32",  # services that Azure offers to a virtual machine
+    "3fff::/20")))  # documentation; older Pythons count it as global
+MAX_NAME = 50  # characters of a file name, which can have 4 bytes each
+MAX_FOLDERS = 8
 
 
 class Download(bytes):
@@ -47,8 +55,11 @@ class Download(bytes):
 
 
 def is_url(source: object) -> bool:
-    """Return whether an input is a str that starts with a scheme, such as "https://". A `Path` is never a URL."""
-    return isinstance(source, str) and re.match(r"[a-z][a-z0-9+.-]+://", source, re.IGNORECASE) is not None
+    """Return whether an input is a str that starts with a scheme, such as "https://". A `Path` is never a URL.
+
+    Those that cannot be downloaded count too, so that the message names the reason.
+    """
+    return isinstance(source, str) and re.match(r"[a-z][a-z0-9+.-]+://|data:image/", source, re.I) is not None
 
 
 def shown(url: str) -> str:
@@ -56,15 +67,34 @@ def shown(url: str) -> str:
     text = re.sub(r"^([^/?#]*//)[^/?#]*@", r"\1", url)
     try:
         _ = urlsplit(url).port
-    except ValueError:  # a password with a slash looks like an invalid port, and a path
+    except ValueError as error:  # a password with a slash looks like an invalid port, and a path
+        if from_signal_handler(error):
+            raise
         text = re.sub(r"//.*@", "//", text, count=1, flags=re.DOTALL)
     return brief(Exception(text))
 
 
 def local_name(url: str) -> str:
-    """Return a relative path for results of a URL: its host and its path, without the query."""
+    """Return a relative path for results of a URL: its host and its path, as names that file systems accept.
+
+    Args:
+        url: a URL that `check` accepts.
+
+    Returns:
+        The path, without "..". The name contains a hash of the URL if there is a query, or if a part was too long.
+    """
     parts = urlsplit(url)
-    return f"{parts.hostname}/{parts.path.lstrip('/')}"
+    above, _, last = parts.path.rpartition("/")
+    folders = list(filter(None, map(_safe_name, (parts.netloc.lower(), *above.split("/")))))
+    stem, ending = os.path.splitext(_safe_name(last) or "index")
+    longest = max(map(len, (stem, *folders)))
+    if parts.query or longest > MAX_NAME or len(folders) > MAX_FOLDERS:
+        stem = f"{stem[:MAX_NAME]}-{hashlib.sha256(url.encode(errors='replace')).hexdigest()[:8]}"
+    return "/".join([*(folder[:MAX_NAME] for folder in folders[:MAX_FOLDERS]), stem + ending[:8]])
+
+
+def _safe_name(part):
+    return "".join("_" if c in '<>:"\\|?*' or not c.isprintable() else c for c in part).strip(". ")
 
 
 def check(url: str) -> None:
@@ -89,16 +119,18 @@ def download(url: str) -> Download:
         url: an http or https URL.
 
     Returns:
-        The content, of any type.
+        The content, of any type but a web page.
 
     Raises:
         ImageError: if the URL is invalid, if it or a redirect leads to an address that is not public (unless
-            $MINIGDINO_PRIVATE_URLS is 1), if the server does not answer with status 200, or if `MAX_BYTES`,
-            `MAX_SECONDS` or `MAX_REDIRECTS` is exceeded. The time of a name server is limited by the system only.
+            $MINIGDINO_PRIVATE_URLS is 1), if the server does not answer with status 200 and a content, or if
+            `MAX_BYTES`, `MAX_SECONDS` or `MAX_REDIRECTS` is exceeded. The time of a name server is limited by the
+            system only.
     """
     from http.client import HTTPException
 
     where, deadline, target = shown(url), time.monotonic() + MAX_SECONDS, url
+    of_caller = sys.exc_info()[1]
     try:
         for _ in range(MAX_REDIRECTS + 1):
             answer = _get(target, deadline)
@@ -114,10 +146,19 @@ def download(url: str) -> Download:
     except TimeoutError:
         raise ImageError(f"{where}: expected a complete answer within {MAX_SECONDS} s; got none. {OTHERWISE}") from None
     except (OSError, ValueError, HTTPException, zlib.error) as error:
+        _raise_interruption(error, of_caller)
         raise ImageError(f"{where}: cannot be downloaded ({brief(error)}). Check the URL and the connection") from None
 
 
 OTHERWISE = "Download the file with another program, and give its path"
+OTHER_SCHEMES = {"file": "Give the path without file://", "data": "Decode its base64 text, and give the bytes"}
+
+
+def _raise_interruption(error, of_caller):
+    """Raise the exception of a signal handler, if `http.client` has replaced it, as it does with a ValueError."""
+    while (error := error.__context__) and error is not of_caller:
+        if from_signal_handler(error):
+            raise error
 
 
 def _parsed(url) -> SplitResult:
@@ -127,7 +168,8 @@ def _parsed(url) -> SplitResult:
     except ValueError:  # its message can contain a part of a password
         raise ImageError("not a valid URL; expected one such as https://example.org/cat.jpg") from None
     if parts.scheme not in PORTS:
-        raise ImageError(f"expected a URL that starts with http:// or https://; got {parts.scheme}://. {OTHERWISE}")
+        next_step = OTHER_SCHEMES.get(parts.scheme, OTHERWISE)
+        raise ImageError(f"expected a URL that starts with http:// or https://; got {parts.scheme}:. {next_step}")
     if "@" in parts.netloc:
         raise ImageError(f"expected a URL without user name and password; got one with them. {OTHERWISE}")
     if not parts.hostname:
@@ -206,7 +248,7 @@ def is_public(address: str) -> bool:
     if ip.version == 6:
         inner = ip.ipv4_mapped or ip.sixtofour
         ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else inner or ip
-    if ip in PROTOCOLS_V4 or (ip.version == 6 and ip not in GLOBAL_V6):
+    if any(ip in network for network in RESERVED) or (ip.version == 6 and ip not in GLOBAL_V6):
         return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved)
 
@@ -227,10 +269,20 @@ class _Timed:
 
     def makefile(self, _mode):
         """Return a buffered file of the incoming bytes."""
-        return io.BufferedReader(_Reader(self._sock, self._deadline))
+        return _Buffered(_Reader(self._sock, self._deadline))
 
     def close(self):
         """Leave the socket open: `http.client` closes it while the content is still to be read."""
+
+
+class _Buffered(io.BufferedReader):
+    """A file that refuses to read without a limit, as `http.client` does for a chunk whose stated length is -1."""
+
+    def read(self, size=-1, /):
+        """Read at most `size` bytes."""
+        if size is None or size < 0:
+            raise ValueError("a chunk has a negative length")
+        return super().read(size)
 
 
 class _Reader(io.RawIOBase):
@@ -266,7 +318,12 @@ def _content(response: http.client.HTTPResponse) -> bytes:
         raise _too_large()
     if expected is not None and size < expected:
         raise ImageError(f"expected {expected} bytes; the connection ended after {size}. Try again")
-    return _decompressed(b"".join(blocks), response.headers.get("Content-Encoding", "identity").strip().lower())
+    content = _decompressed(b"".join(blocks), response.headers.get("Content-Encoding", "identity").strip().lower())
+    if not content:
+        raise ImageError("expected an image; the answer is empty. Check the URL")
+    if content[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
+        raise ImageError("expected an image; got a web page. Give the URL of the image itself")
+    return content
 
 
 def _decompressed(data, encoding):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import minigdino
+from minigdino import heif
 from minigdino.image import endings, open_image
 
 pillow_heif = pytest.importorskip("pillow_heif", reason="HEIC needs pillow-heif, which is not installed")
@@ -65,6 +66,38 @@ def test_a_message_names_the_missing_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(minigdino.ImageError, match=r"a\.jpg: a HEIC image needs the package pillow-heif.*pip install"):
         open_image(tmp_path / "a.jpg")
+
+
+def with_brand(data, brand):
+    return data[:8] + brand + data[12:]
+
+
+@pytest.mark.parametrize("brand", [b"mif1", b"msf1"])
+def test_the_further_brands_decide_about_a_general_one(brand, monkeypatch):
+    if "AVIF" not in Image.SAVE:
+        pytest.skip("needs a Pillow with AVIF")
+    assert_equal(open_image(with_brand(heic(picture()), brand)), picture())
+    file = io.BytesIO()
+    picture().save(file, "AVIF", quality=100, subsampling="4:4:4")
+    with Image.open(io.BytesIO(file.getvalue())) as want:
+        monkeypatch.setitem(sys.modules, "pillow_heif", None)  # is not needed
+        assert_equal(open_image(with_brand(file.getvalue(), brand)), want)
+
+
+@pytest.mark.parametrize("size", [0, 8, 11, 12, 15, 16, 2**32 - 1])
+def test_any_length_of_the_list_of_brands(size):
+    start = size.to_bytes(4, "big") + b"ftypmif1"
+    assert heif.is_heif(io.BytesIO(start))
+    assert heif.is_heif(io.BytesIO(start + bytes(4) + b"avif")) == (size < 20)
+    assert not heif.is_heif(io.BytesIO(start[:11]))
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
+    with open(tmp_path / "a.heic", "wb") as file:
+        file.write(heic(picture()))
+        file.truncate(2**33)  # has no blocks on the disk
+    with pytest.raises(minigdino.ImageError, match="expected a HEIC image of at most 268435456 bytes; got 8589934592"):
+        open_image(tmp_path / "a.heic")
 
 
 def test_a_damaged_file_is_an_error():

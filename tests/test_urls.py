@@ -5,6 +5,7 @@ import gzip
 import io
 import ipaddress
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -129,9 +130,24 @@ def test_the_content_type_has_no_effect(server):
 
 
 def test_an_answer_that_is_no_image_is_named_with_its_url(server):
-    server.pages["/page"] = lambda handler: handler.answer(200, b"<html>", Content_Type="image/png")
+    server.pages["/page"] = lambda handler: handler.answer(200, b"no image", Content_Type="image/png")
     with pytest.raises(ImageError, match=rf"^{server.url}/page: not a readable image; expected"):
         open_image(f"{server.url}/page")
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><p>Log in", b"\xef\xbb\xbf\r\n <HTML lang=en>", b"<!doctype HTML>"])
+def test_a_web_page_is_named(server, page):
+    server.pages["/page"] = lambda handler: handler.answer(200, page, Content_Type="image/png")
+    assert reason(f"{server.url}/page") == (f"{server.url}/page: expected an image; got a web page. Give the URL of "
+                                            "the image itself")
+
+
+def test_an_empty_answer_is_named(server):
+    server.pages["/x"] = b""
+    assert f"{server.url}/x: expected an image; the answer is empty" in reason(f"{server.url}/x")
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def test_a_chunked_answer(server):
@@ -216,6 +232,22 @@ def test_the_size_is_limited(server, monkeypatch):
         assert f"/{page}: expected at most 100000 bytes; got more" in reason(f"{server.url}/{page}")
 
 
+@pytest.mark.parametrize("length", [b"-1", b"-5", b"-0001"])
+def test_the_length_of_a_chunk_is_not_negative(server, monkeypatch, length):
+    """`http.client` takes -1 for the rest of the answer, which may have no end."""
+    sent = []
+
+    def chunks(handler):
+        handler.wfile.write(CHUNKED + length + b"\r\n")
+        for _ in range(100):
+            sent.append(handler.wfile.write(bytes(10**6)))
+
+    monkeypatch.setattr(urls, "MAX_BYTES", 10**5)
+    server.pages["/x"] = chunks
+    assert "cannot be downloaded (a chunk has a negative length)" in reason(f"{server.url}/x")
+    assert len(sent) < 50  # what the buffers of the system hold
+
+
 def slow_header(handler):
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
     for _ in range(150):  # 3 seconds
@@ -240,7 +272,25 @@ def slow_redirect(handler):
     handler.answer(302, b"", Location="/slow_redirect")
 
 
-@pytest.mark.parametrize("page", [slow_header, slow_content, silent, slow_redirect], ids=lambda page: page.__name__)
+def endless_continue(handler):
+    while not handler.site.closing.wait(0.001):
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def endless_trailer(handler):
+    handler.wfile.write(CHUNKED + b"0\r\n")
+    while not handler.site.closing.wait(0.001):
+        handler.wfile.write(b"X: y\r\n")
+
+
+def tiny_chunks(handler):
+    handler.wfile.write(CHUNKED)
+    while not handler.site.closing.is_set():
+        handler.wfile.write(b"1\r\nx\r\n" * 100)
+
+
+@pytest.mark.parametrize("page", [slow_header, slow_content, silent, slow_redirect, endless_continue, endless_trailer,
+                                  tiny_chunks], ids=lambda page: page.__name__)
 def test_the_time_is_limited_even_if_bytes_keep_arriving(server, monkeypatch, page):
     monkeypatch.setattr(urls, "MAX_SECONDS", 0.3)
     server.pages[f"/{page.__name__}"] = page
@@ -259,6 +309,26 @@ def test_a_server_that_accepts_no_connection_has_the_same_limit(server, monkeypa
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
         assert "within 0.3 s" in reason(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+
+
+@pytest.mark.parametrize("sends", [b"", b"\x16\x03\x03\x40\x00"])
+def test_a_handshake_has_the_same_limit(server, monkeypatch, sends):
+    """A server that is silent, or sends a record of TLS byte by byte."""
+    monkeypatch.setattr(urls, "MAX_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def answer():
+            accepted, _ = listener.accept()
+            with accepted, contextlib.suppress(OSError):
+                accepted.sendall(sends)
+                for _ in range(150):
+                    time.sleep(0.02)
+                    if sends:
+                        accepted.sendall(b"x")
+
+        threading.Thread(target=answer, daemon=True).start()
+        start = time.monotonic()
+        assert "within 0.3 s" in reason(f"https://127.0.0.1:{listener.getsockname()[1]}/")
+        assert 0.25 < time.monotonic() - start < 3
 
 
 def test_an_answer_that_ends_early_is_refused(server):
@@ -317,8 +387,9 @@ def test_the_number_of_redirects_is_limited(server):
 
 
 @pytest.mark.parametrize(("target", "expected"), [
-    ("file:///etc/passwd", r"redirected to file:///etc/passwd: .* http:// or https://; got file://"),
-    ("ftp://example.org/x", "got ftp://"),
+    ("file:///etc/passwd", r"redirected to file:///etc/passwd: .* http:// or https://; got file:"),
+    ("ftp://example.org/x", "got ftp:"), ("javascript:1", "got javascript:"), ("data:image/png;base64,AA", "got data:"),
+    ("gopher://127.0.0.1:6379/_INFO", "got gopher:"),
     ("http://user:secret@example.org/", "redirected to http://example.org/: expected a URL without user name"),
     ("http://[::1", r"cannot be downloaded \(Invalid IPv6 URL\)"),
     ("http://me:secret/x@host/", "redirected to http://host/: not a valid URL"),
@@ -354,11 +425,12 @@ def can_bind(address):
 # ---- addresses
 
 
-NOT_PUBLIC = [  # the first 14 are of IPv4
+NOT_PUBLIC = [  # the first 16 are of IPv4
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
     "192.0.2.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4",
-    "240.0.0.0/4", "::/128", "::1/128", "100::/64", "2001::/32", "2001:2::/48", "2001:db8::/32", "fc00::/7",
-    "fe80::/10", "fec0::/10", "ff00::/8"
+    "240.0.0.0/4", "168.63.129.16/32", "192.88.99.0/24", "::/128", "::1/128", "100::/64", "2001::/32",
+    "2001:2::/48", "2001:db8::/32", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8", "64:ff9b:1::/48",
+    "3fff::/20", "5f00::/16", "::ffff:0:0:0/96"
 ]
 PUBLIC = ["1.1.1.1", "8.8.8.8", "93.184.216.34", "172.15.255.255", "172.32.0.0", "2606:4700::1111", "2a00:1450::1"]
 
@@ -373,7 +445,7 @@ def test_other_addresses_are_public(address):
     assert urls.is_public(address)
 
 
-@given(st.ip_addresses(v=4) | st.sampled_from(NOT_PUBLIC[:14]).flatmap(lambda n: st.ip_addresses(network=n)))
+@given(st.ip_addresses(v=4) | st.sampled_from(NOT_PUBLIC[:16]).flatmap(lambda n: st.ip_addresses(network=n)))
 def test_an_ipv6_address_that_stands_for_an_ipv4_address_is_public_if_that_is(address):
     is_public = urls.is_public(str(address))
     for start in ("::ffff:", "64:ff9b::"):
@@ -386,7 +458,8 @@ def test_a_link_local_address_with_an_interface_is_not_public():
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1",
-                                  "10.0.0.1", "169.254.169.254", "0"])
+                                  "10.0.0.1", "169.254.169.254", "0", "0177.0.0.1", "127.1", "①②⑦.⓪.⓪.①",
+                                  "127。0。0。1", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[::127.0.0.1]"])
 @pytest.mark.parametrize("setting", [None, "0", ""])
 def test_a_private_address_is_refused_in_every_form(monkeypatch, host, setting):
     monkeypatch.delenv("MINIGDINO_PRIVATE_URLS", raising=False)
@@ -488,8 +561,9 @@ def test_a_server_without_tls_is_an_error(server):
 
 
 @pytest.mark.parametrize(("url", "expected"), [
-    ("file:///etc/passwd", "expected a URL that starts with http:// or https://; got file://"),
-    ("ftp://example.org/cat.jpg", "got ftp://"), ("s3://bucket/cat.jpg", "got s3://"),
+    ("file:///a.png", r"expected a URL that starts with http:// or https://; got file:\. Give the path without file"),
+    ("ftp://example.org/cat.jpg", r"got ftp:\. Download the file"), ("s3://bucket/cat.jpg", "got s3:"),
+    ("data:image/png;base64," + 99_999 * "A", r"^data:image.{,400} got data:\. Decode its base64 text, and give the b"),
     ("https://", "expected a URL with a host"), ("http:///cat.jpg", "expected a URL with a host"),
     ("http://[x]/", "not a valid URL"), ("http://host:port/", "not a valid URL"),
     ("http://host:99999/", "not a valid URL"), ("HTTPS://me@host/", "expected a URL without user name and password"),
@@ -502,7 +576,7 @@ def test_a_url_of_another_form_is_refused_before_anything_is_resolved(monkeypatc
 
 
 @pytest.mark.parametrize("source", ["cat.jpg", "/a//b.jpg", "C:\\cat.jpg", "c://cat.jpg", "http:/x/cat.jpg", "://x",
-                                    "", Path("https://x/cat.jpg"), b"https://x", None, 5])
+                                    "", Path("https://x/cat.jpg"), b"https://x", None, 5, "data:x.png", "data:a,b.png"])
 def test_other_inputs_are_no_urls(source):
     assert not urls.is_url(source)
 
@@ -532,6 +606,76 @@ def test_any_text_after_a_scheme_is_an_error_of_the_image(text, start):
         patched.setattr(socket, "getaddrinfo", unknown)
         message = reason(start + text)
     assert message.isprintable() and len(message) < 700
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs SIGALRM")
+@pytest.mark.parametrize("kind", [TimeoutError, ConnectionResetError, ValueError, ImageError, KeyboardInterrupt])
+@pytest.mark.parametrize("page", [slow_header, slow_content, tiny_chunks], ids=lambda page: page.__name__)
+def test_a_signal_ends_a_download_and_closes_its_connection(server, kind, page):
+    error, closed = kind("the job took too long"), threading.Event()
+
+    def handler(signum, frame):
+        raise error
+
+    def watched(request):
+        try:
+            page(request)
+        except OSError:
+            closed.set()
+
+    server.pages["/x"] = watched
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(kind) as raised:
+            urls.download(f"{server.url}/x")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert raised.value is error
+    raised = None  # its traceback holds the frames
+    assert closed.wait(2)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs SIGALRM")
+@pytest.mark.parametrize("kind", [ValueError, ImageError, TimeoutError])
+def test_an_exception_of_a_signal_handler_that_http_client_replaces(server, monkeypatch, kind):
+    """It turns a ValueError in the length of a chunk into an error of its own."""
+    error = kind("the job took too long")
+
+    def handler(signum, frame):
+        raise error
+
+    def readline(self, *args):
+        signal.raise_signal(signal.SIGALRM)
+
+    server.pages["/x"] = lambda handler: handler.wfile.write(CHUNKED + b"1\r\n")
+    content = urls._content
+    before = signal.signal(signal.SIGALRM, handler)
+    monkeypatch.setattr(urls, "_content", lambda response: (
+        monkeypatch.setattr(urls._Buffered, "readline", readline, raising=False), content(response)))
+    try:
+        with pytest.raises(kind) as raised:
+            urls.download(f"{server.url}/x")
+        assert raised.value is error
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_exception_that_the_caller_handles_is_not_raised_again(server):
+    server.pages["/x"] = lambda handler: handler.wfile.write(CHUNKED + b"z\r\n")
+    error = ValueError("the job took too long")
+
+    def handler(signum, frame):
+        raise error
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except ValueError:
+        assert f"{server.url}/x: cannot be downloaded (IncompleteRead" in reason(f"{server.url}/x")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs SIGALRM")
@@ -569,9 +713,34 @@ def test_urls_are_sources(server, tmp_path, capsys):
     lines = files.JsonLines(tmp_path / "found.jsonl", resume=True)
     assert list(lines.done) == [url, missing]
     lines.close()
-    assert [path.name for path in (tmp_path / "drawn").rglob("*.png")] == ["photo.png"]
-    with Image.open(tmp_path / "drawn" / "photo.png") as picture:
+    drawn, = (tmp_path / "drawn").rglob("*.png")
+    assert drawn == tmp_path / "drawn" / Path(urls.local_name(url)).name
+    with Image.open(drawn) as picture:
         assert picture.size == (PHOTO.shape[1], PHOTO.shape[0])
+
+
+@given(st.text(max_size=300) | st.text("./\\%2e:CON \0", max_size=300), st.sampled_from(["a.test", "..", "[::1]:81"]))
+def test_any_url_has_a_local_name_that_file_systems_accept(text, host):
+    url = f"https://{host}/{text}"
+    name = urls.local_name(url)
+    assert name == urls.local_name(url) and len(name.encode()) < 3000
+    for part in name.split("/"):
+        assert part not in ("", ".", "..") and part.isprintable() and not set(part) & set('<>:"\\|?*')
+        assert len(f"{part}.png".encode()) <= 255
+
+
+@pytest.mark.parametrize(("path", "name"), [
+    ("/cats/a.jpg", "cats/a.jpg"), ("/a%20b (1).jpg", "a%20b (1).jpg"), ("", "index"), ("/", "index"),
+    ("/cats/", "cats/index"), ("/../../etc/x.png", "etc/x.png"), ("/a\\..\\b.png", "a_.._b.png"),
+    ("/猫.png#part", "猫.png"), ("/a.jpg?", "a.jpg")])
+def test_a_local_name(path, name):
+    assert urls.local_name(f"https://a.test{path}") == f"a.test/{name}"
+
+
+def test_urls_that_differ_in_their_query_or_in_long_parts_have_different_names():
+    found = [f"https://a.test/{part}{end}" for part in ("x.png?id=", 99 * "x", "x/" * 20) for end in "ab"]
+    assert len(set(map(urls.local_name, found))) == len(found)
+    assert re.fullmatch(r"a\.test/x-[0-9a-f]{8}\.png", urls.local_name(found[0]))
 
 
 def test_pictures_of_urls_stay_in_their_folder():
