@@ -56,6 +56,8 @@ def frames(source: str | os.PathLike[str] | int, every: int = 1) -> Iterator[np.
         raise ArgumentError(f"every must be an int of 1 or more; got {brief(every)}")
     _av()
     if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
+        if not 0 <= source < 2**16:
+            raise ArgumentError(f"a camera must have a number of 0 to 65535; got {brief(source)}")
         return _camera_frames(int(source), int(every))
     return _file_frames(_checked_path(source), int(every))
 

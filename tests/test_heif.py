@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import minigdino
@@ -105,6 +107,24 @@ def test_a_damaged_file_is_an_error():
     for damaged in (data[:12], data[:100], data[: len(data) // 2], data[:60] + bytes(200) + data[260:]):
         with pytest.raises(minigdino.ImageError, match="not a readable image|expected|HEIC"):
             open_image(damaged)
+
+
+DATA = heic(picture().resize((32, 16)), orientation=6)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_any_damage_is_an_error_of_the_image(data):
+    damaged = bytearray(DATA)
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(damaged) - 1))
+        noise = data.draw(st.binary(min_size=1, max_size=8) | st.sampled_from([b"\xff" * 4, b"\x7f\xff\xff\xff"]))
+        damaged[start : start + len(noise)] = noise
+    del damaged[data.draw(st.integers(12, len(damaged)) | st.just(len(damaged))) :]
+    try:
+        assert open_image(bytes(damaged)).mode == "RGB"
+    except minigdino.ImageError as error:
+        assert str(error).isprintable()
 
 
 def test_an_image_with_too_many_pixels_is_refused(monkeypatch):

@@ -287,11 +287,17 @@ def test_another_step_is_refused_at_the_call(clip, every):
 @pytest.mark.parametrize(("source", "kind", "expected"), [
     ("missing.mp4", ImageError, "missing.mp4: no such file"),
     ("https://example.org/clip.mp4", ImageError, "a video must be a file on this machine; got a URL"),
+    (-1, ArgumentError, "a camera must have a number of 0 to 65535; got -1"), (2**16, ArgumentError, "got 65536"),
     (None, ArgumentError, "a video must be the path of a file, or the number of a camera; got NoneType"),
     (True, ArgumentError, "got bool"), (b"clip.mp4", ArgumentError, "got bytes")])
 def test_another_source_is_refused_at_the_call(source, kind, expected):
     with pytest.raises(kind, match=expected):
         minigdino.frames(source)
+
+
+def test_a_number_with_more_digits_than_python_prints_is_refused():
+    with pytest.raises(ArgumentError, match="got a very large int"):
+        minigdino.frames(10**5000)
 
 
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n%s\n#EXT-X-ENDLIST\n"

@@ -184,6 +184,7 @@ def coco_image(folder: str | Path | None = None) -> Path:
             return path
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            # not urls.download, which uses no proxies and no private addresses: this URL is ours or the user's
             fetched = Path(temporary) / path.name
             with urllib.request.urlopen(source, timeout=20) as answer:
                 fetched.write_bytes(_body(answer))
