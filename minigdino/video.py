@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import numbers
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ from .writing import check_writable, reason, replace_file
 CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "ogg", "flv", "asf",
               "mxf", "gif")
 OUTPUTS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # ending of a file -> container that is written
-OLDEST = 17, 1  # version of PyAV
+OLDEST = 17, 1  # version of PyAV that is supported
 BLOCK = 2**20  # bytes
 THREADS = 1  # of FFmpeg: a forked child would wait forever for more, at the latest when it exits
 
@@ -162,7 +163,7 @@ def _encode(av, container, pictures, rate):
 
 def _av() -> Any:
     av = require("av", "video")
-    if tuple(map(int, av.__version__.split(".")[:2])) < OLDEST:  # whose options for streams corrupt memory
+    if tuple(map(int, re.findall(r"\d+", av.__version__)[:2])) < OLDEST:  # their options for streams corrupt memory
         raise ArgumentError(f"video needs PyAV {'.'.join(map(str, OLDEST))} or later; got {av.__version__}. Run: pip "
                             "install --upgrade av")
     return av
