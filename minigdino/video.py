@@ -23,11 +23,14 @@ from .errors import ArgumentError, ImageError, brief, from_signal_handler
 from .extras import require
 from .image import open_image
 from .urls import is_url, shown
-from .writing import check_writable, reason, replace_file
+from .writing import MARK, check_writable, reason, replace_file
 
 # Containers that are read, by FFmpeg's names. Others, such as playlists, can name further files and servers.
 CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "ogg", "flv", "asf",
               "mxf", "gif")
+# of files that the command line takes for videos; .gif is an image
+ENDINGS = frozenset((".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+                     ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv"))
 OUTPUTS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # ending of a file -> container that is written
 OLDEST = 17, 1  # version of PyAV that is supported
 BLOCK = 2**20  # bytes
@@ -80,22 +83,26 @@ def rate(path: str | os.PathLike[str]) -> float:
     raise ImageError(f"{path}: expected a video that states its number of frames per second; got none")
 
 
-def write(path: str | os.PathLike[str], pictures: Iterable[Image.Image | np.ndarray], rate: float = 25) -> None:
+def write(path: str | os.PathLike[str], pictures: Iterable[Image.Image | np.ndarray], rate: float = 25, *,
+          overwrite: bool = False) -> None:
     """Write pictures as a video in H.264, or in MPEG-4 Part 2 where PyAV has no encoder for H.264.
 
-    The file is complete, or is not written. An odd width or height is enlarged by one pixel, as the format needs.
+    The file is complete, or is not written. An odd width or height is enlarged by one pixel, as the format needs. The
+    comment "minigdino" marks the file.
 
     Args:
-        path: the file, which must not exist. Its ending is .mp4, .mov or .mkv.
+        path: the file. Its ending is .mp4, .mov or .mkv.
         pictures: at least one image, as in `detect`, all of the same size, such as
             `(found.plot() for found in model.detect(frames("clip.mp4"), "a cat."))`. One is in memory at a time.
         rate: frames per second.
+        overwrite: whether to replace an existing file.
 
     Raises:
-        ArgumentError: if the file exists or cannot be written, if an argument is invalid, or PyAV is not installed.
+        ArgumentError: if the file exists and `overwrite` is not set, if it cannot be written, if an argument is
+            invalid, or PyAV is not installed.
         ImageError: if a picture cannot be read.
     """
-    av, path = _av(), _new_path(path)
+    av, path = _av(), _checked_output(path, overwrite)
     if isinstance(rate, bool) or not isinstance(rate, (numbers.Real, Fraction)) or not 0.01 <= rate <= 1000:
         raise ArgumentError(f"rate must be a number of frames per second, 0.01 to 1000; got {brief(rate)}")
     single = isinstance(pictures, (str, bytes, os.PathLike, Image.Image)) or getattr(pictures, "ndim", 4) != 4
@@ -106,6 +113,7 @@ def write(path: str | os.PathLike[str], pictures: Iterable[Image.Image | np.ndar
         file = _File(temporary)
         try:
             with av.open(file, "w", format=OUTPUTS[path.suffix.lower()]) as container:
+                container.metadata["comment"] = MARK
                 for _ in _encode(av, container, pictures, Fraction(float(rate)).limit_denominator(10_000)):
                     _check_written(file, path)
         except av.error.FFmpegError as error:
@@ -113,12 +121,31 @@ def write(path: str | os.PathLike[str], pictures: Iterable[Image.Image | np.ndar
             raise ArgumentError(f"{path}: the video cannot be encoded ({brief(error)}). Choose another size or "
                                 "rate") from None
         _check_written(file, path)
-        _new_path(path)  # another program can have written it meanwhile
+        _checked_output(path, overwrite)  # another program can have written it meanwhile
         temporary.seek(0)
         replace_file(path, iter(partial(temporary.read, BLOCK), b""))
 
 
-def _new_path(path) -> Path:
+def is_marked(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is a video with the mark of `write`.
+
+    Args:
+        path: a file of any kind.
+
+    Returns:
+        False for every other file, and for one that cannot be read.
+
+    Raises:
+        ArgumentError: if PyAV is not installed.
+    """
+    try:
+        with _opened(path) as (container, _, _):
+            return MARK in (container.metadata.get(name) for name in ("comment", "COMMENT"))  # Matroska has capitals
+    except ImageError:
+        return False
+
+
+def _checked_output(path, overwrite) -> Path:
     """Check the path of a video that is to be written."""
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
         raise ArgumentError(f"a video must be written to a path; got {type(path).__name__}")
@@ -128,7 +155,7 @@ def _new_path(path) -> Path:
     if path.suffix.lower() not in OUTPUTS:
         raise ArgumentError(f"{path}: expected a video with one of the endings {', '.join(OUTPUTS)}; got "
                             f"{brief(path.suffix)}. Choose another name")
-    if status(path, follow=False):
+    if not overwrite and status(path, follow=False):
         raise ArgumentError(f"{path} exists already, and is not replaced. Choose another name, or delete it first")
     return path
 
@@ -248,7 +275,7 @@ def _opened(path):
             file = _File(stack.enter_context(open_regular(path)))
             with _checked(file):
                 # FFmpeg gets no path, which it could take for a protocol, and opens no other file. It already decodes
-                # frames here. Metadata are not used, and often not UTF-8.
+                # frames here. Metadata are often not UTF-8.
                 container = stack.enter_context(av.open(
                     file, metadata_errors="replace", options=_pixel_limit(Image.MAX_IMAGE_PIXELS),
                     container_options={"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}))
