@@ -1,26 +1,22 @@
-"""Detection in many image files, for `minigdino detect`: find images, and write JSON Lines."""
+"""Files of a run of `minigdino detect`: find images, read and write JSON Lines, and read ids."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import glob
-import io
 import itertools
 import json
 import os
 import re
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from . import urls
-from .checkpoints.json_file import is_file, read_json, status
-from .detector import Model
+from .checkpoints.json_file import is_file, is_folder, read_json, status
 from .errors import ArgumentError, CheckpointError, Error, ImageError, brief
 from .image import endings
 from .results import Detections, Labels
@@ -32,13 +28,13 @@ except ImportError:  # Windows
     fcntl: Any = None
 
 STDIN = STDOUT = "-"
-MAX_STDIN = 2**30  # bytes; more than the pixels of the largest image that Pillow accepts
 MAX_CATEGORIES = 2**29  # bytes; the largest COCO annotation file fits
 MAX_LINE = 2**26  # bytes; a longer line is not from this program, so it is not read into memory
 MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
-def find_images(sources: Sequence[str], *, recursive: bool = False) -> list[str]:
+def find_images(sources: Sequence[str], *, recursive: bool = False,
+                on_error: Callable[[ImageError], None] | None = None) -> list[str]:
     """List the images of some sources. A path that occurs several times is listed once.
 
     Paths are compared as text: "a.jpg" and "./a.jpg" are two images, as they are two names in the output.
@@ -46,39 +42,63 @@ def find_images(sources: Sequence[str], *, recursive: bool = False) -> list[str]
     Args:
         sources: each one of
 
-            - a file, listed as given, whether it exists or not;
+            - a file, such as an image or a video, listed as given, whether it exists or not;
             - a folder: the images in it, sorted by name; hidden files, such as "._a.jpg", are left out;
             - a glob pattern: the matching files, sorted; "**" matches any number of folders;
             - a URL, as in `urls.download`;
             - "-", for an image on standard input.
 
         recursive: whether the subfolders of a folder are searched too, except hidden ones.
+        on_error: called with the error of each subfolder that cannot be read, in a recursive search or for "**"; the
+            search continues without it. None to raise the error.
 
     Returns:
         Different paths and URLs, and "-" for standard input, in the order of the sources.
 
     Raises:
-        ImageError: if a folder contains no images, a pattern matches no file, or a URL is invalid.
+        ImageError: if a folder does not exist, cannot be read or contains no images, if a pattern matches no file, or
+            if a URL is invalid.
     """
     found: list[str] = []
     for source in sources:
         if urls.is_url(source):  # before the patterns: a query starts with "?"
             urls.check(source)
             found.append(source)
-        elif source != STDIN and os.path.isdir(source):
-            folders = _folders([source]) if recursive else [source]
-            if not (images := sorted(image for folder in folders for image in _images(folder))):
-                more = "" if recursive else ". With --recursive, its subfolders are searched too"
-                raise ImageError(f"{source}: expected a folder with images, such as .jpg or .png files; found "
-                                 f"none{more}")
-            found += images
-        elif any(c in source for c in "*?[") and "\0" not in source and not os.path.exists(source):
-            if not (matches := sorted(filter(os.path.isfile, _matches(source)))):
-                raise ImageError(f"{source}: the pattern matches no file")
+        elif source != STDIN and is_folder(source):
+            found += _in_folder(source, recursive, on_error or _raise)
+        elif is_pattern(source):
+            if not (matches := sorted(filter(is_file, _matches(source, on_error or _raise)))):
+                raise ImageError(f"{source}: the pattern matches no file. Check its folder and its ending; ** matches "
+                                 "any number of folders")
             found += matches
+        elif source.endswith(_SEPARATORS) and not status(source):
+            raise ImageError(f"{source}: no such folder. Check its name, and the working directory")
         else:
             found.append(source)
     return list(dict.fromkeys(found))
+
+
+def is_pattern(source: str) -> bool:
+    """Return whether a source is a glob pattern, and not a URL or the name of an existing file."""
+    return (any(c in source for c in "*?[") and "\0" not in source and not urls.is_url(source)
+            and status(source) is None)
+
+
+def _raise(error):
+    raise error
+
+
+def _in_folder(folder, recursive, on_error):
+    """The images in a folder, sorted. The folder itself must be readable, and contain one."""
+    images = _images(folder)
+    subfolders = [found for found in _folders([folder], on_error) if found != folder] if recursive else []
+    for subfolder in subfolders:
+        with contextlib.suppress(ImageError):  # reported by the search for folders
+            images += _images(subfolder)
+    if not images:
+        more = "" if recursive else ". With --recursive, its subfolders are searched too"
+        raise ImageError(f"{folder}: expected a folder with images, such as .jpg or .png files; found none{more}")
+    return sorted(images)
 
 
 def _images(folder):
@@ -86,17 +106,22 @@ def _images(folder):
     try:
         entries = list(Path(folder).iterdir())
     except OSError as error:
-        raise ImageError(f"{folder}: expected a readable folder ({error.strerror}). Check its permissions") from None
+        raise _unreadable(folder, error) from None
     known = endings()
     return [str(path) for path in entries
-            if path.suffix.lower() in known and not path.name.startswith(".") and os.path.isfile(path)]
+            if path.suffix.lower() in known and not path.name.startswith(".") and is_file(path)]
 
 
-_SEP = re.escape(os.sep + (os.altsep or ""))
+def _unreadable(folder, error):
+    return ImageError(f"{folder}: expected a readable folder ({reason(error)}). Check its permissions")
+
+
+_SEPARATORS = (os.sep, os.altsep or os.sep)
+_SEP = re.escape("".join(_SEPARATORS))
 RECURSIVE = re.compile(rf"(^|(?<=[{_SEP}]))(\*\*([{_SEP}]+|$))+")  # "**" as a whole part of a pattern, or several
 
 
-def _matches(pattern):
+def _matches(pattern, on_error):
     """Paths that match a pattern, as `glob.glob` finds them, except that "**" visits each folder once.
 
     So links to folders cannot make the search endless.
@@ -105,90 +130,33 @@ def _matches(pattern):
         return set(glob.glob(pattern))
     head, tail = pattern[: recursive.start()], pattern[recursive.end() :] or "*"
     tops = glob.glob(os.path.join(os.path.dirname(head), "")) if head else [""]
-    return {path for folder in _folders(tops) for path in _matches(glob.escape(folder) + tail)}
+    return {path for folder in _folders(tops, on_error) for path in _matches(glob.escape(folder) + tail, on_error)}
 
 
-def _folders(tops) -> Iterator[str]:
+def _folders(tops, on_error) -> Iterator[str]:
     """Yield folders and all folders below them, except hidden ones. Links are followed last."""
     folders, links, seen = list(tops), [], set()
     while folders or links:
         folder = (folders or links).pop()
-        with contextlib.suppress(OSError):  # an unreadable folder has no matches
-            status = os.stat(folder or ".")
-            if (key := (status.st_dev, status.st_ino)) in seen:
-                continue
-            seen.add(key)
-            yield folder
-            with os.scandir(folder or ".") as entries:
-                for entry in entries:
-                    with contextlib.suppress(OSError):  # a link to itself
-                        if entry.is_dir() and not entry.name.startswith("."):
-                            (links if entry.is_symlink() else folders).append(os.path.join(folder, entry.name, ""))
+        if not (found := status(folder or ".")) or (key := (found.st_dev, found.st_ino)) in seen:
+            continue
+        seen.add(key)
+        yield folder
+        for entry, is_link in _subfolders(folder, on_error):
+            (links if is_link else folders).append(os.path.join(folder, entry, ""))
 
 
-def detect_each(model: Model, images: Sequence[str], text, *, on_result: Callable[[str, Detections | Error], None],
-                progress: TextIO | None = None, **options) -> int:
-    """Detect in one image after the other. An image that cannot be read does not stop the others.
-
-    Args:
-        model: the model.
-        images: paths, or "-" for standard input, as from `find_images`.
-        text: the prompt for all images, as in `Model.detect`.
-        on_result: called after each image with its name and its `Detections`, or the `ImageError`.
-        progress: terminal on which to show the progress; None for no display.
-        options: keyword arguments of `Model.detect`.
-
-    Returns:
-        The number of images that failed.
-
-    Raises:
-        Error: as `Model.detect` does, except `ImageError`.
-    """
-    failed, start = 0, time.monotonic()
-    for i, image in enumerate(images):
-        try:
-            result: Detections | Error = model.detect(_opened(image), text, **options)
-        except ImageError as error:
-            failed += 1
-            result = error
-        _show(progress, "")  # so that the result has a line of its own
-        on_result(image, result)
-        each = (time.monotonic() - start) / (i + 1)
-        left = _duration(each * (len(images) - i - 1))
-        end = "" if i + 1 < len(images) else "\n"
-        _show(progress, f"{i + 1}/{len(images)} images, {each:.2f} s each, {left} left{end}")
-    return failed
-
-
-def _show(progress, text):
-    """Replace the current line of a terminal."""
-    if progress:
-        with contextlib.suppress(OSError):  # the terminal was closed, but the run goes on
-            progress.write(f"\r\033[K{text}")
-            progress.flush()
-
-
-def _duration(seconds):
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _opened(image):
-    if image != STDIN:
-        return image
+def _subfolders(folder, on_error):
+    """Names of the folders in a folder, except hidden ones, each with whether it is a link."""
+    found = []
     try:
-        data = sys.stdin.buffer.read(MAX_STDIN + 1) if sys.stdin else b""
+        with os.scandir(folder or ".") as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and is_folder(entry.path):
+                    found.append((entry.name, entry.is_symlink()))
     except OSError as error:
-        raise ImageError(f"-: standard input cannot be read ({error.strerror}). Give the path of an image") from None
-    if len(data) > MAX_STDIN:
-        raise ImageError(f"-: expected an image of at most {MAX_STDIN} bytes on standard input; got more. Give the "
-                         "path of an image")
-    if not data:
-        raise ImageError("-: expected an image on standard input, which is empty or closed. Write for example: "
-                         "minigdino detect - TEXT < cat.jpg")
-    return io.BytesIO(data)
+        on_error(_unreadable(folder, error))
+    return found
 
 
 def record(image: str, result: Detections | Error) -> dict:
@@ -272,16 +240,10 @@ class JsonLines:
     def __init__(self, path: str | Path, resume: bool = False, *, header: dict | None = None, overwrite: bool = False):
         self.path = Path(path)
         _check_kind(path)
-        exclusive = 0 if resume or overwrite else os.O_EXCL
-        try:
-            self._file = open(path, "ab", buffering=0,  # noqa: SIM115  closed by `close`
-                              opener=lambda name, flags: os.open(name, flags | exclusive, 0o666))
-        except FileExistsError:
-            raise _exists(path) from None
-        except (OSError, ValueError) as error:
-            raise _unwritable(self.path, error) from None
+        self._file, is_new = _open_to_append(self.path, resume or overwrite)
         try:
             if not _lock(self._file):
+                is_new = False  # the other process may have written to it
                 raise ArgumentError(f"{path}: another process is writing to this file. Wait until it ends, or choose "
                                     "another name for --jsonl")
             if not resume:
@@ -298,6 +260,9 @@ class JsonLines:
                 self.write(header)
         except BaseException:
             self.close()
+            if is_new:  # without a header, so that the next run would need another option
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path)
             raise
 
     def _read(self) -> tuple[dict | None, dict[str, int], bytes | None, int]:
@@ -386,6 +351,25 @@ class JsonLines:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _open_to_append(path, may_exist):
+    """Open a file without a buffer. Returns the file, and whether it is new."""
+    try:
+        return open(path, "ab", buffering=0, opener=_create), True
+    except FileExistsError:
+        if not may_exist:
+            raise _exists(path) from None
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from None
+    try:
+        return open(path, "ab", buffering=0), False
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _create(path, flags):
+    return os.open(path, flags | os.O_EXCL, 0o666)
 
 
 def check_lines(path: str | Path, resume: bool, overwrite: bool) -> None:

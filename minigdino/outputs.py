@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import itertools
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from PIL import Image
 
 from . import urls
 from .checkpoints import hub
 from .checkpoints.json_file import is_file, is_folder, status
-from .detector import EMBEDDED_MODELS, default_source
+from .detector import EMBEDDED, EMBEDDED_MODELS, default_source
 from .errors import ArgumentError, from_signal_handler
-from .files import STDIN, STDOUT
-from .writing import encoded, is_drawn
+from .files import STDIN, is_pattern
+from .inputs import Input, is_video
+from .writing import is_drawn
 
 
 def check_paths(inputs: Iterable[tuple], outputs: Iterable[tuple]) -> None:
@@ -34,69 +35,143 @@ def check_paths(inputs: Iterable[tuple], outputs: Iterable[tuple]) -> None:
         if path is None or (status(path) and not is_file(path)):
             continue
         if (other := taken.setdefault(_real(path), name)) != name:
-            raise ArgumentError(f"expected different files for {other} and {name}; got {path} for both. Choose another "
-                                "name for one of them")
+            raise _same_file(other, name, path)
+
+
+def _same_file(one, other, path):
+    return ArgumentError(f"expected different files for {one} and {other}; got {path} for both. Choose another name "
+                         "for one of them")
 
 
 def model_files(source: str | None) -> list[tuple[str, str]]:
-    """List the files that a local model has, or that `load` would prefer if it had them.
+    """List the files that a model has, or that `load` would prefer if it had them.
 
     Args:
         source: as in `load`.
 
     Returns:
-        Pairs ("the model", path), as inputs of `check_paths`; none for a model from the hub or the embedded one.
+        Pairs ("the model", path), as inputs of `check_paths`; none for a model that is not on this machine.
     """
-    source = default_source() if source is None else source
-    if source in EMBEDDED_MODELS or not status(source):  # also a model id
+    source = hub.resolved(default_source() if source is None else source)
+    if source in EMBEDDED_MODELS:
+        place = str(EMBEDDED / source)
+    else:
+        place = str(hub.snapshot(source)) if hub.is_model_id(source) else source
+    if not status(place):
         return []
-    folder = source if is_folder(source) else os.path.dirname(source)
+    folder = place if is_folder(place) else os.path.dirname(place)
     names = ["special_tokens_map.json", *itertools.chain(*hub.PARTS), *glob.glob("*.safetensors", root_dir=folder)]
-    return [("the model", path) for path in (source, *(os.path.join(folder, name) for name in names))]
+    return [("the model", path) for path in (place, *(os.path.join(folder, name) for name in names))]
 
 
-def picture_paths(out: str, images: Sequence[str], many: bool, sources: Sequence[str], *, recursive: bool,
-                  overwrite: bool) -> dict[str, str]:
-    """Choose the files of the pictures: one file, or a folder that reproduces the folders of the images.
+class Folder:
+    """Files of pictures or crops in a folder. It reproduces the folders of the images, below their common one.
 
     Args:
-        out: the file, or a folder, which must exist or end in a slash if there is one image.
-        images: paths of the images.
-        many: whether there may be several images.
-        sources: the sources in which `find_images` found the images.
-        recursive: as in `find_images`.
-        overwrite: whether a picture in the folder may replace a file that minigdino did not draw.
-
-    Returns:
-        {image: path of its picture}
+        option: "--out" or "--crops".
+        folder: the folder.
+        images: sources, as from `files.find_images`.
+        overwrite: whether a file may replace one that minigdino did not draw.
+        others: files of other outputs.
 
     Raises:
-        ArgumentError: if a picture would replace an image, another picture, or a file of the user, if the next run
-            would take it for an image, or if the format of the one file cannot be written.
+        ArgumentError: if the folder is a file, or looks like the name of one.
     """
-    folder = Path(out)
-    if out == STDOUT:
-        raise ArgumentError("--out - is not possible: pictures are not written to standard output. Give --out a file "
-                            "or a folder")
-    is_named_folder = out.endswith(("/", os.sep))
-    if not many and not is_named_folder and not is_folder(folder):
-        encoded(Image.new("RGB", (64, 64)), out)  # a format that cannot be written is an error before the first pass
-        return {images[0]: str(folder)}
-    if is_file(folder) or (folder.suffix and not is_named_folder and not status(folder)):
-        raise ArgumentError(f"{folder}: several images need a folder to write to. Give --out the name of a folder, "
-                            "with a slash at its end")
-    outputs = _in_folder(folder, images)
-    _check_folder(outputs, _searched(sources, recursive), overwrite)
-    return outputs
+
+    def __init__(self, option: str, folder: str, images: Sequence[str], overwrite: bool, others: Iterable[str] = ()):
+        self._option, self._overwrite = option, overwrite
+        self._verb, self._product = ("drawn", "drawing") if option == "--out" else ("cropped", "crop")
+        if is_file(folder) or (Path(folder).suffix and not folder.endswith(("/", os.sep)) and not status(folder)):
+            files = "several images" if option == "--out" else "crops"
+            raise ArgumentError(f"{Path(folder)}: {files} need a folder to write to. Give {option} the name of a "
+                                "folder, with a slash at its end")
+        # not Path.absolute, which keeps "..": the outputs would leave the folder
+        paths = {image: os.path.abspath(_local_name(image)) for image in images}
+        top = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
+        # a str takes a fifth of the memory of a Path, and there may be many
+        self._stems = {image: str(Path(folder, Path(path).relative_to(top).with_suffix("")))
+                       for image, path in paths.items()}
+        self._inputs = {_real(image) for image in images}
+        self._others = {_place(path) for path in others}
+
+    def picture(self, image: Input) -> str:
+        """Return the file of a picture: "a.png" for a.jpg, and "clip/000012.png" for frame 12 of clip.mp4.
+
+        Raises:
+            ArgumentError: if the file is one of the images, another output, or another file of the user.
+        """
+        return self._checked(image, f"{self._stem(image)}.png")
+
+    def crop(self, image: Input, index: int, label: str) -> str:
+        """Return the file of a crop: "a-0-a_cat.png" for the first detection of a.jpg, with the label "a cat".
+
+        Different crops have different files.
+
+        Args:
+            image: the image.
+            index: index of the detection, from 0.
+            label: its label. Characters that are no letters or digits are replaced, and long labels cut.
+
+        Raises:
+            ArgumentError: as for `picture`.
+        """
+        words = re.sub(r"[\W_]+", "_", label).strip("_")  # no hyphen, so that two images cannot have the same crop
+        return self._checked(image, f"{self._stem(image)}-{index}-{words[:MAX_LABEL] or 'object'}.png")
+
+    def _stem(self, image):
+        stem = self._stems[image.source]
+        return stem if image.frame is None else os.path.join(stem, f"{image.frame:06}")
+
+    def check(self, sources: Sequence[str], recursive: bool) -> list[str]:
+        """Check the files of all images as far as they are known, before the first one is detected.
+
+        Args:
+            sources: the sources in which `find_images` found the images.
+            recursive: as in `find_images`.
+
+        Returns:
+            The files of pictures that are known: those of images.
+
+        Raises:
+            ArgumentError: if a file would replace an image, a file of another image, or a file of the user, or if the
+                next run would take it for an image.
+        """
+        is_searched, known = _searched(sources, recursive), []
+        taken = {stem: image for image, stem in self._stems.items() if is_video(image)}  # folders of frames
+        for image, stem in self._stems.items():
+            folder, name = os.path.split(stem)
+            if is_video(image):
+                output, searched = stem, os.path.join(stem, "*.png")
+            elif self._option == "--crops":
+                output, searched = f"{stem}-*.png", os.path.join(folder, "*.png")
+            else:
+                output = searched = self.picture(Input(image))
+                known.append(output)
+            if is_searched(searched):
+                raise ArgumentError(f"{self._writes(image, output)}, where the next run would take the "
+                                    f"{self._product} for an image. Give {self._option} another folder")
+            for other in (taken.setdefault(output, image), taken.get(folder, image) if name.isdigit() else image):
+                if other != image and _real(other) != _real(image):
+                    raise ArgumentError(f"{other} and {image} would both be {self._verb} to {output}. Draw them in two "
+                                        "runs")
+        return known
+
+    def _checked(self, image, path):
+        if _real(path) in self._inputs:
+            raise ArgumentError(f"{self._writes(image.name, path)}, which is one of the images. Give {self._option} "
+                                "another folder")
+        if _place(path) in self._others:
+            raise _same_file("another output", self._option, path)
+        if status(path) and not (self._overwrite and is_file(path)) and not is_drawn(path):
+            raise ArgumentError(f"{self._writes(image.name, path)}, which exists and was not drawn by minigdino. Give "
+                                f"{self._option} another folder, move that file, or give --overwrite to replace it")
+        return path
+
+    def _writes(self, image, output):
+        return f"{image} would be {self._verb} to {output}"
 
 
-def _in_folder(folder, images):
-    """{image: file in a folder}, with the images' folders below the one that contains all of them."""
-    # not Path.absolute, which keeps "..": the outputs would leave the folder
-    paths = {image: os.path.abspath(_local_name(image)) for image in images}
-    top = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
-    # a str takes a fifth of the memory of a Path, and there may be many
-    return {image: str(folder / Path(path).relative_to(top).with_suffix(".png")) for image, path in paths.items()}
+MAX_LABEL = 40  # characters of a label in the name of a crop
 
 
 def _local_name(image):
@@ -106,37 +181,55 @@ def _local_name(image):
 
 
 def _searched(sources, recursive):
-    """A function that says whether the sources contain the images in a folder."""
+    """A function that says whether the sources contain the picture of a path, or any in PNG if its name is "*.png"."""
     folders = {_real(source) for source in sources if is_folder(source)}
+    patterns = [searched for source in sources if is_pattern(source) for searched in _searched_by(source)]
 
-    def is_searched(folder):
-        above = [Path(absolute(folder)).parents for absolute in (os.path.abspath, os.path.realpath) if recursive]
-        return any(_real(place) in folders for place in itertools.chain([folder], *above))
+    def is_searched(path):
+        folder, name = os.path.split(path)
+        places = [Path(absolute(folder)) for absolute in (os.path.abspath, os.path.realpath)]
+        above = [place.parents for place in places if recursive]
+        return (any(_real(place) in folders for place in itertools.chain([folder or "."], *above))
+                or any(_can_be(name, names) and _reaches(parts, place.parts)
+                       for parts, names in patterns for place in places))
 
     return is_searched
 
 
-def _check_folder(outputs, is_searched, overwrite):
-    """Refuse pictures that would replace an image, another picture or a file of the user, or be an image next time."""
-    taken, originals = {}, {_real(image) for image in outputs}
-    for image, output in outputs.items():
-        if _real(output) in originals:
-            raise ArgumentError(f"{image} would be drawn to {output}, which is one of the images. Give --out another "
-                                "folder")
-        if is_searched(os.path.dirname(output) or "."):
-            raise ArgumentError(f"{image} would be drawn to {output}, where the next run would take the drawing for an "
-                                "image. Give --out another folder")
-        if status(output) and not (overwrite and is_file(output)) and not is_drawn(output):
-            raise ArgumentError(f"{image} would be drawn to {output}, which exists and was not drawn by minigdino. "
-                                "Give --out another folder, move that file, or give --overwrite to replace it")
-        if (other := taken.setdefault(output, image)) != image and _real(other) != _real(image):
-            raise ArgumentError(f"{other} and {image} would both be drawn to {output}. Draw them in two runs")
+def _searched_by(pattern):
+    """The parts of the folder of a pattern, as given and without links, each with the pattern of the names in it."""
+    folder, names = os.path.split(pattern)
+    if names == "**":
+        folder, names = pattern, "*"
+    as_given = os.path.normpath(os.path.join(glob.escape(os.getcwd()), folder))
+    return [(Path(path).parts, names) for path in (as_given, os.path.realpath(folder))]
+
+
+def _can_be(name, names):
+    """Return whether a pattern matches a name, or if the name is "*.png", a name with that ending."""
+    ends = [names[i:] for i in range(len(names))] if name == "*.png" else []
+    return fnmatch.fnmatch(name, names) or any(fnmatch.fnmatch(".png", end) for end in ends)
+
+
+def _reaches(pattern, folder):
+    """Return whether a pattern in parts matches the parts of a folder. "**" and "*" match no hidden folder."""
+    if not pattern or not folder:
+        return not folder and all(part == "**" for part in pattern)
+    is_hidden = folder[0].startswith(".")
+    if pattern[0] == "**":
+        return _reaches(pattern[1:], folder) or (not is_hidden and _reaches(pattern, folder[1:]))
+    return (fnmatch.fnmatchcase(folder[0], pattern[0]) and (pattern[0].startswith(".") or not is_hidden)
+            and _reaches(pattern[1:], folder[1:]))
 
 
 def _real(path):
     """What identifies a file: its number, which all its names share, or its path without links if it does not exist."""
-    if found := status(path):
-        return found.st_dev, found.st_ino
+    found = status(path)
+    return (found.st_dev, found.st_ino) if found else _place(path)
+
+
+def _place(path):
+    """The path of a file without links, whether it exists or not."""
     try:
         return os.path.realpath(path)
     except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ import tiny
 from PIL import Image
 
 import minigdino
-from minigdino import files, writing
+from minigdino import files, inputs, progress, writing
 
 TEXT = ["a cat", "remote control"]
 
@@ -107,13 +107,9 @@ def test_pipes_folders_and_broken_links_are_no_images(tmp_path, monkeypatch):
 
 def test_a_corrupted_image_is_reported_and_the_others_are_processed(folder):
     (folder / "b.png").write_bytes(b"not a picture")
-    results = []
-    failed = files.detect_each(
-        tiny.model(), files.find_images([str(folder)]), TEXT, on_result=lambda *pair: results.append(pair)
-    )
-    assert failed == 1
+    results = list(inputs.detect_each(tiny.model(), files.find_images([str(folder)]), TEXT))
     assert [isinstance(result, minigdino.Error) for _, result in results] == [False, True, False]
-    bad, good = files.record(*results[1]), files.record(*results[0])
+    good, bad, _ = (files.record(image.name, result) for image, result in results)
     assert list(bad) == ["image", "error"]
     assert "b.png: not a readable image" in bad["error"]
     assert list(good) == ["image", "width", "height", "detections"]
@@ -124,22 +120,22 @@ def test_a_closed_terminal_does_not_end_a_run(folder):
         def write(self, _):
             raise OSError(errno.EIO, "Input/output error")
 
-    results = []
-    files.detect_each(tiny.model(), files.find_images([str(folder)]), TEXT, progress=Closed(),
-                      on_result=lambda *pair: results.append(pair))
-    assert len(results) == 3
+        def isatty(self):
+            return True
+
+    shown = progress.Progress(Closed(), 3)
+    assert len(list(inputs.detect_each(tiny.model(), files.find_images([str(folder)]), TEXT, progress=shown))) == 3
 
 
 @pytest.mark.parametrize(("data", "message"), [
     (b"", "empty or closed"), (b"x" * 101, "expected an image of at most 100 bytes"),
     (b"x" * 100, "not a readable image")])
 def test_standard_input_is_checked(monkeypatch, data, message):
-    monkeypatch.setattr(files, "MAX_STDIN", 100)
-    results = []
+    monkeypatch.setattr(inputs, "MAX_STDIN", 100)
     for stdin in [io.TextIOWrapper(io.BytesIO(data)), *([None] if not data else [])]:
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert files.detect_each(tiny.model(), ["-"], TEXT, on_result=lambda *pair: results.append(pair)) == 1
-    assert all(isinstance(error, minigdino.ImageError) and message in str(error) for _, error in results)
+        (_, error), = inputs.detect_each(tiny.model(), ["-"], TEXT)
+        assert isinstance(error, minigdino.ImageError) and message in str(error)
 
 
 def test_lines_are_written_immediately_and_a_file_can_be_resumed(tmp_path):

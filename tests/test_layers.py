@@ -14,7 +14,10 @@ COMPILED = PACKAGE.parent / "_ext"
 LEVELS = [  # a module may import from the rows below its own, never from its own row
     {"__main__"},
     {"cli"},
-    {"inspection.explain", "datasets", "outputs"},
+    {"detect_run"},
+    {"console", "inspection.explain", "datasets", "outputs"},
+    {"inputs"},
+    {"progress"},
     {"__init__", "files", "evaluation.verify", "inspection.tree", "runtime.bench"},
     {"detector", "runtime.info"},
     {"learning.gradients"},

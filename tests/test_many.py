@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import weakref
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_streams import copies, detect, images_of, in_process, objects
 
-from minigdino import ArgumentError, ImageError, cli, datasets, files, writing
+from minigdino import ArgumentError, ImageError, cli, console, datasets, detect_run, files, progress, writing
 from minigdino.results import Detections
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
@@ -205,23 +206,54 @@ def test_a_named_file_is_always_taken(tree):
     assert files.find_images(["p/._*"]) == ["p/._a.png"]  # a pattern that names hidden files
 
 
-def test_an_unreadable_subfolder_is_an_error(tree, monkeypatch):
-    read = files.Path.iterdir
+@pytest.fixture
+def sealed(tree, monkeypatch):
+    """The folder p/q cannot be read, not even by root."""
+    os.unlink("p/q/up")
 
-    def refuse(path):
-        if path.name == "r":
-            raise PermissionError(13, "Permission denied")
-        return read(path)
+    def refusing(read):
+        def refuse(path):
+            if str(path).rstrip("/") == "p/q":
+                raise PermissionError(13, "Permission denied")
+            return read(path)
+        return refuse
 
-    monkeypatch.setattr(files.Path, "iterdir", refuse)
-    with pytest.raises(ImageError, match=r"p/q/r.*: expected a readable folder \(Permission denied\)"):
-        files.find_images(["p"], recursive=True)
+    monkeypatch.setattr(files.Path, "iterdir", refusing(files.Path.iterdir))
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+
+
+@pytest.mark.parametrize(("sources", "recursive"), [(["p"], True), (["p/**/*.*"], False)])
+def test_an_unreadable_subfolder_is_reported_and_left_out(home, tree, sealed, monkeypatch, capsys, sources, recursive):
+    message = "p/q/: expected a readable folder (Permission denied). Check its permissions"
+    with pytest.raises(ImageError, match=re.escape(message)):
+        files.find_images(sources, recursive=recursive)
+    errors = []
+    readable = ["p/a.png", "p/b.JPG", "p/folder.png/f.png"]
+    assert files.find_images(sources, recursive=recursive, on_error=errors.append) == readable
+    assert list(map(str, errors)) == [message]
+    status, _, err = in_process(tree, monkeypatch, capsys, "detect", *sources, "cat", *["--recursive"] * recursive,
+                                "--model", str(home / "model"), "--jsonl", "found.jsonl")
+    assert (status, err) == (1, f"minigdino: {message}\n")
+    assert images_of(tree / "found.jsonl") == readable
+
+
+def test_an_unreadable_source_is_an_error(tree, sealed):
+    for recursive in (False, True):
+        with pytest.raises(ImageError, match=r"p/q: expected a readable folder \(Permission denied\)"):
+            files.find_images(["p/q"], recursive=recursive, on_error=print)
+
+
+def test_what_is_missing_is_named_with_the_next_step(tree):
+    for source, message in (("p/*.gif", "the pattern matches no file. Check its folder and its ending; ** matches"),
+                            ("void/", "no such folder. Check its name, and the working directory")):
+        with pytest.raises(ImageError, match=re.escape(f"{source}: {message}")):
+            files.find_images([source])
 
 
 @pytest.mark.parametrize("out", ["p/drawn", "p/q/r", "away", "p/q/up/x"])
 def test_pictures_are_never_images_of_the_next_recursive_run(tree, monkeypatch, capsys, out):
     os.symlink("p/q", "away")
-    monkeypatch.setattr(cli, "load", None)
+    monkeypatch.setattr(detect_run, "load", None)
     before = sorted(tree.rglob("*"))
     status, err = detect(tree, monkeypatch, capsys, "p", "cat", "--recursive", "--out", out, "--overwrite")
     assert (status, err.count("\n")) == (1, 1)
@@ -251,7 +283,7 @@ def test_the_picture_of_one_image_can_go_to_a_folder(home, tmp_path, monkeypatch
 
 
 def test_the_folder_of_several_pictures_is_checked_before_the_model_is_loaded(home, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "load", None)
+    monkeypatch.setattr(detect_run, "load", None)
     copies(home, "sources", "a.jpg", "b.jpg")
     (tmp_path / "file").write_text("old")
     for out, message in ((tmp_path / "file" / "new", "cannot write there ("), (tmp_path / "file", "need a folder"),
@@ -264,7 +296,7 @@ def test_the_folder_of_several_pictures_is_checked_before_the_model_is_loaded(ho
 
 def test_the_lines_are_checked_before_the_model_is_loaded(home, tmp_path, monkeypatch, capsys):
     (tmp_path / "old.jsonl").write_text("old")
-    monkeypatch.setattr(cli, "load", None)
+    monkeypatch.setattr(detect_run, "load", None)
     for path, message in ((tmp_path / "old.jsonl", "exists already. Give --resume"), (tmp_path, "regular file"),
                           (tmp_path / "old.jsonl" / "new.jsonl", "cannot write there (")):
         status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--jsonl", str(path))
@@ -363,7 +395,7 @@ def test_text_is_printed_block_by_block_without_cutting_characters(monkeypatch, 
     monkeypatch.setattr(datasets, "BLOCK", 1)
     data_set = datasets.Csv()
     data_set.add("ü猫🐱.png", tiny.model().detect(tiny.photo(), "cat", threshold=0)[:1])
-    cli._write("-", data_set.content())
+    console.write("-", data_set.content())
     assert "ü猫🐱.png," in capsys.readouterr().out
 
 
@@ -394,7 +426,7 @@ def test_the_progress_is_erased_before_a_message(home, monkeypatch, capsys):
 @pytest.mark.parametrize(("seconds", "text"), [
     (0, "0 s"), (59.4, "59 s"), (60, "1 min"), (3569, "59 min"), (3600, "1 h 0 min"), (30_000, "8 h 20 min")])
 def test_the_time_left_is_readable(seconds, text):
-    assert files._duration(seconds) == text
+    assert progress.duration(seconds) == text
 
 
 class Stub:
@@ -423,7 +455,7 @@ class Stub:
 def test_no_result_is_kept(home, monkeypatch, capsys):
     copies(home, "pictures", *(f"{i}.png" for i in range(8)))
     model = Stub()
-    monkeypatch.setattr(cli, "load", lambda *_, **__: model)
+    monkeypatch.setattr(detect_run, "load", lambda *_, **__: model)
     status, out, err = in_process(home, monkeypatch, capsys, "detect", "pictures", "cat", "--json", "--jsonl",
                                   "kept.jsonl", "--coco", "kept.json", "--csv", "kept.csv", "--out", "kept")
     assert status == 0, err
@@ -500,7 +532,7 @@ def test_an_image_without_an_id_of_its_own_ends_the_run_before_the_model_is_load
     copies(home, "no_id", "a.png", "b.png")
     copies(home, "no_id_2", "a.png")
     (home / "ids.json").write_text(json.dumps({"images": [{"file_name": n, "id": i} for n, i in entries]}))
-    monkeypatch.setattr(cli, "load", None)
+    monkeypatch.setattr(detect_run, "load", None)
     status, err = detect(home, monkeypatch, capsys, "no_id", "no_id_2", "cat", "--coco", "no.json", "--image-ids",
                          "ids.json")
     assert (status, err.count("\n")) == (1, 1) and message in err

@@ -15,7 +15,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from minigdino import cli, files, outputs, writing
+from minigdino import ArgumentError, cli, console, detect_run, files, outputs, writing
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 
@@ -133,9 +133,9 @@ def test_names_that_are_not_unicode_reach_all_outputs(home, monkeypatch, capsys)
 
 def test_printable_keeps_ordinary_text():
     for text in ("a cat", "/tmp/ä 猫.png", "שלום", "🐱", ""):
-        assert cli.printable(text) == text
-    assert cli.printable("a\n\x1b\udcff\u202e\tb") == r"a\n\x1b\udcff\u202e\tb"
-    assert cli.printable("a\n\t", keep="\n") == "a\n\\t"
+        assert console.printable(text) == text
+    assert console.printable("a\n\x1b\udcff\u202e\tb") == r"a\n\x1b\udcff\u202e\tb"
+    assert console.printable("a\n\t", keep="\n") == "a\n\\t"
 
 
 def small_files():
@@ -169,7 +169,7 @@ def test_too_little_memory_gives_a_message(home, monkeypatch, capsys):
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(files, "detect_each", fail)
+    monkeypatch.setattr(detect_run, "detect_each", fail)
     status, _, err = in_process(home, monkeypatch, capsys, "detect", "photo.png", "cat", "--model", "model")
     assert (status, err) == (1, "minigdino: there is not enough memory. Use a smaller --size, or a machine with more "
                                 "memory\n")
@@ -337,7 +337,7 @@ def test_a_folder_of_drawings_keeps_every_other_file(photos, monkeypatch, capsys
      "empty": path.touch, "folder": path.mkdir, "pipe": lambda: os.mkfifo(path),
      "link": lambda: path.symlink_to(other)}[kind]()
     before = {p: p.is_file() and p.read_bytes() for p in photos.iterdir()}
-    monkeypatch.setattr(cli, "load", None)  # the error comes before the model is loaded
+    monkeypatch.setattr(detect_run, "load", None)  # the error comes before the model is loaded
     status, _, err = in_process(photos, monkeypatch, capsys, "detect", source, "cat", "--out", ".", "--jsonl",
                                 "new.jsonl")
     assert (status, err.count("\n")) == (1, 1), err
@@ -348,7 +348,7 @@ def test_a_folder_of_drawings_keeps_every_other_file(photos, monkeypatch, capsys
 @pytest.mark.parametrize(("source", "out"), [(".", "."), ("../photos", "."), (".", "../photos")])
 def test_a_folder_of_images_is_not_one_for_drawings(photos, monkeypatch, capsys, source, out):
     """The next run would take the drawings for images."""
-    monkeypatch.setattr(cli, "load", None)
+    monkeypatch.setattr(detect_run, "load", None)
     source, out = (one.replace("photos", photos.name) for one in (source, out))
     status, _, err = in_process(photos, monkeypatch, capsys, "detect", source, "cat", "--out", out)
     assert status == 1
@@ -377,7 +377,7 @@ def test_a_named_file_is_replaced_only_if_minigdino_wrote_it(home, photos, monke
     arguments = "photo.png", "cat", option, str(photos / name)
     (photos / name).write_text("old")
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "load", None)
+        patch.setattr(detect_run, "load", None)
         status, err = detect(home, patch, capsys, *arguments)
         assert (status, err.count("\n")) == (1, 1)
         assert f"{name} exists, and is not marked as written by minigdino. Choose another name, or give --over" in err
@@ -463,7 +463,7 @@ def test_an_output_never_replaces_an_input_or_another_output(home, monkeypatch, 
         (work / "link.png").symlink_to("me.png")
         (work / "hard.png").hardlink_to(work / "me.png")
     before = {p: p.read_bytes() for p in work.rglob("*") if p.is_file()}
-    monkeypatch.setattr(cli, "load", None)  # the error comes before the model is loaded
+    monkeypatch.setattr(detect_run, "load", None)  # the error comes before the model is loaded
     status, _, err = in_process(work, monkeypatch, capsys, "detect", "me.png", *options.split(), "--phrase", "cat")
     assert status == 1
     assert "expected different files for " in err and " for both. Choose another name" in err
@@ -494,7 +494,7 @@ def blocked(home, tmp_path, monkeypatch):
         return real(path, flags, *mode, **options)
 
     monkeypatch.setattr(os, "open", refuse)
-    monkeypatch.setattr(cli, "load", None)
+    monkeypatch.setattr(detect_run, "load", None)
     return tmp_path
 
 
@@ -554,7 +554,7 @@ def test_an_output_never_replaces_a_file_of_the_model(home, tmp_path, monkeypatc
     shutil.copytree(home / "model", model)
     (model / "shard.safetensors").write_bytes(b"x")
     before = contents(tmp_path)
-    monkeypatch.setattr(cli, "load", None)  # the error comes before the model is loaded
+    monkeypatch.setattr(detect_run, "load", None)  # the error comes before the model is loaded
     source = model / "model.safetensors" if given == "file" else model
     monkeypatch.setenv("MINIGDINO_MODEL", str(source) if given == "variable" else "void")
     options = [] if given == "variable" else ["--model", str(source)]
@@ -581,7 +581,7 @@ def test_a_picture_never_replaces_the_weights(home, tmp_path, monkeypatch, capsy
 def test_other_files_can_be_written_to_the_folder_of_a_model(home, tmp_path, monkeypatch, capsys):
     shutil.copytree(home / "model", tmp_path / "shapes")
     monkeypatch.chdir(tmp_path)
-    assert outputs.model_files("shapes") == outputs.model_files("owner/name") == outputs.model_files("void") == []
+    assert outputs.model_files("owner/name") == outputs.model_files("void") == []
     status, _, err = in_process(home, monkeypatch, capsys, "detect", "photo.png", "cat", "--model",
                                 str(tmp_path / "shapes"), "--coco", str(tmp_path / "shapes" / "found.json"))
     assert status == 0, err
@@ -610,7 +610,7 @@ def test_a_device_takes_several_outputs(home, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["x.psd", "x.xyz", "x", "x.wmf", "x.xbm", "x.fits"])
 def test_a_format_that_cannot_be_written_is_refused_before_the_model_is_loaded(home, monkeypatch, capsys, name):
-    monkeypatch.setattr(cli, "load", None)
+    monkeypatch.setattr(detect_run, "load", None)
     status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--out", name)
     assert (status, err.count("\n")) == (1, 1)
     assert f"{name}: cannot write there (" in err and "Choose another ending, such as .png" in err
@@ -620,7 +620,7 @@ def test_a_format_that_cannot_be_written_is_refused_before_the_model_is_loaded(h
 def test_a_picture_that_is_too_large_for_its_format_gives_a_message(ending):
     if f".{ending}" not in Image.registered_extensions():
         pytest.skip("this Pillow lacks the format")
-    with pytest.raises(cli.ArgumentError, match="cannot write there"):
+    with pytest.raises(ArgumentError, match="cannot write there"):
         writing.encoded(Image.new("RGB", (70_000, 1)), f"x.{ending}")
 
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import minigdino
-from minigdino import Detections, ImageError, cli, files, urls
+from minigdino import Detections, ImageError, cli, files, inputs, outputs, urls
 from minigdino.image import open_image
 
 PHOTO = tiny.photo()
@@ -747,8 +747,9 @@ def test_pictures_of_urls_stay_in_their_folder():
     hosts = ["https://a.test/x/../../../../etc/cat.jpg", "https://b.test", "http://[::1]/../x?y/z", "a/cat.jpg"]
     for name in map(urls.local_name, hosts[:3]):
         assert not name.startswith(("/", "."))
-    found = minigdino.cli.outputs._in_folder(Path("drawn"), hosts)
-    assert all(".." not in Path(path).parts and path.startswith("drawn") for path in found.values())
+    folder = outputs.Folder("--out", "drawn", hosts, overwrite=False)
+    found = [folder.picture(inputs.Input(host)) for host in hosts]
+    assert all(".." not in Path(path).parts and path.startswith("drawn") for path in found)
 
 
 def test_an_error_can_be_returned(server):

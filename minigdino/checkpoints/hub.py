@@ -157,6 +157,18 @@ def _checked_id(model_id, revision):
     return name
 
 
+def snapshot(model_id: str) -> Path:
+    """Return the directory of a checkpoint's main branch in the local cache. It need not exist.
+
+    Args:
+        model_id: owner/name on the hub.
+
+    Raises:
+        CheckpointError: if the name is invalid, or the client cannot read its environment variables.
+    """
+    return _snapshot(_checked_id(model_id, None), None)
+
+
 def _snapshot(model_id, revision):
     """Directory of a revision in the cache. It need not exist."""
     revision = revision or "main"
