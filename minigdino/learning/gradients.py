@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.kernels import intercepted
+from ..runtime.kernels import intercepted, multiplying
 from ..runtime.memory import reused
 from .backward import run_op
 from .recording import Node, Recorded, pull_back
@@ -29,12 +29,12 @@ def value_and_gradients(function: Callable[[dict], Any], parameters: Mapping[str
         gradients: {name: array of the parameter's shape}; zeros where the value does not depend on a parameter.
     """
     recorded = {name: Recorded(array, Node()) for name, array in parameters.items()}
-    with reused(), intercepted(functools.partial(run_op, recompute=recompute)):
+    with multiplying(), reused(), intercepted(functools.partial(run_op, recompute=recompute)):
         y = function(recorded)
     if not isinstance(y, Recorded) or y.shape:
         raise TypeError(f"expected a number that depends on the parameters; got {type(y).__name__} "
                         f"{getattr(y, 'shape', '')}. Return the sum of the losses")
-    with reused():
+    with multiplying(), reused():
         found = pull_back(y, np.ones((), y.dtype), [x.node for x in recorded.values()])
     return y.value, {name: found[x.node] if x.node in found else np.zeros(x.shape, x.dtype)
                      for name, x in recorded.items()}

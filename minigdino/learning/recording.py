@@ -117,7 +117,7 @@ def _called(name, function, args, keywords):
     if name in CONSTANT:
         return function(*map(values, args), **{key: values(x) for key, x in keywords.items()})
     if name not in RULES:
-        raise TypeError(f"numpy.{name} has no rule in learning/gradients.py. Add one, with its test")
+        raise TypeError(f"numpy.{name} has no rule in learning/recording.py. Add one, with its test")
     return RULES[name](*args, **keywords)
 
 

@@ -17,7 +17,7 @@ from ..errors import ArgumentError, brief
 
 __all__ = [
     "MODES", "OPS", "accelerated", "array_library", "intercepted", "levels", "levels_in_use", "live", "load",
-    "load_for", "missing", "mode", "opened", "require_gil", "traced", "use",
+    "load_for", "missing", "mode", "multiplying", "opened", "require_gil", "traced", "use",
 ]
 
 MODES = ("fast", "reference")
@@ -109,6 +109,14 @@ def intercepted(run: Callable | None) -> Iterator[None]:
         _runner.set(before)
 
 
+@contextmanager
+def multiplying() -> Iterator[None]:
+    """Let no other thread run a NumPy reference, and no fork happen, while this one multiplies matrices with NumPy."""
+    lock = _reference_lock  # a fork replaces it in the child
+    with lock:
+        yield
+
+
 def traced() -> bool:
     """Return whether this thread is in an `opened` block, which `trace` opens: every step must run."""
     return bool(_opened.predicates)
@@ -141,7 +149,7 @@ def accelerated(**twins: str):
                 if twin is None or problems:
                     _announce(path, twin)
             if twin is None and library == "numpy":
-                with _reference_lock:
+                with multiplying():
                     return reference(*args, **kwargs)
             return (twin or reference)(*args, **kwargs)
 
