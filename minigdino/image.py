@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ def open_image(image) -> Image.Image:
     """
     image = read_file(image)
     if isinstance(image, (str, os.PathLike)):
-        return _read(_open_path, image, f"{str(image) or repr('')}: ")
+        return _read(partial(_open_path, convert=_upright), image, f"{str(image) or repr('')}: ")
     if isinstance(image, io.BytesIO):
         image = _called(image, "getvalue")  # shares the bytes, and has no position
     if isinstance(image, (bytes, bytearray)):
@@ -262,6 +263,21 @@ def read_file(image):
     if isinstance(image, (str, os.PathLike, io.BytesIO)) or not hasattr(image, "read"):
         return image
     return _read(_bytes_of, image, "")
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Read the size of an image file. Its pixels are decoded only if the header does not contain the size.
+
+    Args:
+        path: the file, as in `open_image`, but no URL.
+
+    Returns:
+        (width, height) of the image that `open_image` returns.
+
+    Raises:
+        ImageError: as `open_image` does, but not for pixels that cannot be decoded.
+    """
+    return _read(partial(_open_path, convert=_upright_size), path, f"{str(path) or repr('')}: ")
 
 
 def _bytes_of(file):
@@ -311,7 +327,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-def _open_path(path):
+def _open_path(path, convert):
     try:
         file = open_regular(path)
     except (FileNotFoundError, NotADirectoryError):  # the second: a folder of the path is a file
@@ -323,12 +339,12 @@ def _open_path(path):
             raise ImageError(missing.why_folder(os.fsdecode(path))) from None
         raise
     with file:
-        return _open_file(file)
+        return _open_file(file, convert)
 
 
 def _open_bytes(data):
     try:
-        return _open_file(io.BytesIO(data))
+        return _open_file(io.BytesIO(data), _upright)
     except ImageError:
         if len(data) < MAX_PATH and os.path.splitext(text := data.decode(errors="replace"))[1].lower() in endings():
             raise ImageError(f"expected the content of an image file; got {brief(bytes(data))}, which is a path. Give "
@@ -336,11 +352,12 @@ def _open_bytes(data):
         raise
 
 
-def _open_file(file):
+def _open_file(file, convert):
+    """Open an image file, and return what `convert` makes of the PIL image, whose pixels are not decoded yet."""
     if not file.read(1):
         raise ImageError("expected an image; got an empty file or no bytes. Copy or download the image again")
     if heif.is_heif(file):
-        return to_rgb(heif.open_heif(file))
+        return convert(heif.open_heif(file))
     _check_jpeg(file, 0)
     _check_plain(file)
     file.seek(0)
@@ -350,7 +367,7 @@ def _open_file(file):
         raise ImageError("not a readable image; expected the content of one of the formats "
                          f"{', '.join(_formats())}. Convert it to PNG with another program") from None
     with opened:
-        return _upright(opened)
+        return convert(opened)
 
 
 def _open_given(image):
@@ -466,15 +483,38 @@ def _upright(image):
     The result has no orientation, so that it is not rotated again.
     """
     rgb = to_rgb(image)  # reads the pixels; for a TIFF, Pillow then also rotates, and removes the orientation
-    try:
-        rotation = ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception as error:  # any type, as in _read
-        if from_signal_handler(error):
-            raise
-        rotation = None
+    rotation = _rotation(image)
     for name in WITH_ORIENTATION:
         rgb.info.pop(name, None)
     return rgb if rotation is None else rgb.transpose(rotation)
+
+
+def _rotation(image):
+    """The operation that undoes the EXIF orientation of an image; None for an upright one."""
+    try:
+        return ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception as error:  # any type, as in _read
+        if from_signal_handler(error):
+            raise
+        return None
+
+
+SIDEWAYS = {ROTATIONS[orientation] for orientation in (5, 6, 7, 8)}  # operations that exchange width and height
+TEXT_CHUNK = re.compile(rb"eXIf|tEXt|zTXt|iTXt")  # chunks of a PNG that can contain an orientation
+
+
+def _upright_size(image):
+    """Width and height of the image that `_upright` returns. Its pixels stay undecoded, except those of some PNGs."""
+    upright = image.format == "TIFF" or (image.format == "PNG" and not _has_text(image.fp))
+    return image.size[::-1] if not upright and _rotation(image) in SIDEWAYS else image.size
+
+
+def _has_text(file):
+    """Whether a PNG may have an orientation. Pillow decodes the pixels to find one, as it can be at the end."""
+    position = file.tell()  # Pillow continues here
+    n = _count(file, 0, TEXT_CHUNK, 4)
+    file.seek(position)
+    return n > 0
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -26,7 +26,17 @@ from PIL import EpsImagePlugin, GribStubImagePlugin, Image, ImageCms, ImageOps, 
 import minigdino
 from minigdino import heif
 from minigdino import image as module
-from minigdino.image import FORMATS, ImageSettings, endings, open_image, preprocess, read_file, resized, to_rgb
+from minigdino.image import (
+    FORMATS,
+    ImageSettings,
+    endings,
+    open_image,
+    preprocess,
+    read_file,
+    read_size,
+    resized,
+    to_rgb,
+)
 
 edges = st.integers(1, 3000)
 
@@ -157,7 +167,7 @@ def test_an_image_file_gives_the_same_upright_image_in_every_form(tmp_path, kind
     data = turned(kind, value)
     (tmp_path / "photo").write_bytes(data)
     want = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    assert want.size == ((9, 7) if value < 5 else (7, 9))
+    assert want.size == ((9, 7) if value < 5 else (7, 9)) == read_size(tmp_path / "photo")
     decoded = Image.open(io.BytesIO(data))
     decoded.load()
     with open(tmp_path / "photo", "rb") as file, Image.open(tmp_path / "photo") as opened:
@@ -166,6 +176,33 @@ def test_an_image_file_gives_the_same_upright_image_in_every_form(tmp_path, kind
             got = open_image(image)
             np.testing.assert_array_equal(got, want)
             np.testing.assert_array_equal(open_image(got), want)  # it is not rotated again
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PNG+XMP"])
+def test_an_orientation_after_the_pixels_of_a_png_counts(tmp_path, kind):
+    data = turned(kind, 6)
+    start = next(data.index(name) for name in (b"eXIf", b"iTXt") if name in data) - 4
+    stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    end = data.index(b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(data[:start] + data[stop:end] + data[start:stop] + data[end:])
+    assert read_size(tmp_path / "a.png") == open_image(tmp_path / "a.png").size == (7, 9)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF"])
+def test_the_size_of_an_image_is_read_from_its_header(tmp_path, kind):
+    path = tmp_path / "a"
+    path.write_bytes(encoded(kind, Image.fromarray(tiny.photo(90, 120)))[:-400])  # without its last pixels
+    assert read_size(path) == (120, 90)
+    with pytest.raises(minigdino.ImageError, match="not a readable image"):
+        open_image(path)
+
+
+def test_a_file_without_a_size_is_refused(tmp_path):
+    (tmp_path / "a.jpg").write_text("no image")
+    for name, message in (("a.jpg", "a.jpg: not a readable image"), ("b.jpg", "b.jpg: no such file in the folder"),
+                          ("\0.jpg", "null"), (".", "got a folder")):
+        with pytest.raises(minigdino.ImageError, match=message):
+            read_size(tmp_path / name)
 
 
 def test_an_orientation_set_by_hand_is_applied():
@@ -608,7 +645,7 @@ LETTER[:16, :16], LETTER[:16, 16:32] = 255, (255, 0, 0)
         ("TIFF", {"compression": "jpeg", "quality": 100}),
     ],
 )
-def test_a_file_is_rotated_once_by_its_orientation(kind, options, orientation):
+def test_a_file_is_rotated_once_by_its_orientation(kind, options, orientation, tmp_path):
     """Pillow rotates a TIFF itself."""
     exif = Image.Exif()
     exif[274] = orientation
@@ -619,7 +656,8 @@ def test_a_file_is_rotated_once_by_its_orientation(kind, options, orientation):
         pytest.skip(str(error))  # not supported by this build of Pillow
     upright = original if orientation == 1 else original.transpose(module.ROTATIONS[orientation])
     got = open_image(io.BytesIO(data))
-    assert got.size == upright.size
+    (tmp_path / "a").write_bytes(data)
+    assert got.size == upright.size == read_size(tmp_path / "a")
     assert np.abs(np.subtract(got, upright, dtype=float)).mean() < 10  # a wrong rotation differs by more than 40
     if kind == "TIFF":
         with Image.open(io.BytesIO(data)) as opened:
