@@ -551,6 +551,22 @@ def read_categories(path: str | Path) -> dict[str, int]:
     except CheckpointError:
         raise ArgumentError(f'{path}: not a readable JSON file of categories; expected {{"label": id}}, each label '
                             "once") from None
+    return categories_in(values, path)
+
+
+def categories_in(values: Any, path: str | Path) -> dict[str, int]:
+    """Return the category ids in the content of a JSON file.
+
+    Args:
+        values: the content, in one of the formats of `read_categories`.
+        path: the file, used in error messages.
+
+    Returns:
+        {label: id}
+
+    Raises:
+        ArgumentError: as `read_categories` does, for a file that can be read.
+    """
     if isinstance(values, dict) and "categories" in values:
         values = values["categories"]
     try:

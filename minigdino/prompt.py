@@ -111,16 +111,24 @@ class Tokenizer:
             PromptWarning: if a word is not in the vocabulary, so that the model reads [UNK] instead; or if a comma, a
                 semicolon or a line break may separate phrases (in a str, or in the only phrase of a list).
         """
-        phrases = [text] if isinstance(text, str) else text
-        if not isinstance(phrases, (list, tuple)) or not all(isinstance(phrase, str) for phrase in phrases):
-            raise PromptError(f"a prompt must be a str or a list of str; got {_describe(text)}")
-        if broken := [phrase for phrase in phrases if not _is_text(phrase)]:
-            raise PromptError(f"a prompt must be valid Unicode; {brief(broken[0])} contains surrogates, which stand "
-                              "for bytes that are not UTF-8. Type the text again")
-        if (n := sum(map(len, phrases))) > MAX_CHARACTERS:
-            raise PromptError(f"a prompt must have at most {MAX_CHARACTERS} characters; got {n}. Split its phrases "
-                              "over several calls")
+        _check_text(text)
         return self._encode_text(text) if isinstance(text, str) else self._encode_phrases(text)
+
+    def tokens(self, phrase: str) -> tuple[int, ...]:
+        """Tokenize one phrase of a list, without a warning.
+
+        Args:
+            phrase: the phrase, as in `encode`.
+
+        Returns:
+            Its token ids, without a delimiter. In a prompt, each phrase has one.
+
+        Raises:
+            PromptError: as `encode` does for a list with this phrase.
+            CheckpointError: if the tokenizer's files are inconsistent.
+        """
+        _check_text([phrase])
+        return tuple(self._encode_phrase(phrase)[2].ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Convert token ids to text, with the spelling of transformers.
@@ -185,19 +193,8 @@ class Tokenizer:
             raise PromptError('a prompt must contain a phrase; the list is empty. Write for example ["a cat"]')
         ids, spans, labels, seen, unknown = [self.cls], [], [], {}, []
         for phrase in phrases:
-            label = phrase.strip(BLANK).rstrip(BLANK + ".")
-            if special := [token for token in self.special if token in phrase]:
-                raise PromptError(f"a phrase must not contain special tokens; {brief(phrase)} contains "
-                                  f"{brief(special[0])[1:-1]}. Remove it")
-            # a delimiter inside a phrase would end it, so the model gets a space; the label keeps the delimiter
-            words = label.lower().replace(".", " ").replace("?", " ")
-            encoding = _call(self.backend.encode, words, add_special_tokens=False)
+            label, words, encoding = self._encode_phrase(phrase)
             tokens = encoding.ids
-            if not tokens:
-                raise PromptError(f"a phrase must have at least one token; {brief(phrase)} has none. Remove it")
-            if set(tokens) == {self.unknown}:
-                raise PromptError("a phrase must have a word of the model's vocabulary; "
-                                  f"{brief(phrase)} has only unknown words. {OTHER_WORDS}")
             unknown += [(word, label) for word in self._unknown_words(words, encoding) if word]
             if (other := seen.setdefault(tuple(tokens), phrase)) is not phrase or len(seen) != len(spans) + 1:
                 raise PromptError(f"two phrases must not have the same tokens; {brief(other)} and {brief(phrase)} "
@@ -210,10 +207,44 @@ class Tokenizer:
             _warn_of_separators(labels, lambda parts: f"give each one separately: {', '.join(map(brief, parts))}")
         return Prompt(np.array([*ids, self.sep], np.int64), labels, spans)
 
+    def _encode_phrase(self, phrase):
+        """The label of a listed phrase, the text that the model reads, and the encoding of that text."""
+        label = as_label(phrase)
+        if special := [token for token in self.special if token in phrase]:
+            raise PromptError(f"a phrase must not contain special tokens; {brief(phrase)} contains "
+                              f"{brief(special[0])[1:-1]}. Remove it")
+        # a delimiter inside a phrase would end it, so the model gets a space; the label keeps the delimiter
+        words = label.lower().replace(".", " ").replace("?", " ")
+        encoding = _call(self.backend.encode, words, add_special_tokens=False)
+        if not encoding.ids:
+            raise PromptError(f"a phrase must have at least one token; {brief(phrase)} has none. Remove it")
+        if set(encoding.ids) == {self.unknown}:
+            raise PromptError("a phrase must have a word of the model's vocabulary; "
+                              f"{brief(phrase)} has only unknown words. {OTHER_WORDS}")
+        return label, words, encoding
+
     def _unknown_words(self, text, encoding):
         """For each token: the word of the text that the vocabulary cannot spell, or None."""
         return [text[slice(*offsets)] if i == self.unknown else None
                 for i, offsets in zip(encoding.ids, encoding.offsets)]
+
+
+def as_label(phrase: str) -> str:
+    """Return a phrase as its label has it: without spaces around it, and without dots at its end."""
+    return phrase.strip(BLANK).rstrip(BLANK + ".")
+
+
+def _check_text(text):
+    """Check that a prompt is text of limited size: a str or a list of str."""
+    phrases = [text] if isinstance(text, str) else text
+    if not isinstance(phrases, (list, tuple)) or not all(isinstance(phrase, str) for phrase in phrases):
+        raise PromptError(f"a prompt must be a str or a list of str; got {_describe(text)}")
+    if broken := [phrase for phrase in phrases if not _is_text(phrase)]:
+        raise PromptError(f"a prompt must be valid Unicode; {brief(broken[0])} contains surrogates, which stand "
+                          "for bytes that are not UTF-8. Type the text again")
+    if (n := sum(map(len, phrases))) > MAX_CHARACTERS:
+        raise PromptError(f"a prompt must have at most {MAX_CHARACTERS} characters; got {n}. Split its phrases "
+                          "over several calls")
 
 
 OTHER_WORDS = "Use other words; the published checkpoints know English only"

@@ -47,14 +47,41 @@ def image_targets(boxes: Sequence[Sequence[float]] | np.ndarray, labels: Sequenc
     tokens = np.zeros((len(corners), len(prompt.ids)), bool)
     for row, label in zip(tokens, listed):
         row[slice(*prompt.spans[_index(label, prompt.phrases, names)])] = True
-    scale = np.array([width, height, width, height], np.float64)
-    low, high = np.split(np.clip(corners, 0, scale) / scale, 2, axis=1)
-    if len(bad := np.flatnonzero((high - low).min(axis=1, initial=1) < SMALLEST)):
+    inside = clipped(corners, size)
+    if len(bad := np.flatnonzero(~has_area(inside, size))):
         raise ArgumentError("boxes must be (left, top, right, bottom) in pixels, with an area inside the image of "
                             f"{width} x {height}; boxes[{bad[0]}] is {brief(corners[bad[0]].tolist())}. Remove it, or "
                             "convert the boxes: those of COCO files are (left, top, width, height)")
+    low, high = np.split(inside / np.array([width, height, width, height], np.float64), 2, axis=1)
     fractions = np.concatenate([(low + high) / 2, high - low], axis=1).astype(np.float32)
     return Targets(fractions, tokens)
+
+
+def clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Clip boxes to the image.
+
+    Args:
+        boxes: [N, 4] (left, top, right, bottom) in pixels.
+        size: width and height of the image.
+
+    Returns:
+        [N, 4] boxes of the same dtype.
+    """
+    return np.clip(boxes, 0, np.array([*size, *size], boxes.dtype))
+
+
+def has_area(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return which boxes have an area: each side is at least `SMALLEST` of that of the image.
+
+    Args:
+        boxes: [N, 4] (left, top, right, bottom) in pixels, clipped to the image.
+        size: width and height of the image.
+
+    Returns:
+        [N] bool.
+    """
+    fractions = boxes / np.array([*size, *size], np.float64)
+    return ((fractions[:, 2:] - fractions[:, :2]) >= SMALLEST).all(axis=1)
 
 
 def _corners(boxes):
