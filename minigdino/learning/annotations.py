@@ -1,0 +1,298 @@
+"""Annotation files for training: COCO-format JSON or ODVG JSON Lines, read as a list of samples.
+
+B annotated boxes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoints.json_file import is_folder, read_text, status, unique
+from ..errors import ArgumentError, ImageError, brief
+from ..files import MAX_CATEGORIES, MAX_FLOAT, categories_in
+from ..image import read_size
+from ..prompt import as_label
+from ..targets import clipped, has_area
+
+FORMATS = ('expected COCO annotations, {"images": [...], "annotations": [...], "categories": [...]}, or ODVG, a line '
+           '{"filename": ..., "detection": {"instances": [...]}} for each image')
+SPACES = re.compile(r"[ \t\r\n]*")  # of JSON
+COCO, CORNERS = "[left, top, width, height]", "[left, top, right, bottom]"
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An annotated image.
+
+    Attributes:
+        path: the image file.
+        boxes: [B, 4] float32 (left, top, right, bottom) in pixels of the upright image, and inside it.
+        labels: B phrases; the same phrase for all boxes of a category.
+    """
+
+    path: str
+    boxes: np.ndarray
+    labels: tuple[str, ...]
+
+
+@dataclass
+class _Entry:
+    """The annotations of an image, before its file is read."""
+
+    place: str  # in the annotation file, for error messages
+    name: str
+    size: tuple[int, int] | None  # (width, height), if the entry has both
+    boxes: list[list[float]] = field(default_factory=list)  # (left, top, right, bottom)
+    places: list[str] = field(default_factory=list)  # of the boxes
+    labels: list[str] = field(default_factory=list)
+    captioned: bool = False  # an image can have several captions, each with an entry
+
+    def add(self, place: str, corners: list[float], label: str) -> None:
+        """Add a box."""
+        self.boxes.append(corners)
+        self.places.append(place)
+        self.labels.append(label)
+
+
+def read(source: str | Path, images: str | Path | None = None) -> list[Sample]:
+    """Read annotations, and check them together with the image files. Pixels are not decoded.
+
+    Boxes are clipped to the image. Labels that differ only in case, in spaces around them or in dots at their end are
+    the same label, in the wording that comes first in the file.
+
+    Args:
+        source: a file in one of two formats.
+
+            - COCO: a JSON object with "images", "annotations" and "categories". Annotations with "iscrowd": 1 are
+              skipped, since they mark groups of objects.
+            - ODVG: a JSON object per line, with "filename" and "detection" or "grounding".
+
+        images: folder of the image files; None for the folder of `source`.
+
+    Returns:
+        A sample for each image in the order of the file, also for images without boxes. An image with several captions
+        in an ODVG file has a sample for each.
+
+    Raises:
+        ArgumentError: if the file cannot be read or has another format; if it has no images, or one twice; if an entry
+            is invalid, or refers to an unknown image or category; if an image file is missing or unreadable, or has
+            not the size in the file; or if a box has no area inside its image.
+    """
+    try:
+        text = read_text(source, MAX_CATEGORIES)
+    except FileNotFoundError:
+        raise ArgumentError(f"{source}: no such file. Give the path of an annotation file") from None
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{source}: not a readable annotation file ({brief(error)}); {FORMATS}. Check the "
+                            "file") from None
+    folder = os.path.dirname(source) if images is None else os.fspath(images)
+    if not is_folder(folder or os.curdir):
+        raise ArgumentError(f"{folder}: expected the folder of the images; there is none. Check the path")
+    entries, form = _entries(text, source)
+    paths = [os.path.join(folder, entry.name) for entry in entries]
+    _check_names(entries, paths, source)
+    return [_sample(entry, path, form) for entry, path in zip(entries, paths)]
+
+
+def _entries(text, source) -> tuple[list[_Entry], str]:
+    """The entries of a file, and the order of the numbers in its boxes."""
+    first, rest = _first(text, source)
+    if isinstance(first, dict) and "filename" in first:
+        return list(_odvg(text, source)), CORNERS
+    if isinstance(first, dict) and "images" in first and not rest:
+        return _coco(_Object(first, str(source))), COCO
+    raise ArgumentError(f"{source}: {FORMATS}; got {brief(first)}{' and more' if rest else ''}. Convert the file")
+
+
+def _first(text, source):
+    """The first JSON value of a text, and whether more text follows. The values of JSON Lines are separate."""
+    try:
+        value, stop = json.JSONDecoder(object_pairs_hook=unique).raw_decode(text, _after_spaces(text, 0))
+    except (ValueError, RecursionError) as error:
+        raise ArgumentError(f"{source}: {FORMATS}; got no JSON ({brief(error)}). Check the file") from None
+    return value, _after_spaces(text, stop) < len(text)
+
+
+def _after_spaces(text, start):
+    match = SPACES.match(text, start)
+    assert match is not None  # the pattern matches any text
+    return match.end()
+
+
+class _Object:
+    """A JSON object of an annotation file, whose fields are checked when they are read.
+
+    Args:
+        values: the object.
+        place: its file, and its place in it, for error messages.
+    """
+
+    def __init__(self, values: Any, place: str):
+        if not isinstance(values, dict):
+            raise ArgumentError(f"{place}: expected a JSON object; got {brief(values)}. Correct the entry")
+        self.values, self.place = values, place
+
+    def __contains__(self, name):
+        return name in self.values
+
+    def field(self, name: str, is_valid: Callable[[Any], bool], expected: str) -> Any:
+        """Return the value of a field if it is valid, else raise an error."""
+        value = self.values.get(name)
+        if not is_valid(value):
+            got = brief(value) if name in self else "no such field"
+            raise ArgumentError(f'{self.place}: expected {expected} as "{name}"; got {got}. Correct the entry')
+        return value
+
+    def text(self, name: str) -> str:
+        """Return a str that is not empty as a label."""
+        return self.field(name, lambda value: isinstance(value, str) and bool(as_label(value)), "a text")
+
+    def number(self, name: str) -> int:
+        """Return an int. JSON has bools, too, which Python counts as ints."""
+        return self.field(name, lambda value: type(value) is int, "an int")
+
+    def size(self) -> tuple[int, int] | None:
+        """Return width and height of an image; None if the object has neither."""
+        if not ("width" in self or "height" in self):
+            return None
+        width, height = (self.field(name, lambda value: type(value) is int and value > 0, "a positive int")
+                         for name in ("width", "height"))
+        return width, height
+
+    def part(self, name: str) -> _Object:
+        """Return an object in a field."""
+        return _Object(self.values.get(name), f"{self.place}: {name}")
+
+    def objects(self, name: str) -> Iterator[_Object]:
+        """Return the objects of a list in a field."""
+        values = self.field(name, lambda value: isinstance(value, list), "a list")
+        return (_Object(value, f"{self.place}: {name}[{i}]") for i, value in enumerate(values))
+
+
+def _coco(file: _Object) -> list[_Entry]:
+    images: dict[int, _Entry] = {}
+    for image in file.objects("images"):
+        entry = _Entry(image.place, image.text("file_name"), image.size())
+        if images.setdefault(number := image.number("id"), entry) is not entry:
+            raise ArgumentError(f"{image.place}: expected a different id for each image; {images[number].name} has the "
+                                f"id {number}, too. Correct the entry")
+    if not images:
+        raise ArgumentError(f"{file.place}: expected at least one image; got none. Add the images to the file")
+    labels = _labels(file)
+    for annotation in file.objects("annotations"):
+        if "iscrowd" in annotation and annotation.field("iscrowd", lambda value: value in (0, 1), "0 or 1"):
+            continue
+        entry = _found(annotation, "image_id", images)
+        x, y, width, height = annotation.field("bbox", _is_box, COCO)
+        entry.add(annotation.place, [x, y, x + width, y + height], _found(annotation, "category_id", labels))
+    return list(images.values())
+
+
+def _labels(file: _Object) -> dict[int, str]:
+    """{category id: label}"""
+    categories = categories_in(file.field("categories", lambda value: isinstance(value, list), "a list"), file.place)
+    if empty := [name for name in categories if not as_label(name)]:
+        raise ArgumentError(f"{file.place}: expected a text as the name of a category; got {brief(empty[0])}. Correct "
+                            "the name")
+    wordings: dict[str, str] = {}
+    return {number: _label(name, wordings) for name, number in categories.items()}
+
+
+def _label(text, wordings):
+    """The label of a text. Of wordings that differ only in case, the first is used."""
+    label = as_label(text)
+    return wordings.setdefault(label.lower(), label)
+
+
+def _found(annotation, name, known):
+    if (number := annotation.number(name)) not in known:
+        raise ArgumentError(f"{annotation.place}: expected the id of one of the {len(known)} "
+                            f'{"images" if name == "image_id" else "categories"} as "{name}"; got {number}. Correct '
+                            "the entry, or remove it")
+    return known[number]
+
+
+def _odvg(text, source) -> Iterator[_Entry]:
+    wordings: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{source}: line {number}"
+        try:
+            image = _Object(json.loads(line, object_pairs_hook=unique), place)
+        except (ValueError, RecursionError) as error:
+            raise ArgumentError(f"{place}: expected a JSON object; got another text ({brief(error)}). Correct the "
+                                "line") from None
+        entry = _Entry(place, image.text("filename"), image.size(), captioned="grounding" in image)
+        if entry.captioned == ("detection" in image):
+            raise ArgumentError(f'{place}: expected either "detection" or "grounding"; got '
+                                f"{'both' if entry.captioned else 'neither'}. Correct the line")
+        for box in _phrases(image.part("grounding")) if entry.captioned else _instances(image.part("detection")):
+            entry.add(*box[:2], _label(box[2], wordings))
+        yield entry
+
+
+def _instances(detection) -> Iterator[tuple]:
+    for instance in detection.objects("instances"):
+        yield instance.place, instance.field("bbox", _is_box, CORNERS), instance.text("category")
+
+
+def _phrases(grounding) -> Iterator[tuple]:
+    """Boxes of the phrases of a caption. A phrase can have several."""
+    for region in grounding.objects("regions"):
+        boxes = region.field("bbox", lambda value: _is_box(value) or _are_boxes(value), f"{CORNERS}, or a list of them")
+        for box in [boxes] if _is_box(boxes) else boxes:
+            yield region.place, box, region.text("phrase")
+
+
+def _is_box(value):
+    return isinstance(value, list) and len(value) == 4 and all(
+        type(number) in (int, float) and -MAX_FLOAT <= number <= MAX_FLOAT for number in value)  # no NaN
+
+
+def _are_boxes(value):
+    return isinstance(value, list) and all(map(_is_box, value))
+
+
+def _check_names(entries: list[_Entry], paths: Iterable[str], source) -> None:
+    """Check that the file of each image exists, and that no image has two entries."""
+    first: dict[str, _Entry] = {}
+    missing = []
+    for entry, path in zip(entries, paths):
+        other = first.setdefault(os.path.normpath(path), entry)
+        if other is entry:
+            missing += [] if status(path) else [(entry, path)]
+        elif not (entry.captioned and other.captioned):
+            raise ArgumentError(f"{entry.place}: expected each image once; {brief(entry.name)} has another entry, "
+                                f"{other.place.removeprefix(f'{source}: ')}. Put its boxes into one of the two")
+    if missing:
+        entry, path = missing[0]
+        raise ArgumentError(f"{entry.place}: expected an image file at {path}; {len(missing)} of {len(first)} "
+                            "images are missing. Give the folder of the images, or remove the entries")
+
+
+def _sample(entry: _Entry, path: str, form: str) -> Sample:
+    try:
+        size = read_size(path)
+    except ImageError as error:
+        raise ArgumentError(f"{entry.place}: {error}") from None
+    if entry.size not in (None, size):
+        turned = " The file is rotated by its EXIF orientation." if entry.size == size[::-1] else ""
+        raise ArgumentError(f'{entry.place}: expected the size of the upright image {path} as "width" and "height", '
+                            f"{size[0]} and {size[1]}; got {entry.size[0]} and {entry.size[1]}.{turned} Convert the "
+                            "boxes to pixels of this image")
+    boxes = np.array(entry.boxes, np.float64).reshape(-1, 4)
+    inside = clipped(boxes, size).astype(np.float32)
+    if len(bad := np.flatnonzero(~has_area(inside, size))):
+        raise ArgumentError(f"{entry.places[bad[0]]}: expected a box {form} with an area inside the image {path} of "
+                            f"{size[0]} x {size[1]} pixels; got one from {brief(boxes[bad[0], :2].tolist())} to "
+                            f"{brief(boxes[bad[0], 2:].tolist())}. Correct it, or remove it")
+    return Sample(path, inside, tuple(entry.labels))

@@ -1,0 +1,89 @@
+"""Prompts for training: the labels of an image, mixed with phrases that it does not contain."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from ..errors import ArgumentError, PromptError, brief
+from ..prompt import Tokenizer
+from .annotations import Sample
+
+
+def mixed(labels: Sequence[str], phrases: Sequence[str], rng: np.random.Generator, n: int, tokenizer: Tokenizer,
+          limit: int = 256) -> list[str]:
+    """Return the prompt of a training image: each of its labels, and random absent phrases, in random order.
+
+    An absent phrase is one without a box in the image. The number of phrases is uniform between that of the labels and
+    `n`, so that the model learns from short and long prompts. It is smaller if no further phrase fits.
+
+    Args:
+        labels: labels of the boxes, in any number.
+        phrases: the phrases from which absent ones are drawn. They may contain the labels.
+        rng: random generator.
+        n: largest number of phrases. An image with more labels has all of them, and no other phrase.
+        tokenizer: tokenizer of the model.
+        limit: largest number of tokens of a prompt, as `Config.max_text_len`.
+
+    Returns:
+        Phrases with different tokens, at least one, that are together a valid prompt.
+
+    Raises:
+        ArgumentError: if two labels have the same tokens, the labels do not fit in a prompt, or there is no phrase.
+        PromptError: if a label, or a phrase that was drawn, is no valid phrase.
+    """
+    chosen = _required(labels, tokenizer.tokens, limit)
+    wanted = rng.integers(max(len(chosen), 1), max(len(chosen), n, 1) + 1)
+    length = _length(chosen)
+    for i in rng.permutation(len(phrases)):
+        if len(chosen) == wanted:
+            break
+        tokens = tokenizer.tokens(phrases[i])
+        if tokens not in chosen and length + len(tokens) + 1 <= limit:
+            chosen[tokens] = phrases[i]
+            length = _length(chosen)
+    if not chosen:
+        raise ArgumentError(f"expected a label or a phrase that fits in {limit} tokens; got {brief(list(phrases))}. "
+                            "Add phrases that name objects")
+    found = list(chosen.values())
+    return [found[i] for i in rng.permutation(len(found))]
+
+
+def check(samples: Iterable[Sample], tokenizer: Tokenizer, limit: int = 256) -> None:
+    """Check that `mixed` can make a prompt with the labels of each image.
+
+    Args:
+        samples: the annotated images.
+        tokenizer: tokenizer of the model.
+        limit: largest number of tokens of a prompt.
+
+    Raises:
+        ArgumentError: if a label is no valid phrase, two labels of an image have the same tokens, or the labels of an
+            image do not fit in a prompt. The message names the image.
+    """
+    tokens = functools.cache(tokenizer.tokens)  # images share their labels
+    for sample in samples:
+        try:
+            _required(sample.labels, tokens, limit)
+        except (ArgumentError, PromptError) as error:
+            raise ArgumentError(f"{sample.path}: {error}") from None
+
+
+def _required(labels, tokens: Callable[[str], tuple[int, ...]], limit) -> dict[tuple[int, ...], str]:
+    """{tokens: label} of the labels of an image."""
+    chosen: dict[tuple[int, ...], str] = {}
+    for label in labels:
+        if (other := chosen.setdefault(tokens(label), label)) != label:
+            raise ArgumentError(f"two labels of an image must not have the same tokens; {brief(other)} and "
+                                f"{brief(label)} have. Write them in the same way in the annotations")
+    if (length := _length(chosen)) > limit:
+        raise ArgumentError(f"the labels of an image must have at most {limit} tokens together; {len(chosen)} labels "
+                            f"have {length}. Shorten them, or remove some of its boxes")
+    return chosen
+
+
+def _length(chosen):
+    """Number of tokens of a prompt: [CLS], each phrase with its dot, and [SEP]."""
+    return 2 + sum(len(tokens) + 1 for tokens in chosen)
