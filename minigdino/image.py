@@ -500,7 +500,7 @@ def _rotation(image):
 
 
 SIDEWAYS = {ROTATIONS[orientation] for orientation in (5, 6, 7, 8)}  # operations that exchange width and height
-TEXT_CHUNK = re.compile(rb"eXIf|tEXt|zTXt|iTXt")  # chunks of a PNG that can contain an orientation
+TEXT_CHUNKS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # of a PNG; they can contain an orientation
 
 
 def _upright_size(image):
@@ -512,9 +512,13 @@ def _upright_size(image):
 def _has_text(file):
     """Whether a PNG may have an orientation. Pillow decodes the pixels to find one, as it can be at the end."""
     position = file.tell()  # Pillow continues here
-    n = _count(file, 0, TEXT_CHUNK, 4)
+    file.seek(8)
+    found = False
+    while not found and len(start := file.read(8)) == 8:  # length and type of a chunk
+        found = start[4:] in TEXT_CHUNKS
+        file.seek(int.from_bytes(start[:4], "big") + 4, os.SEEK_CUR)
     file.seek(position)
-    return n > 0
+    return found
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
