@@ -81,7 +81,7 @@ def has_area(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         [N] bool.
     """
     fractions = boxes / np.array([*size, *size], np.float64)
-    return ((fractions[:, 2:] - fractions[:, :2]) >= SMALLEST).all(axis=1)
+    return (fractions[:, 2:] - fractions[:, :2]).min(axis=1, initial=1) >= SMALLEST
 
 
 def _corners(boxes):

@@ -116,6 +116,15 @@ def test_a_phrase_of_a_caption_has_one_or_several_boxes(folder):
     assert second.labels == ("A cat",)  # in the wording that came first
 
 
+def test_labels_that_differ_in_case_only_are_the_same(folder):
+    categories = [{"id": 7, "name": " A Cat."}, {"id": 3, "name": "a cat"}, {"id": 4, "name": "st. Bernard "}]
+    (first, _, third) = read(saved(folder, coco(categories=categories)))
+    assert first.labels == ("A Cat", "A Cat") and third.labels == ("A Cat",)
+    boxes = [(category, [1, 2, 3, 4]) for category in ("Dog", "dog ", "DOG..", "a dog", "st. Bernard")]
+    (sample,) = read(saved(folder, odvg(detection("a.png", *boxes))))
+    assert sample.labels == ("Dog", "Dog", "Dog", "a dog", "st. Bernard")
+
+
 def test_crowds_are_skipped(folder):
     crowd = {"image_id": 10, "category_id": 7, "bbox": [0, 0, 0, 0], "iscrowd": 1, "segmentation": {"counts": []}}
     assert described(read(saved(folder, coco(annotations=[crowd, *coco()["annotations"]])))) == described(
@@ -131,8 +140,8 @@ def test_boxes_refer_to_the_upright_image(folder):
     assert sample.boxes.tolist() == [[0, 0, 30, 40]]
     message = refused(folder, odvg(detection("turned.jpg", ("a cat", [0, 0, 40, 30])) | {"width": 40, "height": 30}))
     assert message == ('annotations.json: line 1: expected the size of the upright image turned.jpg as "width" and '
-                       '"height", 30 and 40; got 40 and 30. The file is rotated by its EXIF orientation. Convert the '
-                       "boxes to pixels of this image")
+                       '"height", 30 and 40; got 40 and 30. A file is rotated by its EXIF orientation first. Convert '
+                       "the boxes to pixels of this image")
     assert read(saved(folder, odvg(detection("turned.jpg") | {"width": 30, "height": 40})))
 
 
@@ -208,7 +217,7 @@ BOX = coco()["annotations"][0]
     *(({"images": [{"id": wrong, "file_name": "a.png"}]}, 'images[0]: expected an int as "id"; got ')
       for wrong in WRONG),
     ({"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.jpg"}]},
-     "images[1]: expected a different id for each image; a.png has the id 1, too"),
+     "images[1]: expected a different id for each image; 'a.png' has the id 1, too"),
     *(({"images": [{"id": 1, "file_name": "a.png", "width": 40, "height": wrong}]},
        'images[0]: expected a positive int as "height"; got ') for wrong in (*WRONG, 0, -30)),
     ({"images": [{"id": 1, "file_name": "a.png", "width": 40}]}, 'a positive int as "height"; got no such field'),

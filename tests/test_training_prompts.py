@@ -25,9 +25,15 @@ def sample(*labels):
     return Sample("a.jpg", np.zeros((len(labels), 4), np.float32), labels)
 
 
+def encoded(phrases):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PromptWarning)  # "cat, dog" may be two phrases
+        return TOKENIZER.encode(phrases)
+
+
 def least(labels):
     """Number of tokens of a prompt with these labels only."""
-    return len(TOKENIZER.encode(sorted(set(labels))).ids) if labels else 2
+    return len(encoded(sorted(set(labels))).ids) if labels else 2
 
 
 @given(labels_of, st.lists(st.sampled_from(PHRASES), max_size=20), rngs(), st.integers(-2, 12), st.integers(0, 60))
@@ -39,9 +45,7 @@ def test_a_prompt_has_all_labels_and_is_valid(labels, phrases, rng, n, room):
         assert "expected a label or a phrase that fits in" in str(error)
         assert not labels and (room < 3 or all(len(TOKENIZER.tokens(p)) + 1 > room for p in phrases))
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PromptWarning)  # "cat, dog" is one phrase
-        prompt = TOKENIZER.encode(found)  # refuses two phrases with the same tokens
+    prompt = encoded(found)  # refuses two phrases with the same tokens
     assert len(prompt.ids) <= limit
     assert set(labels) <= set(found) <= {*labels, *phrases}
     assert len(found) <= max(n, len(set(labels)), 1)
@@ -113,9 +117,7 @@ def test_checked_samples_have_prompts(labels, rng):
 
 @given(st.sampled_from(PHRASES))
 def test_the_tokens_of_a_phrase_are_those_of_its_span(phrase):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PromptWarning)
-        prompt = TOKENIZER.encode(["green", phrase])
+    prompt = encoded(["green", phrase])
     assert TOKENIZER.tokens(phrase) == tuple(prompt.ids[slice(*prompt.spans[1])])
     with pytest.raises(PromptError, match="must be a str or a list of str; got a list with the element None"):
         TOKENIZER.tokens(None)

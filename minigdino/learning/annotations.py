@@ -83,8 +83,8 @@ def read(source: str | Path, images: str | Path | None = None) -> list[Sample]:
 
     Raises:
         ArgumentError: if the file cannot be read or has another format; if it has no images, or one twice; if an entry
-            is invalid, or refers to an unknown image or category; if an image file is missing or unreadable, or has
-            not the size in the file; or if a box has no area inside its image.
+            is invalid, or refers to an unknown image or category; if an image file is missing or unreadable, or does
+            not have the size in the file; or if a box has no area inside its image.
     """
     try:
         text = read_text(source, MAX_CATEGORIES)
@@ -182,8 +182,8 @@ def _coco(file: _Object) -> list[_Entry]:
     for image in file.objects("images"):
         entry = _Entry(image.place, image.text("file_name"), image.size())
         if images.setdefault(number := image.number("id"), entry) is not entry:
-            raise ArgumentError(f"{image.place}: expected a different id for each image; {images[number].name} has the "
-                                f"id {number}, too. Correct the entry")
+            raise ArgumentError(f"{image.place}: expected a different id for each image; "
+                                f"{brief(images[number].name)} has the id {brief(number)}, too. Correct the entry")
     if not images:
         raise ArgumentError(f"{file.place}: expected at least one image; got none. Add the images to the file")
     labels = _labels(file)
@@ -215,8 +215,8 @@ def _label(text, wordings):
 def _found(annotation, name, known):
     if (number := annotation.number(name)) not in known:
         raise ArgumentError(f"{annotation.place}: expected the id of one of the {len(known)} "
-                            f'{"images" if name == "image_id" else "categories"} as "{name}"; got {number}. Correct '
-                            "the entry, or remove it")
+                            f'{"images" if name == "image_id" else "categories"} as "{name}"; got {brief(number)}. '
+                            "Correct the entry, or remove it")
     return known[number]
 
 
@@ -235,8 +235,9 @@ def _odvg(text, source) -> Iterator[_Entry]:
         if entry.captioned == ("detection" in image):
             raise ArgumentError(f'{place}: expected either "detection" or "grounding"; got '
                                 f"{'both' if entry.captioned else 'neither'}. Correct the line")
-        for box in _phrases(image.part("grounding")) if entry.captioned else _instances(image.part("detection")):
-            entry.add(*box[:2], _label(box[2], wordings))
+        found = _phrases(image.part("grounding")) if entry.captioned else _instances(image.part("detection"))
+        for box_place, corners, label in found:
+            entry.add(box_place, corners, _label(label, wordings))
         yield entry
 
 
@@ -285,10 +286,10 @@ def _sample(entry: _Entry, path: str, form: str) -> Sample:
     except ImageError as error:
         raise ArgumentError(f"{entry.place}: {error}") from None
     if entry.size not in (None, size):
-        turned = " The file is rotated by its EXIF orientation." if entry.size == size[::-1] else ""
+        turned = " A file is rotated by its EXIF orientation first." if entry.size == size[::-1] else ""
         raise ArgumentError(f'{entry.place}: expected the size of the upright image {path} as "width" and "height", '
-                            f"{size[0]} and {size[1]}; got {entry.size[0]} and {entry.size[1]}.{turned} Convert the "
-                            "boxes to pixels of this image")
+                            f"{size[0]} and {size[1]}; got {brief(entry.size[0])} and {brief(entry.size[1])}.{turned} "
+                            "Convert the boxes to pixels of this image")
     boxes = np.array(entry.boxes, np.float64).reshape(-1, 4)
     inside = clipped(boxes, size).astype(np.float32)
     if len(bad := np.flatnonzero(~has_area(inside, size))):

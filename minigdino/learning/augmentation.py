@@ -102,7 +102,7 @@ def cropped(image: np.ndarray, boxes: np.ndarray,
     scale = min(height, width) / rng.choice(EDGES)
     (left, right), (top, bottom) = _interval(width, scale, rng), _interval(height, scale, rng)
     size = (right - left, bottom - top)
-    moved = clipped(boxes - np.float32([left, top, left, top]), size)
+    moved = clipped(boxes - np.array([left, top, left, top], np.float32), size)
     kept = np.flatnonzero(has_area(moved, size))
     return image[top:bottom, left:right], moved[kept], kept
 
@@ -125,4 +125,4 @@ def scaled(rng: np.random.Generator, sizes: Sequence[tuple[int, int]]) -> tuple[
     Returns:
         One of them; None, for the size in the checkpoint's settings, if there are none.
     """
-    return sizes[rng.integers(len(sizes))] if len(sizes) else None
+    return sizes[int(rng.integers(len(sizes)))] if len(sizes) else None

@@ -40,9 +40,10 @@ def mixed(labels: Sequence[str], phrases: Sequence[str], rng: np.random.Generato
     for i in rng.permutation(len(phrases)):
         if len(chosen) == wanted:
             break
-        tokens = tokenizer.tokens(phrases[i])
+        phrase = phrases[int(i)]
+        tokens = tokenizer.tokens(phrase)
         if tokens not in chosen and length + len(tokens) + 1 <= limit:
-            chosen[tokens] = phrases[i]
+            chosen[tokens] = phrase
             length = _length(chosen)
     if not chosen:
         raise ArgumentError(f"expected a label or a phrase that fits in {limit} tokens; got {brief(list(phrases))}. "
