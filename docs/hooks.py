@@ -334,8 +334,10 @@ def example() -> str:
     import minigdino
     from minigdino.inspection.explain import page
 
+    targets = [{"box": [17, 177, 146, 311], "label": "a purple star"},
+               {"box": [166, 262, 289, 385], "label": "a green heart"}]
     return page(minigdino.load("shapes"), str(ROOT / "docs" / "images" / "scene.jpg"), "a purple star. a green heart.",
-                guide="")
+                guide="", targets=targets)
 
 
 # The functions that MkDocs calls.

@@ -215,6 +215,9 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("--overwrite", action="store_true",
                          help="replace an existing file that is not such a page. The image is never replaced")
     explain.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes"')
+    explain.add_argument("--targets", metavar="FILE", type=_path,
+                         help='annotated boxes of the image, to show their matching and losses: a JSON list of {"box": '
+                              '[left, top, right, bottom], "label": "a cat"}')
     explain.add_argument("--guide", metavar="URL",
                          help="URL of the guide that `make docs` builds, relative to the page; captions link to it")
     explain.set_defaults(command=_explain)
@@ -286,15 +289,16 @@ def _trace(arguments):
 
 
 def _explain(arguments):
-    from .inspection.explain import is_page, page
+    from .inspection.explain import is_page, page, read
 
-    outputs.check_paths([("the image", arguments.image), *outputs.model_files(arguments.model)],
-                        [("--out", arguments.out)])
+    outputs.check_paths([("the image", arguments.image), ("--targets", arguments.targets),
+                         *outputs.model_files(arguments.model)], [("--out", arguments.out)])
     if not arguments.overwrite:
         writing.check_replaceable(arguments.out, is_page)
     writing.check_writable(arguments.out)
     guide = None if arguments.guide is None else arguments.guide.rstrip("/") + "/"
-    html = page(load(arguments.model), arguments.image, arguments.text, guide)
+    targets = None if arguments.targets is None else read(arguments.targets)
+    html = page(load(arguments.model), arguments.image, arguments.text, guide, targets)
     write(arguments.out, html.encode("utf-8", "backslashreplace"))
     return 0
 

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import re
+import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +21,7 @@ import minigdino
 from minigdino import CheckpointError, cli
 from minigdino.cli import main
 from minigdino.image import ImageSettings
-from minigdino.inspection.explain import CHAPTERS, FIGURES, captions, page
+from minigdino.inspection.explain import CHAPTERS, FIGURES, TRAINING, captions, page
 from minigdino.inspection.explain.encode import packed, pooled, principal_colours, spread
 from minigdino.inspection.tree import home, place
 from minigdino.network.boxes import sigmoid
@@ -28,6 +29,8 @@ from minigdino.network.swin import windows
 
 SCENE = Path(__file__).parent.parent / "docs" / "images" / "scene.jpg"
 TEXT = "a purple star. a green heart. an orange ring."
+TARGETS = [{"box": [166, 262, 289, 385], "label": "a green heart"}, {"box": [17, 177, 146, 311], "label": 0}]
+ALL = (*FIGURES, *TRAINING.figures)
 
 
 def unpacked(p):
@@ -60,8 +63,8 @@ def shapes():
 
 @pytest.fixture(scope="module")
 def demo(shapes):
-    """The page of the embedded checkpoint."""
-    return page(shapes, SCENE, TEXT)
+    """The page of the embedded checkpoint, with all figures."""
+    return page(shapes, SCENE, TEXT, targets=TARGETS)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,7 @@ def test_the_page_loads_no_other_file(demo):
 
 def test_every_figure_is_present_in_order_and_linked(demo):
     reader = read(demo)
-    slugs = [figure.slug for figure in FIGURES]
+    slugs = [figure.slug for figure in ALL]
     assert len(set(slugs)) == len(slugs)
     assert [i for i in reader.ids if i in slugs] == slugs
     assert all(f"#{slug}" in reader.links for slug in slugs)
@@ -119,10 +122,10 @@ def test_every_figure_is_present_in_order_and_linked(demo):
 def test_every_figure_is_drawn_by_a_script():
     scripts = "".join(path.read_text() for path in Path(captions.__file__).parent.glob("*.js"))
     drawn = {a or b for a, b in re.findall(r'^draw(?:\.(\w+)|\["([\w-]+)"\]) = ', scripts, re.MULTILINE)}
-    assert drawn == {figure.slug for figure in FIGURES}
+    assert drawn == {figure.slug for figure in ALL}
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.slug)
+@pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.slug)
 def test_a_caption_names_functions_lines_and_papers(figure, demo):
     caption = demo.partition(f'<figure id="{figure.slug}">')[2].partition("</figure>")[0]
     for name in figure.functions:
@@ -135,7 +138,7 @@ def test_a_caption_names_functions_lines_and_papers(figure, demo):
     assert re.search(r"<span>[^<]*(§3\.\d|<a href=.https://arxiv)", caption)
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.slug)
+@pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.slug)
 def test_a_caption_names_the_shapes_of_the_steps(figure, demo, traced):
     caption = demo.partition(f'<figure id="{figure.slug}">')[2].partition("</figure>")[0]
     shapes = {" × ".join(map(str, array.shape)) for array in traced.values()}
@@ -194,7 +197,7 @@ def test_letters_of_a_named_result_are_read():
 
 
 def test_a_caption_gives_the_place_in_the_papers(demo):
-    for figure in FIGURES:
+    for figure in ALL:
         caption = demo.partition(f'<figure id="{figure.slug}">')[2].partition("</figure>")[0]
         text = re.sub(r"</?a.*?>", "", caption)
         for name in figure.functions:
@@ -207,6 +210,7 @@ def test_chapters_name_sections_of_the_paper():
     assert sections["Query selection"] == "§3.2"
     assert sections["Cross-modality decoder"] == "§3.3"
     assert sections["Text"] == "§3.4"
+    assert captions.section(TRAINING.module) == "§3.5"
 
 
 def steps(traced, pattern):
@@ -291,6 +295,44 @@ def test_the_page_has_the_boxes_of_detect(demo, shapes):
     np.testing.assert_allclose(boxes[kept], found.boxes, atol=0.01)  # twins against references
 
 
+def test_matches_and_losses_are_those_of_the_model(demo, shapes):
+    figure = data_of(demo)["figures"]["matching"]
+    with minigdino.use("reference"):
+        found = shapes.loss(SCENE, TEXT, *zip(*([*target.values()] for target in TARGETS)), details=True)
+    assert figure["labels"] == [1, 0]
+    queries, boxes = found.matches[""]
+    assert figure["matches"] == {str(box): query for box, query in zip(boxes, queries)}
+    total, *parts = unpacked(figure["costs"])
+    rows = figure["queries"]
+    assert set(queries) <= set(rows) and len(rows) == 12
+    np.testing.assert_allclose(total, found.costs[""][rows], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sum(parts), total, rtol=1e-5, atol=1e-5)
+    assert (np.diff(total.min(axis=1)) >= 0).all()
+    terms = {name: value for name, value, _ in figure["terms"]}
+    assert terms == pytest.approx({name: value for name, value in found.terms.items() if "enc" not in name}, rel=1e-5)
+    assert figure["total"] == pytest.approx(sum(value * weight for _, value, weight in figure["terms"]), rel=1e-5)
+
+
+def test_the_figure_of_the_losses_needs_targets(shapes):
+    text = page(shapes, SCENE, TEXT)
+    assert list(data_of(text)["figures"]) == [figure.slug for figure in FIGURES]
+    assert "matching" not in read(text).ids
+
+
+@pytest.mark.parametrize("n", [0, 1, 12, 13, 100])
+def test_any_number_of_annotated_boxes_gives_a_figure(n):
+    """Even more boxes than queries."""
+    targets = [{"box": [i, 0, i + 2, 9], "label": i % 2} for i in range(n)]
+    model = tiny.model(queries=20)
+    figure = data_of(page(model, tiny.photo(16, 120), "cat. dog.", targets=targets))["figures"]["matching"]
+    costs = unpacked(figure["costs"])
+    assert costs.shape == (4, min(20, n and len(figure["queries"])), min(60, n))
+    assert np.isfinite(costs).all()
+    assert len(figure["boxes"]) == n
+    assert len(figure["matches"]) == min(n, 20)
+    assert {query for box, query in figure["matches"].items() if int(box) < 60} <= set(figure["queries"])
+
+
 GEOMETRIES = {
     "four levels": dict(family="grounding-dino"),
     "five levels": dict(family="mm-grounding-dino", stages=(1, 2, 3, 4), levels=5),
@@ -355,11 +397,11 @@ def test_markup_in_names_and_prompts_is_escaped(tmp_path):
 
 def test_the_same_input_gives_the_same_page(shapes, demo):
     shapes.detect(SCENE, TEXT)  # fills the cache; the page must have all steps nevertheless
-    assert page(shapes, SCENE, TEXT) == demo
+    assert page(shapes, SCENE, TEXT, targets=TARGETS) == demo
 
 
 def test_figures_name_functions_that_exist():
-    for figure in FIGURES:
+    for figure in ALL:
         assert figure.title
         assert figure.text.endswith(".")
         for name in figure.functions:
@@ -407,6 +449,56 @@ def test_errors_of_the_command_are_reported_without_a_page(arguments, complaint,
     assert not (tmp_path / "page.html").exists()
 
 
+def test_the_command_shows_the_losses_of_targets(tmp_path, demo):
+    (tmp_path / "targets.json").write_text(json.dumps(TARGETS))
+    out = tmp_path / "page.html"
+    assert main(["explain", str(SCENE), TEXT, "--model", "shapes", "--out", str(out), "--targets",
+                 str(tmp_path / "targets.json")]) == 0
+    assert data_of(out.read_text(encoding="utf-8"))["figures"] == data_of(demo)["figures"]
+
+
+BOX = [17, 177, 146, 311]
+
+
+@pytest.mark.parametrize(("content", "complaint"), [
+    (None, "targets.json: expected a JSON file such as [{\"box\": "),
+    ("[", "targets.json: expected a JSON file such as"),
+    ('[{"box": 1, "box": 2}]', "repeats the key"),
+    ({"box": BOX, "label": "a purple star"}, "targets must be a list such as"),
+    ([{"box": BOX, "label": "a purple star"}, {"bbox": BOX, "label": "a purple star"}], "targets[1] is"),
+    ([BOX], "targets[0] is [17, 177, 146, 311]"),
+    ([{"box": BOX, "label": "a dog"}], "labels must be phrases of the prompt or their indices, 0 to 2; got 'a dog'"),
+    ([{"box": BOX[::-1], "label": "a purple star"}], "with an area inside the image of 640 x 512; boxes[0] is"),
+    ([{"box": [700, 10, 800, 20], "label": 1}], "with an area inside the image"),
+    ([{"box": [1, 2, 3], "label": 1}], "boxes must be an array [N, 4]"),
+    ([{"box": [1, 2, "3", 4], "label": 1}], "boxes must be an array [N, 4]"),
+    ([{"box": [1, 2, float("nan"), 4], "label": 1}], "finite numbers"),
+])  # fmt: skip
+def test_bad_targets_are_refused_before_the_forward_pass(content, complaint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(minigdino.Model, "detect", None)
+    path = tmp_path / "targets.json"
+    if content is not None:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    assert main(["explain", str(SCENE), TEXT, "--model", "shapes", "--out", str(tmp_path / "page.html"), "--targets",
+                 str(path)]) == 1
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_targets_need_scipy(monkeypatch, shapes):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(minigdino.ArgumentError, match="targets needs the package scipy.* pip install"):
+        page(shapes, SCENE, TEXT, targets=TARGETS)
+
+
+def test_a_page_does_not_replace_its_targets(tmp_path, capsys):
+    path = tmp_path / "targets.json"
+    path.write_text(json.dumps(TARGETS))
+    assert main(["explain", str(SCENE), TEXT, "--overwrite", "--out", str(path), "--targets", str(path)]) == 1
+    assert "expected different files for --targets and --out" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == TARGETS
+
+
 floats = st.floats(-1e6, 1e6, width=32)
 float_arrays = arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=5), elements=floats)
 
@@ -447,8 +539,8 @@ def test_similar_vectors_have_similar_colours():
 
 
 def test_with_a_guide_every_caption_links_to_source_lines_and_terms(shapes):
-    text = page(shapes, SCENE, TEXT, guide="../site/")
-    for figure in FIGURES:
+    text = page(shapes, SCENE, TEXT, guide="../site/", targets=TARGETS)
+    for figure in ALL:
         assert f'href="../site/rosetta.html#{figure.slug}"' in text
         for name in figure.functions:
             file, line = captions.where(name).split(":")

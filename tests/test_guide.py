@@ -19,7 +19,7 @@ import minigdino
 from docs import hooks
 from minigdino.checkpoints.parameters import random_tensors
 from minigdino.inspection import tree
-from minigdino.inspection.explain import FIGURES
+from minigdino.inspection.explain import FIGURES, TRAINING
 from tests.browser import conftest as browser
 
 ROOT = Path(__file__).parent.parent
@@ -200,7 +200,8 @@ def test_the_place_in_a_docstring_is_in_a_row(module):
 
 
 def test_rosetta_names_every_figure_of_the_explain_page():
-    assert {row["picture"] for row in ROWS if "picture" in row} == {figure.slug for figure in FIGURES}
+    assert {row["picture"] for row in ROWS if "picture" in row} == {
+        figure.slug for figure in (*FIGURES, *TRAINING.figures)}
 
 
 # The web site.

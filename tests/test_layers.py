@@ -42,7 +42,7 @@ RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in ro
 EXPLAIN = [  # the same, within the package that makes the page
     {"__init__"},
     {"figures"},
-    {"backbone", "fusing", "naming", "neck", "sampling", "words"},
+    {"assigning", "backbone", "fusing", "naming", "neck", "sampling", "words"},
     {"deciding"},
     {"captions"},
     {"encode", "figure", "observe"},

@@ -10,10 +10,11 @@ import tiny
 from PIL import Image
 
 import minigdino
-from minigdino.inspection.explain import FIGURES, page
+from minigdino.inspection.explain import FIGURES, TRAINING, page
 
 SCENE = Path(__file__).parents[2] / "docs" / "images" / "scene.jpg"
 TEXT = "a purple star. a green heart. an orange ring."
+TARGETS = [{"box": [166, 262, 289, 385], "label": "a green heart"}, {"box": [17, 177, 146, 311], "label": 0}]
 STAR, HEART, RING = 3, 7, 11  # indices of these tokens in the prompt
 
 SHIFTS = """
@@ -33,7 +34,7 @@ def model():
 def file(model, tmp_path_factory):
     """Path of the page of the embedded checkpoint."""
     path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_text(page(model, SCENE, TEXT), encoding="utf-8")
+    path.write_text(page(model, SCENE, TEXT, targets=TARGETS), encoding="utf-8")
     return path
 
 
@@ -98,7 +99,7 @@ def brightest(picture, rows, cols):
 def test_every_picture_is_drawn_without_messages(opened, file):
     tab = opened(file)
     assert tab.messages == []
-    for figure in FIGURES:
+    for figure in (*FIGURES, *TRAINING.figures):
         drawing = tab.locator(f"#{figure.slug} .drawing")
         pictures = drawing.locator("canvas, img")
         n_bars = drawing.locator(".bars dd").count()
@@ -251,6 +252,31 @@ def test_the_chosen_query_is_the_same_in_every_decoder_figure(opened, file):
     for slug, old in zip(slugs, before):
         assert tab.locator(f"#{slug} :checked").last.evaluate("(i) => i.parentNode.textContent") == "a purple star 0.59"
         assert tab.locator(f"#{slug} .drawing").screenshot() != old
+
+
+def test_the_matrix_shows_each_cost_and_the_losses(opened, file, model):
+    tab = opened(file)
+    with minigdino.use("reference"):
+        found = model.loss(SCENE, TEXT, *zip(*([*target.values()] for target in TARGETS)), details=True)
+    rows = [row.locator("td").all_text_contents() for row in tab.locator("#matching table tr").all()[1:]]
+    assert {name: float(value) for name, value, *_ in rows[:-1]} == pytest.approx(
+        {name: value for name, value in found.terms.items() if "enc" not in name}, abs=6e-4)
+    assert float(rows[-1][3]) == pytest.approx(sum(float(row[3]) for row in rows[:-1]), abs=2e-3)
+    assert "12 of 20 queries, 2 of 2 boxes" in tab.locator("#matching .readout").text_content()
+    whole = pixels(tab, "matching", 1)
+    choose(tab, "matching", "Cost", 2)
+    assert (pixels(tab, "matching", 1) != whole).any()
+
+
+@pytest.mark.parametrize(("n", "shown"), [(0, "no annotated boxes"), (13, "13 of 13 boxes")])
+def test_few_and_many_annotated_boxes_are_drawn_without_messages(opened, tmp_path, n, shown):
+    path = tmp_path / "page.html"
+    targets = [{"box": [8 * i, 0, 8 * i + 6, 50], "label": i % 2} for i in range(n)]
+    path.write_text(page(tiny.model(), tiny.photo(64, 120), "cat. dog.", targets=targets), encoding="utf-8")
+    tab = opened(path, width=360)
+    assert tab.messages == []
+    assert tab.evaluate("document.documentElement.scrollWidth") == 360
+    assert shown in tab.locator("#matching .readout").text_content()
 
 
 def test_the_keyboard_reaches_every_control(opened, file):

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from ...detector import ImageLike, Model
 from ...version import __version__
 from ...writing import ends
 from ..tree import place
 from . import captions
+from .assigning import fields, read
 from .encode import picture
 from .figure import Chapter, Figure
-from .figures import CHAPTERS, FIGURES
+from .figures import CHAPTERS, FIGURES, TRAINING
 from .observe import ForwardPass, observe
 
-__all__ = ["CHAPTERS", "FIGURES", "Chapter", "Figure", "is_page", "page"]
+__all__ = ["CHAPTERS", "FIGURES", "TRAINING", "Chapter", "Figure", "is_page", "page", "read"]
 
 HERE = Path(__file__).parent
 LARGEST = (760, 900)  # maximum width and height of the image in the page
 MAX_HEAD = 500  # bytes at the start of the page, which contain its mark
 
 
-def page(model: Model, image: ImageLike, text: str | Sequence[str], guide: str | None = None) -> str:
+def page(model: Model, image: ImageLike, text: str | Sequence[str], guide: str | None = None,
+         targets: Sequence[Mapping[str, Any]] | None = None) -> str:
     """Build the page for one image and text, from the recorded steps of one `Model.detect`.
 
     The function runs the NumPy references, and clears the caches of the model.
@@ -37,21 +40,27 @@ def page(model: Model, image: ImageLike, text: str | Sequence[str], guide: str |
         text: as for `Model.detect`.
         guide: URL of the built guide, relative to the page: "" or ending in "/". Captions then link to the guide's
             source lines and terms. None: no links.
+        targets: annotated boxes of the image, for a figure of their matching and losses. Each has "box" (left, top,
+            right, bottom) in pixels and "label", a phrase of the text or its index.
 
     Returns:
         The HTML text.
 
     Raises:
-        Error: as `Model.detect` raises.
+        Error: as `Model.detect` and, for the targets, `Model.loss` raise.
     """
-    recorded = observe(model, image, text, sorted({step for figure in FIGURES for step in figure.steps}))
+    chapters = CHAPTERS if targets is None else (*CHAPTERS, TRAINING)
+    figures = [figure for chapter in chapters for figure in chapter.figures]
+    recorded = observe(model, image, text, sorted({step for figure in figures for step in figure.steps}),
+                       None if targets is None else fields(targets))
     values = {
         "title": escape(f"{recorded.name}, explained"), "name": escape(recorded.name), "version": __version__,
         "text": escape(". ".join(recorded.prompt.phrases)), "model": escape(str(model.source)),
-        "contents": "\n".join(map(_contents, CHAPTERS)),
-        "chapters": "\n".join(_chapter(chapter, recorded, guide) for chapter in CHAPTERS),
+        "contents": "\n".join(map(_contents, chapters)),
+        "chapters": "\n".join(_chapter(chapter, recorded, guide) for chapter in chapters),
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
-        "data": json.dumps(_data(recorded), separators=(",", ":")).replace("<", "\\u003c"),  # no tag can end the script
+        # no tag can end the script
+        "data": json.dumps(_data(recorded, figures), separators=(",", ":")).replace("<", "\\u003c"),
         "script": "\n".join(path.read_text(encoding="utf-8") for path in _scripts()),
     }
     return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(values)
@@ -74,14 +83,14 @@ def _scripts():
     return sorted(HERE.glob("*.js"), key=lambda path: (path.stem != "page", path.stem))
 
 
-def _data(recorded: ForwardPass):
+def _data(recorded: ForwardPass, figures: list[Figure]):
     shown = recorded.image.copy()
     scale = min(LARGEST[0] / shown.width, LARGEST[1] / shown.height)
     size = max(1, round(shown.width * scale)), max(1, round(shown.height * scale))
     return {"image": picture(shown.resize(size)), "width": size[0], "height": size[1],
             "original": [recorded.image.width, recorded.image.height], "tokens": recorded.tokens,
             "phrases": recorded.prompt.phrases, "spans": recorded.prompt.spans, "levels": recorded.sizes,
-            "figures": {figure.slug: figure.data(recorded) for figure in FIGURES}}
+            "figures": {figure.slug: figure.data(recorded) for figure in figures}}
 
 
 def _contents(chapter):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import backbone, deciding, fusing, naming, neck, sampling, words
+from . import assigning, backbone, deciding, fusing, naming, neck, sampling, words
 from .figure import Chapter, Figure
 
 CHAPTERS = (
@@ -147,5 +147,16 @@ CHAPTERS = (
                "thresholds are shared with the figure above."),
     )),
 )
+
+# Only for annotated boxes.
+TRAINING = Chapter("Training", "matching", "Matching gives each annotated box one query. The losses compare the two.", (
+    Figure("matching", "Matching and losses",
+           ("matching.cost_matrix", "matching.class_cost", "matching.assign", "losses.losses", "losses.total"),
+           (deciding.LOGITS, deciding.BOXES), assigning.matching,
+           "The cost of matching each query (row) with each annotated box (column), after the last decoder layer: "
+           "brighter is lower, and an outline marks a match. On the image, a dashed frame is an annotated box, a solid "
+           "one the box of its query. Several queries compete for an object; those without a match should have no "
+           "score above 0.5."),
+))
 
 FIGURES = tuple(figure for chapter in CHAPTERS for figure in chapter.figures)

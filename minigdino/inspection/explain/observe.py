@@ -11,9 +11,12 @@ import numpy as np
 from PIL.Image import Image
 
 from ...detector import ImageLike, Model
+from ...extras import require
 from ...image import open_image
+from ...network.losses import Targets
 from ...prompt import Prompt
 from ...runtime.kernels import use
+from ...targets import image_targets
 from ..tracing import trace
 
 
@@ -27,6 +30,7 @@ class ForwardPass:
     prompt: Prompt
     tokens: list[str]  # [T] as the vocabulary spells them
     steps: dict[str, np.ndarray]  # arrays by trace path
+    targets: Targets | None = None
 
     def matching(self, pattern: str) -> list[str]:
         """Return the recorded paths that match a pattern, in the order of the forward pass."""
@@ -58,7 +62,8 @@ class ForwardPass:
         return [part.reshape(H, W, *x.shape[1:]) for part, (H, W) in zip(np.split(x, ends), self.sizes)]
 
 
-def observe(model: Model, image: ImageLike, text: str | Sequence[str], patterns: Sequence[str]) -> ForwardPass:
+def observe(model: Model, image: ImageLike, text: str | Sequence[str], patterns: Sequence[str],
+            annotated: tuple[list, list] | None = None) -> ForwardPass:
     """Run `Model.detect` with the NumPy references, and record steps.
 
     The caches of the model are cleared before and after, because a backbone with cached features does not run.
@@ -68,20 +73,24 @@ def observe(model: Model, image: ImageLike, text: str | Sequence[str], patterns:
         image: as for `Model.detect`.
         text: as for `Model.detect`.
         patterns: patterns of the trace paths to record.
+        annotated: boxes and labels of the image, as for `Model.loss`.
 
     Returns:
         The inputs and the recorded steps.
 
     Raises:
-        Error: as `Model.detect` raises.
+        Error: as `Model.detect` and, for annotated boxes, `Model.loss` raise.
     """
     prompt = model.tokenize(text)
     assert model.tokenizer is not None  # it made the prompt
-    opened = open_image(image)
+    opened, targets = open_image(image), None
+    if annotated is not None:
+        require("scipy", "matching queries with targets")
+        targets = image_targets(*annotated, prompt, opened.size, text)
     model.clear()
     with use("reference"), trace(*patterns) as steps:
         model.detect(opened, text)
     model.clear()
     name = os.path.basename(os.fspath(image)) if isinstance(image, (str, os.PathLike)) else "image"
     tokens = [model.tokenizer.backend.id_to_token(int(i)) for i in prompt.ids]
-    return ForwardPass(model, name, opened, prompt, tokens, steps)
+    return ForwardPass(model, name, opened, prompt, tokens, steps, targets)
