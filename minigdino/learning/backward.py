@@ -199,16 +199,16 @@ def through_samples(g, value, sizes, locations, weights):
         image, of_image = (array[start : start + H * W].reshape(H, W, *array.shape[1:]) for array in (value, of_value))
         a = weights[:, :, level]  # [Q, M, P]
         x, y = locations[:, :, level, :, 0] * W - 0.5, locations[:, :, level, :, 1] * H - 0.5  # [Q, M, P]
-        for row, below in (np.floor(y), -1), (np.floor(y) + 1, 1):
-            for col, right in (np.floor(x), -1), (np.floor(x) + 1, 1):
+        for row, y_slope in (np.floor(y), -1), (np.floor(y) + 1, 1):  # slopes of the weights below
+            for col, x_slope in (np.floor(x), -1), (np.floor(x) + 1, 1):
                 inside = (row >= 0) & (row < H) & (col >= 0) & (col < W)  # [Q, M, P]
                 x_weight, y_weight = (np.where(inside, 1 - abs(z), 0) for z in (x - col, y - row))  # [Q, M, P]
                 pixel = np.where(inside, row, 0).astype(int), np.where(inside, col, 0).astype(int), head
                 np.add.at(of_image, pixel, (a * x_weight * y_weight)[..., None] * g[:, :, None])
                 dot = (g[:, :, None] * image[pixel]).sum(axis=-1)  # [Q, M, P]
                 of_weights[:, :, level] += x_weight * y_weight * dot
-                of_locations[:, :, level, :, 0] += right * W * a * y_weight * dot
-                of_locations[:, :, level, :, 1] += below * H * a * x_weight * dot
+                of_locations[:, :, level, :, 0] += x_slope * W * a * y_weight * dot
+                of_locations[:, :, level, :, 1] += y_slope * H * a * x_weight * dot
         start += H * W
     return of_value, of_locations, of_weights
 

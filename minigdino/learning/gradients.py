@@ -27,6 +27,10 @@ def value_and_gradients(function: Callable[[dict], Any], parameters: Mapping[str
     Returns:
         value: the number, an array [].
         gradients: {name: array of the parameter's shape}; zeros where the value does not depend on a parameter.
+
+    Raises:
+        TypeError: if the function returns no number that depends on the parameters, or uses a NumPy function that has
+            no rule in `recording`.
     """
     recorded = {name: Recorded(array, Node()) for name, array in parameters.items()}
     with multiplying(), reused(), intercepted(functools.partial(run_op, recompute=recompute)):

@@ -28,7 +28,8 @@ class Node:
     """A step of a computation: which steps it used, and how the gradient passes on to them.
 
     Attributes:
-        back: called with the gradient of the result; yields pairs (node of an operand, its gradient).
+        back: called with the gradient of the result; yields pairs (node of an operand, its gradient). None for a step
+            without operands, such as a parameter, and after the gradient has passed.
         number: counts the steps. An operand has a smaller number than a result.
     """
 
@@ -63,7 +64,7 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
                         "Use .value, or np.asarray(x, like=x), where no gradient is wanted")
 
     def __array_ufunc__(self, ufunc, method, *inputs, **keywords):
-        name = {"divide": "true_divide"}.get(ufunc.__name__, ufunc.__name__)
+        name = {"divide": "true_divide"}.get(ufunc.__name__, ufunc.__name__)  # one ufunc, whose name NumPy changed
         if method != "__call__" or keywords:
             raise TypeError(f"numpy.{name}: no gradient of .{method} with {sorted(keywords) or 'no keywords'}. Write a "
                             "plain call, which returns a new array")
@@ -161,6 +162,8 @@ def record(value, *operands):
 
 def pull_back(y, g, wanted: Iterable[Node]) -> dict[Node, np.ndarray]:
     """Pass a gradient back through all steps, latest first. The steps are forgotten on the way, which frees memory.
+
+    All uses of a step are later steps. So when it is the latest that is left, its gradient is complete.
 
     Args:
         y: result of a computation, an array or a tuple of arrays.
@@ -297,8 +300,8 @@ def mean(x, axis=None, keepdims=False, dtype=None):
 def max_(x, axis=None, keepdims=False):
     """The gradient passes to the largest element; elements that are equal share it."""
     y = x.value.max(axis, keepdims=True)
-    first = x.value == y  # elements that are equal share the gradient
-    share = first / first.sum(axis, dtype=x.dtype, keepdims=True)
+    largest = x.value == y
+    share = largest / largest.sum(axis, dtype=x.dtype, keepdims=True)
     return record(y if keepdims else x.value.max(axis), (x, lambda g: share * _kept(g, x, axis, keepdims)))
 
 
@@ -380,9 +383,9 @@ def stack(arrays, axis=0):
 @rule
 def split(x, indices_or_sections, axis=0):
     """Every part is a slice."""
-    parts = np.split(np.arange(x.shape[axis]), indices_or_sections)
-    return [x[(slice(None),) * (axis % x.ndim) + (slice(part[0], part[-1] + 1),)] if len(part) else
-            x[(slice(None),) * (axis % x.ndim) + (slice(0),)] for part in parts]
+    before = (slice(None),) * (axis % x.ndim)
+    parts = np.split(np.arange(x.shape[axis]), indices_or_sections)  # indices of each part, contiguous
+    return [x[(*before, slice(part[0], part[-1] + 1) if len(part) else slice(0))] for part in parts]
 
 
 @rule
