@@ -122,7 +122,7 @@ def _called(name, function, args, keywords):
     return RULES[name](*args, **keywords)
 
 
-def replaced(x, function):
+def replaced(x: Any, function: Callable[[Recorded], Any]) -> Any:
     """The same structure of dicts, lists and tuples, with function(recorded array) in place of recorded arrays."""
     if isinstance(x, Recorded):
         return function(x)
@@ -131,7 +131,7 @@ def replaced(x, function):
     return type(x)(replaced(part, function) for part in x) if type(x) in (list, tuple) else x
 
 
-def values(x):
+def values(x: Any) -> Any:
     """The same structure of dicts, lists and tuples, with plain arrays in place of recorded ones."""
     return replaced(x, lambda recorded: recorded.value)
 
@@ -358,7 +358,7 @@ def roll(x, shift, axis=None):
 
 
 @rule
-def pad(x, pad_width, mode="constant"):
+def pad(x, pad_width, mode: Any = "constant"):
     """The gradient of the padding is dropped."""
     inside = tuple(slice(before, before + n) for (before, _), n in zip(pad_width, x.shape))
     return record(np.pad(x.value, pad_width, mode), (x, lambda g: g[inside]))
