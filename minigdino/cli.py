@@ -237,6 +237,48 @@ def parser() -> argparse.ArgumentParser:
                             "that is less)")
     bench.set_defaults(command=_bench)
 
+    train = commands.add_parser(
+        "train", help="fine-tune a model on annotated images",
+        epilog="example: minigdino train train.json --val val.json --model shapes --out run/")
+    train.add_argument("data", metavar="DATA", type=_path, help="annotated images: COCO JSON, or ODVG JSON Lines")
+    train.add_argument("--out", metavar="DIR", type=_path, required=True,
+                       help="folder of the run, new or empty. When the run is done, it is a model for --model and for "
+                            "transformers")
+    train.add_argument("--model", metavar="M", help='where to start: directory, model id or "shapes" (default: '
+                                                    "$MINIGDINO_MODEL, else grounding-dino-tiny)")
+    train.add_argument("--val", metavar="DATA", type=_path,
+                       help="annotated images on which AP50 is measured, ten times in a run")
+    train.add_argument("--images", metavar="FOLDER", type=_path,
+                       help="folder of the images (default: that of DATA, and that of --val)")
+    train.add_argument("--steps", type=int, default=1000, metavar="N", help="number of steps (default: 1000)")
+    train.add_argument("--rate", type=float, default=1e-4, metavar="X",
+                       help="highest learning rate (default: 0.0001). Both backbones have a tenth of it")
+    train.add_argument("--batch", type=int, default=1, metavar="N", help="images of a step (default: 1)")
+    train.add_argument("--train", choices=("heads", "decoder", "detector", "all"), default="detector",
+                       help="what is trained: the heads; the decoder with its heads; the detector, which is all but "
+                            "the image and the text backbone (default); or all")
+    train.add_argument("--augment", choices=("none", "flip", "crop"), default="flip",
+                       help="random changes of images. With flip (default), the features of a frozen image backbone "
+                            "are kept on disk. crop also scales and crops, so the backbone runs in every step")
+    train.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"),
+                       help="shortest and longest edge of the resized images, in pixels (default: the checkpoint's)")
+    train.add_argument("--phrases", type=int, default=20, metavar="N",
+                       help="largest number of phrases in a prompt (default: 20). Those that an image does not contain "
+                            "teach the model not to find them")
+    train.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: 0)")
+    train.add_argument("--resume", action="store_true",
+                       help="continue the run in DIR, which was interrupted. The settings must be the same")
+    train.add_argument("--save-every", type=int, default=1, metavar="N",
+                       help="steps between two states on disk (default: 1). A killed run loses the steps after the "
+                            "last one")
+    train.add_argument("--recompute", action="store_true",
+                       help="compute inner steps again in the backward pass, which takes less memory and more time")
+    _add_precision(train)
+    train.add_argument("--threads", type=int, metavar="N",
+                       help="number of threads (default: the CPUs that this process may use, or OMP_NUM_THREADS if "
+                            "that is less)")
+    train.set_defaults(command=_train)
+
     models = commands.add_parser("models", help="list the published models: size, accuracy, licence, if cached",
                                  epilog="example: minigdino models --json")
     models.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -300,6 +342,15 @@ def _explain(arguments):
     targets = None if arguments.targets is None else read(arguments.targets)
     html = page(load(arguments.model), arguments.image, arguments.text, guide, targets)
     write(arguments.out, html.encode("utf-8", "backslashreplace"))
+    return 0
+
+
+def _train(arguments):
+    from .learning.command import run
+
+    if arguments.threads is not None:
+        set_threads(arguments.threads)
+    run(arguments, lambda line: _print(printable(line)))
     return 0
 
 

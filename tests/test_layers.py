@@ -14,7 +14,8 @@ COMPILED = PACKAGE.parent / "_ext"
 LEVELS = [  # a module may import from the rows below its own, never from its own row
     {"__main__"},
     {"cli"},
-    {"detect_run"},
+    {"detect_run", "learning.command"},
+    {"learning.training"},
     {"learning.prompts"},
     {"console", "inspection.explain", "datasets", "outputs", "learning.annotations"},
     {"inputs"},
@@ -22,7 +23,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"__init__", "files", "evaluation.verify", "inspection.tree", "runtime.bench"},
     {"detector", "runtime.info"},
     {"learning.gradients"},
-    {"learning.augmentation", "learning.backward"},
+    {"learning.augmentation", "learning.backward", "learning.state"},
     {"cache", "results", "targets", "video", "network.model", "checkpoints.hub", "checkpoints.reading"},
     {"checkpoints.saving"},
     # stages never import one another
@@ -31,12 +32,13 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
      "network.matching"},
     {"network.losses"},
     {"fonts", "image", "prompt", "checkpoints.fingerprint", "checkpoints.parameters",
-     "network.fusion", "network.deformable", "network.boxes"},
-    {"checkpoints.names", "learning.recording", "network.ops", "inspection.tracing", "runtime.device", "runtime.flops"},
+     "learning.optimizer", "network.fusion", "network.deformable", "network.boxes"},
+    {"checkpoints.names", "learning.features", "learning.recording", "network.ops", "inspection.tracing",
+     "runtime.device", "runtime.flops"},
     {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.precision", "runtime.threads",
      "heif", "missing", "urls", "writing"},
     {"extras", "checkpoints.json_file", "checkpoints.published"},
-    {"errors", "version", "network", "source_tree"},
+    {"errors", "version", "network", "source_tree", "learning.average_precision", "learning.curve"},
 ]
 RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}
 EXPLAIN = [  # the same, within the package that makes the page
