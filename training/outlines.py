@@ -3,6 +3,7 @@
 import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
+NEW_SHAPES = ("crescent",)  # unknown to the embedded checkpoint, for the example of fine-tuning
 
 
 def _turn(n: int, start: float = -np.pi / 2) -> np.ndarray:
@@ -34,11 +35,22 @@ def _heart() -> np.ndarray:
     return np.stack([x, -y], axis=1) / 16
 
 
+def _crescent(inner: float) -> np.ndarray:
+    """Crescent, open to the right: [80, 2]. inner: radius of the inner arc, whose ends are those of the outer arc."""
+    tip = 1.2  # angle of the ends, seen from the centre of the outer arc
+    outer = np.linspace(tip, 2 * np.pi - tip, 40)
+    centre = np.cos(tip) + np.sqrt(inner**2 - np.sin(tip) ** 2)
+    arc = np.pi - np.arcsin(np.sin(tip) / inner)
+    inside = np.linspace(2 * np.pi - arc, arc, 40)
+    return np.concatenate([np.stack([np.cos(outer), np.sin(outer)], axis=1),
+                           np.stack([centre + inner * np.cos(inside), inner * np.sin(inside)], axis=1)])
+
+
 def outline(shape: str, rng: np.random.Generator, other: bool = False) -> list[np.ndarray]:
     """Create the polygons of a shape, centred at the origin, with a size of about 2.
 
     Args:
-        shape: one of SHAPES.
+        shape: one of SHAPES or NEW_SHAPES.
         rng: random generator.
         other: use proportions that do not occur in training (thin crosses, blunt stars, tall hearts). The evaluation
             measures how much the detector depends on them.
@@ -61,6 +73,8 @@ def outline(shape: str, rng: np.random.Generator, other: bool = False) -> list[n
         return [_star(rng.uniform(*((0.5, 0.56) if other else (0.36, 0.48))))]
     if shape == "cross":
         return [_cross(rng.uniform(*((0.17, 0.22) if other else (0.26, 0.38))))]
+    if shape == "crescent":
+        return [_crescent(rng.uniform(*((0.94, 0.945) if other else (0.95, 1.0))))]
     return [_heart() * (wide, 1.0)]
 
 

@@ -23,6 +23,8 @@ COLOURS = {
     "black": ((0, 360), (0.0, 0.2), (0.0, 0.1)),
     "white": ((0, 360), (0.0, 0.03), (0.95, 1.0)),
 }
+# A colour that the embedded checkpoint does not know, for the example of fine-tuning.
+NEW_COLOURS = {"turquoise": ((168, 182), (0.65, 1.0), (0.65, 0.95))}
 
 # Pairs that are neither drawn nor named in training: the zero-shot test.
 HELD_OUT = (
@@ -60,7 +62,7 @@ class Scene:
 
 def tint(colour: str, rng: np.random.Generator) -> np.ndarray:
     """Draw a colour of that name: [3] float32 in 0..1."""
-    hue, saturation, value = (rng.uniform(*bounds) for bounds in COLOURS[colour])
+    hue, saturation, value = (rng.uniform(*bounds) for bounds in {**COLOURS, **NEW_COLOURS}[colour])
     sector = (hue % 360) / 60 + np.array([5.0, 3.0, 1.0])
     wave = np.clip(np.minimum(sector % 6, 4 - sector % 6), 0, 1)
     return (value - value * saturation * wave).astype(np.float32)
