@@ -122,11 +122,11 @@ def _save(directory, locked, *content):
             raise
         for path in killed:  # their files are replaced by now
             if locked or _is_stale(path, directory):
-                _remove(path)
+                remove_folder(path)
     finally:
-        _remove(saving)
+        remove_folder(saving)
         if status(moving / WEIGHTS):  # moved first, so all old files are still in place
-            _remove(moving)
+            remove_folder(moving)
 
 
 def _write(folder, tensors, config, settings, tokenizer):
@@ -203,7 +203,7 @@ def _is_stale(path, directory):
     return found is not None and now is not None and now.st_mtime - found.st_mtime > MAX_WAIT
 
 
-def _remove(folder):
+def remove_folder(folder: str | Path) -> None:
     """Remove a temporary folder if it exists. One that cannot be removed stays."""
     try:
         shutil.rmtree(folder)
@@ -231,7 +231,7 @@ def _alone(directory: Path) -> Iterator[bool]:
             if from_signal_handler(error):
                 raise
         for path in unfinished(directory, SAVING) if locked else ():
-            _remove(path)
+            remove_folder(path)
         yield locked
     finally:
         if descriptor in _locks:  # not in a child that was forked meanwhile

@@ -125,8 +125,7 @@ def open_folder(directory: str | Path, settings: dict[str, Any], resume: bool) -
         ArgumentError: if the folder has other files, is that of a run with other settings, or cannot be written.
     """
     path = Path(directory, FOLDER, SETTINGS)
-    for part in path.parent.glob(".*.part"):  # of a run that was killed while it wrote a file
-        part.unlink(missing_ok=True)
+    _remove_parts(path.parent)
     if _is_empty(directory):
         replace_file(path, json.dumps(settings, indent=2).encode() + b"\n")
         return
@@ -148,6 +147,16 @@ def open_folder(directory: str | Path, settings: dict[str, Any], resume: bool) -
 
 
 VARYING = "minigdino", "model"  # the fingerprint shows whether the model is the same
+
+
+def _remove_parts(folder):
+    """Remove files of a run that was killed while it wrote them. One that cannot be removed stays."""
+    for part in folder.glob(".*.part"):
+        try:
+            part.unlink()
+        except OSError as error:
+            if from_signal_handler(error):
+                raise
 
 
 def _is_empty(directory):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from .. import image as images
 from ..checkpoints.fingerprint import fingerprint
+from ..checkpoints.saving import remove_folder
 from ..checkpoints.weights import build
 from ..detector import Model
 from ..errors import ArgumentError, brief
@@ -239,7 +239,7 @@ class _Run:
     def _finish(self, state):
         self._draw(state)
         self.model(state).save(self._directory)
-        shutil.rmtree(self._directory / states.FOLDER / FEATURES, ignore_errors=True)
+        remove_folder(self._directory / states.FOLDER / FEATURES)
 
     def _next(self, state, rate):
         """The state after one more step."""
