@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ class FeatureStore:
         self._folder, self._count, self._max_bytes = Path(folder), count, max_bytes
         self._bytes = sum(path.stat().st_size for path in self._folder.glob("*.npy"))
 
-    def get(self, pixels: np.ndarray, compute: Callable[[np.ndarray], tuple[np.ndarray, ...]]) -> tuple:
+    def get(self, pixels: np.ndarray, compute: Callable[[np.ndarray], Sequence[np.ndarray]]) -> tuple:
         """Return the feature maps of an image, from the disk if they are there.
 
         Args:

@@ -74,15 +74,15 @@ def write(directory: str | Path, state: State) -> None:
     replace_file(Path(directory, FOLDER, STATE), _safetensors(arrays))
 
 
-def _safetensors(arrays) -> Iterator[bytes | memoryview]:
-    """Blocks of a safetensors file, one array after the other: large states are not copied in memory."""
+def _safetensors(arrays) -> Iterator[bytes]:
+    """Blocks of a safetensors file, one array after the other: a large state is never copied in full."""
     ends = list(itertools.accumulate((array.nbytes for array in arrays.values()), initial=0))
     header = json.dumps({name: {"dtype": DTYPES[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
                          for (name, array), start, end in zip(arrays.items(), ends, ends[1:])}).encode()
     header += b" " * (-len(header) % 8)  # aligns the arrays
     yield len(header).to_bytes(8, "little") + header
     for array in arrays.values():
-        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        yield array.tobytes()
 
 
 def read(directory: str | Path, start: State) -> State:

@@ -27,6 +27,7 @@ from ..network.losses import losses, stages, total
 from ..network.matching import match
 from ..network.model import forward
 from ..network.swin import swin
+from ..prompt import Tokenizer
 from ..runtime import precision as precisions
 from ..targets import image_targets
 from ..version import __version__
@@ -184,9 +185,7 @@ def train(model: Model, samples: Sequence[Sample], directory: str | Path, option
     if not labels:
         raise ArgumentError("training needs images with boxes; none of the images has one")
     model.preprocess(np.zeros((64, 64, 3), np.uint8), size=options.size)  # an invalid size is an error before all files
-    if model.tokenizer is None:
-        model.tokenize(labels)  # the error says which file is missing
-    check(samples, model.tokenizer, model.config.max_text_len)
+    check(samples, _tokenizer(model), model.config.max_text_len)
     settings = {"minigdino": __version__, "model": str(model.source),
                 "fingerprint": fingerprint(model.tensors, model.config, model.settings.to_dict()),
                 "precision": model.precision, "data": states.digest(samples), "validation": states.digest(validation),
@@ -332,8 +331,8 @@ def evaluate(model: Model, samples: Sequence[Sample], labels: Sequence[str]) -> 
         ImageError: if an image cannot be used.
         PromptError: if a label is no valid phrase.
     """
-    tokens = functools.cache(model.tokenizer.tokens)
-    names = {}  # {tokens: label}, because wordings such as "Cat" and "cat" are one phrase for the model
+    tokens = functools.cache(_tokenizer(model).tokens)
+    names: dict[tuple[int, ...], str] = {}  # wordings such as "Cat" and "cat" are one phrase for the model
     for label in (*labels, *(label for sample in samples for label in sample.labels)):
         names.setdefault(tokens(label), label)
     prompts, result = _prompts(names, model.config.max_text_len), AveragePrecision()
@@ -346,6 +345,13 @@ def evaluate(model: Model, samples: Sequence[Sample], labels: Sequence[str]) -> 
                 chosen = found.label_ids == i
                 result.add(phrase, found.boxes[chosen], found.scores[chosen], sample.boxes[actual == phrase])
     return result
+
+
+def _tokenizer(model: Model) -> Tokenizer:
+    if model.tokenizer is None:
+        model.tokenize("a")  # the error says which file is missing
+    assert model.tokenizer is not None
+    return model.tokenizer
 
 
 def _prompts(names, limit):
