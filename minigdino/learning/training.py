@@ -243,13 +243,13 @@ class _Run:
     def _next(self, state, rate):
         """The state after one more step."""
         options, step = self._options, state.step
-        loss, gradients = 0.0, {name: np.zeros_like(array) for name, array in state.tensors.items()}
+        loss, gradients = 0.0, {}
         chosen = [self._sample(step * options.batch + i) for i in range(options.batch)]
         for sample, rng in chosen:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is reported below
                 value, found = self._gradients(state, sample, rng)
                 loss += value / options.batch
-                gradients = {name: gradients[name] + g / options.batch for name, g in found.items()}
+                gradients = {name: gradients.get(name, 0) + g / options.batch for name, g in found.items()}
                 norm = global_norm(gradients)
             if not (math.isfinite(value) and math.isfinite(norm)):
                 self._stop(state, sample, value)
