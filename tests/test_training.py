@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 import minigdino
-from minigdino import ArgumentError, CheckpointError, cli
+from minigdino import ArgumentError, CheckpointError, ImageError, cli
 from minigdino.learning import command, features, state, training
 from minigdino.learning.annotations import Sample
 from minigdino.learning.curve import HEIGHT, WIDTH, curve, smoothed
@@ -429,6 +429,12 @@ def test_wrong_arguments_are_errors_before_a_file_is_written(samples, tmp_path, 
     with pytest.raises(ArgumentError, match="training needs the package scipy"):
         train(MODEL, samples, tmp_path / "run", FAST)
     assert os.listdir(tmp_path) == []
+
+
+def test_an_image_that_is_too_small_is_named(samples, tmp_path):
+    steps = train(MODEL, samples[:1], tmp_path / "run", dataclasses.replace(FAST, size=(8, 8)))
+    with pytest.raises(ImageError, match=r"0\.png: an image must give at least 20 image tokens"):
+        next(steps)
 
 
 # Validation.

@@ -21,7 +21,7 @@ from ..checkpoints.fingerprint import fingerprint
 from ..checkpoints.saving import remove_folder
 from ..checkpoints.weights import build
 from ..detector import Model
-from ..errors import ArgumentError, brief
+from ..errors import ArgumentError, ImageError, brief
 from ..extras import require
 from ..network.losses import losses, stages, total
 from ..network.matching import match
@@ -285,7 +285,10 @@ class _Run:
         phrases = mixed(labels, self._labels, rng, options.phrases, model.tokenizer, model.config.max_text_len)
         prompt = model.tokenize(phrases)
         targets = image_targets(boxes, labels, prompt, picture.shape[1::-1], phrases)
-        pixels, ids = model._checked_inputs(model.preprocess(picture, size=size), prompt.ids)
+        try:
+            pixels, ids = model._checked_inputs(model.preprocess(picture, size=size), prompt.ids)
+        except ImageError as error:  # it names no file, because a picture has none
+            raise ImageError(f"{sample.path}: {error}") from None
         features = self._store.get(pixels, self._backbone) if self._store else None
 
         def loss(trained):
