@@ -20,6 +20,8 @@ from PIL import Image
 import minigdino
 from minigdino import ArgumentError, CheckpointError, ImageError, datasets, files, outputs, writing
 from minigdino.image import open_image
+from minigdino.learning import state
+from minigdino.learning.features import FeatureStore
 from minigdino.runtime import kernels
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs SIGALRM")
@@ -119,6 +121,19 @@ def write_line(directory):
         lines.write({"image": "a"})
 
 
+def leave_part(directory):
+    part = directory / "run" / "training" / ".0123.part"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.touch()
+    state.open_folder(directory / "run", {}, resume=True)
+
+
+def read_features(directory):
+    store = FeatureStore(directory / "features", 1)
+    for _ in range(2):  # the second call finds what the first one has written, if a handler does not interrupt it
+        store.get(tiny.pixels(4, 4), lambda pixels: [pixels])
+
+
 CALLS = {  # name: (what the signal interrupts, a call of minigdino)
     "decode": (Image, "open", lambda _: open_image(io.BytesIO(b"x"))),
     "load": (safetensors, "safe_open", minigdino.load),
@@ -129,6 +144,9 @@ CALLS = {  # name: (what the signal interrupts, a call of minigdino)
     "mark": (writing, "open_regular", lambda directory: datasets.is_coco(directory / "config.json")),
     "same": (os.path, "realpath", lambda directory: outputs.check_paths([("an image", directory / "void")], [])),
     "collect": (tempfile.SpooledTemporaryFile, "write", lambda _: datasets.Csv()),
+    "run": (os, "listdir", lambda directory: state.open_folder(directory, {}, resume=True)),
+    "parts": (os, "unlink", leave_part),
+    "features": (np, "load", read_features),
     "write": (os, "fsync", lambda directory: writing.replace_file(directory / "found.json", b"{}")),
     "array": (np, "asarray", lambda directory: minigdino.load(directory).forward(np.zeros((3, 64, 64)), [1]))}
 
