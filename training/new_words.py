@@ -1,4 +1,4 @@
-"""Data of the example of fine-tuning: pictures with a new shape, the crescent, and a new colour, turquoise.
+"""Data of docs/howto/fine-tune.md: pictures with a new shape, the crescent, and a new colour, turquoise.
 
 python -m training.new_words draw FOLDER [--pictures 50]     writes train.json, val.json and their pictures
 python -m training.new_words measure MODEL [--pictures 100]  prints AP50 on new and on old objects
