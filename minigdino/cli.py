@@ -350,7 +350,7 @@ def _train(arguments):
 
     if arguments.threads is not None:
         set_threads(arguments.threads)
-    run(arguments, lambda line: _print(printable(line)))
+    run(arguments, lambda line: show(printable(line)))
     return 0
 
 
