@@ -6,6 +6,7 @@ with the number of images, and the finished file can replace an older one in one
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -21,11 +22,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from .checkpoints.json_file import open_regular
-from .errors import ArgumentError, Error, brief, from_signal_handler
+from .errors import ArgumentError, Error, from_signal_handler
 from .files import check_new_id, image_id, record
 from .results import COLUMNS, FORMULA, Detections
 from .version import __version__
-from .writing import ends
+from .writing import ends, reason
 
 BLOCK = 2**20  # bytes of a file that are in memory at a time
 
@@ -45,7 +46,8 @@ class _Items:
         self._file = tempfile.SpooledTemporaryFile(BLOCK)  # noqa: SIM115  deleted by the system
 
     def __del__(self):
-        self._file.close()  # of a run that failed: Python would warn of an open file
+        with contextlib.suppress(OSError):  # the rest of the buffer has no space on the disk
+            self._file.close()  # of a run that failed: Python would warn of an open file
 
     def append(self, text: str) -> None:
         """Append a piece. Bytes of a file name that are not Unicode are kept."""
@@ -53,15 +55,23 @@ class _Items:
         try:
             self._file.write(piece.encode("utf-8", "surrogateescape"))
         except OSError as error:
-            raise ArgumentError(f"{tempfile.gettempdir()}: results cannot be collected there ({brief(error)}). Set "
-                                "TMPDIR to a folder with more space") from None
+            raise _unwritable(error) from None
         self.n += 1
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the text, and close the temporary file."""
-        with self._file as file:
-            file.seek(0)
-            yield from iter(partial(file.read, BLOCK), b"")
+        """Yield the text, and close the temporary file. Errors as in `Coco.add`."""
+        try:
+            self._file.seek(0)  # which writes the rest of the buffer
+            yield from iter(partial(self._file.read, BLOCK), b"")
+            self._file.close()
+        except OSError as error:
+            raise _unwritable(error) from None
+
+
+def _unwritable(error):
+    place = tempfile.tempdir or "temporary files"  # None if the system has no folder with space for them
+    return ArgumentError(f"{place}: results cannot be collected there ({reason(error)}). Set TMPDIR to a folder with "
+                         "more space")
 
 
 class Coco:

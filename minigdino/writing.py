@@ -71,6 +71,8 @@ def _put(path, blocks):
                     file.writelines(blocks)
         else:
             _replace(os.path.realpath(path), blocks)
+    except ArgumentError:  # of the blocks, such as a full folder of temporary files
+        raise
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{path}: cannot write there ({reason(error)}). Choose another path") from None
 

@@ -1,8 +1,11 @@
 """The detections of many images in one file: COCO, CSV and JSON, in memory that does not grow with their number."""
 
 import csv
+import gc
 import io
 import json
+import sys
+import tempfile
 import tracemalloc
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigdino import ArgumentError, ImageError, datasets, files, writing
+from minigdino import ArgumentError, ImageError, console, datasets, files, writing
 from minigdino.datasets import Coco, Csv, Json, is_coco
 from minigdino.results import Detections
 
@@ -127,6 +130,42 @@ def test_a_full_folder_for_temporary_files_is_named(monkeypatch):
 
     monkeypatch.setattr(datasets.tempfile.SpooledTemporaryFile, "write", fail)
     with pytest.raises(ArgumentError, match="results cannot be collected there .*No space left.*Set TMPDIR to"):
+        Csv()
+
+
+@pytest.mark.parametrize("path", ["x.json", "-"])
+def test_a_folder_for_temporary_files_that_is_full_at_the_end_is_named(path, tmp_path, monkeypatch):
+    """A buffer holds the last pieces until the file is read."""
+    resource = pytest.importorskip("resource", reason="limits the size of files")
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    monkeypatch.setattr(datasets, "BLOCK", 100)
+    monkeypatch.chdir(tmp_path)
+    data_set = Json(True)
+    data_set.add("a.png", detections([0, 1, 2]))  # creates the file
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        data_set.add("b.png", detections([0]))
+        with pytest.raises(ArgumentError, match="^[^:]*: results cannot be collected there .*too large.*Set TMPDIR to"):
+            console.write(path, data_set.content())
+        del data_set
+        gc.collect()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not unraisable
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_folder_for_temporary_files_gives_a_message(monkeypatch):
+    """`tempfile.gettempdir` writes a file to find a folder with space."""
+    def fail():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(datasets, "BLOCK", 10)
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(ArgumentError, match="temporary files: results cannot be collected there .No usable temporary"):
         Csv()
 
 
