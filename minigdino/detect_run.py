@@ -69,36 +69,37 @@ def run(arguments: argparse.Namespace) -> int:
     to_video = _to_video(arguments, images, sources)
     picture, crop = _checked_outputs(arguments, images, many, sources, to_video)
     rate = _rate(images[0], arguments.every or 1) if to_video else 0
+    is_older = bool(to_video and status(arguments.out, follow=False))  # an annotated video of an earlier run
     image_ids = _image_ids(arguments.image_ids, images)
     model = load(arguments.model, device=arguments.device, precision=arguments.precision)
     options = {"threshold": arguments.threshold, "text_threshold": arguments.text_threshold, "size": arguments.size}
     model.detect([], text, **options)  # checks the options; a wrong one must not leave an empty file of --jsonl
     prompt = model.tokenize(text)
     categories = _categories(arguments.categories, prompt.phrases)
-    data_sets = [(arguments.coco, datasets.Coco(categories, image_ids))] if arguments.coco else []
-    data_sets += [(arguments.csv, datasets.Csv())] if arguments.csv else []
-    collected = data_sets + ([(files.STDOUT, datasets.Json(many))] if arguments.json else [])
+    collected = {"coco": datasets.Coco(categories, image_ids)} if arguments.coco else {}
+    collected |= {"csv": datasets.Csv()} if arguments.csv else {}
     earlier = 0  # images with an error from an earlier run
     with _lines(arguments, model, prompt, options) as lines:
         done = lines.done if lines else {}
         if lines and done:
-            _add_earlier(lines, data_sets, categories)
+            _add_earlier(lines, list(collected.values()), categories)
             earlier = _count(lines.failed, images)
             images = [image for image in images if image not in done]
+        collected |= {"json": datasets.Json(many)} if arguments.json else {}  # without earlier images
         progress = Progress(sys.stderr, None if any(map(is_video, images)) else len(images)) if many else None
-        writer = _Writer([data_set for _, data_set in collected], lines, picture, crop, to_video,
+        writer = _Writer(list(collected.values()), lines, picture, crop, to_video,
                          None if printed or (lines and many) else _Table(many, arguments.threshold))
         results = detect_each(model, images, text, every=arguments.every or 1, done=done, progress=progress, **options)
         drawn = filter(None, itertools.starmap(writer.add, results))  # neither keeps an image
         if first := next(drawn, None):  # without an annotated video, there is none, and all images are done
-            video.write(arguments.out, itertools.chain([first], drawn), rate, overwrite=True)
+            video.write(arguments.out, itertools.chain([first], drawn), rate,
+                        overwrite=arguments.overwrite or is_older)
             complain(f"wrote {printable(arguments.out)}")
         failed = writer.failed + earlier + len(skipped)
     if earlier:
         complain(f"minigdino: {printable(str(arguments.jsonl))} has an error of an earlier run for {earlier} "
                  f"image{'s' * (earlier != 1)}. To try again, delete {'its line' if earlier == 1 else 'their lines'}")
-    for path, data_set in sorted(collected, key=lambda pair: pair[0] == files.STDOUT):  # which may be closed: last
-        write(path, data_set.content())
+    failed += _write_data_sets(arguments, collected)
     return 1 if failed else 0
 
 
@@ -111,9 +112,10 @@ class _Writer:
         lines: JSON Lines, or None.
         picture: function that returns the file of a picture; None for no pictures.
         crop: function that returns the file of a crop; None for no crops.
-        to_video: whether the pictures become an annotated video.
+        to_video: whether the pictures become an annotated video. All must have the size of the first one.
         table: function that prints the detections; None for no tables.
         failed: number of images with an error.
+        size: width and height of the first frame of the annotated video; None before it.
     """
 
     data_sets: Sequence[Any]
@@ -123,6 +125,7 @@ class _Writer:
     to_video: bool
     table: Callable[[Input, Detections], None] | None
     failed: int = 0
+    size: tuple[int, int] | None = None
 
     def add(self, image: Input, result: Detections | Error) -> Image.Image | None:
         """Write the result of an image. Returns its picture if it becomes a frame of the annotated video."""
@@ -139,7 +142,7 @@ class _Writer:
             return None
         if self.table:
             self.table(image, result)
-        return result.plot() if self.to_video else None
+        return self._frame(image, result) if self.to_video else None
 
     def _draw(self, image, found):
         if self.picture:
@@ -149,6 +152,15 @@ class _Writer:
             for i, (label, part) in enumerate(zip(found.labels, found.crops())):
                 path = self.crop(image, i, label)
                 write(path, writing.encoded(part, path))
+
+    def _frame(self, image, found):
+        self.size = self.size or found.image_size
+        if found.image_size != self.size:
+            (width, height), size = self.size, found.image_size
+            raise ArgumentError(f"{image.name}: an annotated video needs frames of one size, {width} x {height} as the "
+                                f"first one; got {size[0]} x {size[1]}. Give --out a folder, with a slash at its end, "
+                                "for a picture of each frame")
+        return found.plot()
 
 
 @dataclass
@@ -213,6 +225,11 @@ def _check_videos(arguments, images):
                                                   if getattr(arguments, name)]):
         arguments.error(f"{' and '.join(names)} need a run with an end, which a camera does not have. Use --jsonl "
                         "without --resume")
+    for image in images if videos else ():
+        name, mark, number = image.rpartition("#")
+        if mark and number.isdecimal() and name in videos:
+            raise ArgumentError(f"{image} has the name of a frame of {name}. Rename it, or process the two in "
+                                "different runs, with different outputs")
     if videos:
         with contextlib.suppress(ImageError):  # a missing file does not stop the others
             frames(videos[0], 1)  # an error if PyAV is not installed
@@ -236,9 +253,9 @@ def _to_video(arguments, images, sources):
 
 def _rate(path, every):
     """The frames per second of the annotated video, which plays in real time."""
-    if (rate := video.rate(path) / every) < 0.01:  # which `video.write` refuses
-        raise ArgumentError(f"--every {every} would give an annotated video of {rate:.3g} frames per second; expected "
-                            "0.01 or more. Take more frames, or give --out a folder, with a slash at its end")
+    if not 0.01 <= (rate := video.rate(path) / every) <= 1000:  # which `video.write` refuses
+        raise ArgumentError(f"--every {every} would give an annotated video of {rate:.5g} frames per second; expected "
+                            "0.01 to 1000. Choose another N, or give --out a folder, with a slash at its end")
     return rate
 
 
@@ -300,18 +317,20 @@ def _checked_outputs(arguments, images, many, sources, to_video):
     if is_one_file and not to_video:
         writing.encoded(Image.new("RGB", (64, 64)), out)  # an error for a format that Pillow does not write
     others = [path for path in (arguments.jsonl, arguments.coco, arguments.csv) if path and path != files.STDOUT]
-    drawn, cropped = (outputs.Folder(option, path, images, arguments.overwrite, others) if path else None
-                      for option, path in (("--out", None if is_one_file else out), ("--crops", crops)))
-    pictures = drawn.check(sources, arguments.recursive) if drawn else [str(Path(out))] if is_one_file else []
-    if cropped:
+    drawn = cropped = None
+    pictures = [str(Path(out))] if is_one_file else []
+    if out and not is_one_file:
+        drawn = outputs.Folder("--out", out, images, arguments.overwrite, others)
+        pictures = drawn.check(sources, arguments.recursive)
+    if crops:
+        cropped = outputs.Folder("--crops", crops, images, arguments.overwrite, [*others, *pictures])
         cropped.check(sources, arguments.recursive)
     _check_paths(arguments, images, pictures)
-    coco, csv = (None if path == files.STDOUT else path for path in (arguments.coco, arguments.csv))
-    for path, is_ours in ((out if is_one_file else None, video.is_marked if to_video else writing.is_drawn),
-                          (coco, datasets.is_coco), (csv, lambda _: False)):  # a CSV file has no place for a mark
-        if path:
-            if not arguments.overwrite:
-                writing.check_replaceable(path, is_ours)
+    is_ours = IS_OURS | {"out": video.is_marked} if to_video else IS_OURS
+    for name in is_ours:
+        path = getattr(arguments, name)
+        if path and path != files.STDOUT and (name != "out" or is_one_file):
+            _check_replaceable(arguments, path, is_ours[name])
             writing.check_writable(path)
     if drawn:
         writing.check_writable(Path(out, "*") if many else pictures[0])
@@ -319,8 +338,39 @@ def _checked_outputs(arguments, images, many, sources, to_video):
         writing.check_writable(Path(crops, "*"))
     if arguments.jsonl and arguments.jsonl != files.STDOUT:
         files.check_lines(arguments.jsonl, arguments.resume, arguments.overwrite)
-    picture = drawn.picture if drawn else (lambda _: out) if is_one_file and not to_video else None
+    picture = drawn.picture if drawn else (lambda _: _picture(arguments)) if is_one_file and not to_video else None
     return picture, cropped and cropped.crop
+
+
+# option -> function that recognises a file of an earlier run. A CSV file has no place for a mark
+IS_OURS = {"out": writing.is_drawn, "coco": datasets.is_coco, "csv": lambda _: False}
+
+
+def _check_replaceable(arguments, path, is_ours):
+    """Check that a file of the user is not replaced: first before the run, then again when the file is written."""
+    if not arguments.overwrite:
+        writing.check_replaceable(path, is_ours)
+
+
+def _picture(arguments):
+    """The file of the only picture."""
+    _check_replaceable(arguments, arguments.out, IS_OURS["out"])
+    return arguments.out
+
+
+def _write_data_sets(arguments, data_sets):
+    """Write all data sets, also after an error. Returns the number of errors."""
+    paths = {name: getattr(arguments, name) if name in IS_OURS else files.STDOUT for name in data_sets}
+    failed = 0
+    for name in sorted(paths, key=lambda name: paths[name] == files.STDOUT):  # which may be closed: last
+        try:
+            if paths[name] != files.STDOUT:
+                _check_replaceable(arguments, paths[name], IS_OURS[name])
+            write(paths[name], data_sets[name].content())
+        except ArgumentError as error:
+            _report(error)
+            failed += 1
+    return failed
 
 
 def _check_paths(arguments, images, pictures):
@@ -373,7 +423,7 @@ def _add_earlier(lines, data_sets, categories):
         if missing := [label for label in found.labels if label not in categories]:
             raise ArgumentError(f"{lines.path}: each label must be a phrase of the prompt; {brief(missing[0])} of "
                                 f"{line['image']} is not. Delete its line, so that --resume processes it again")
-        for _, data_set in data_sets:
+        for data_set in data_sets:
             data_set.add(line["image"], found)
 
 

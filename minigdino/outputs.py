@@ -79,7 +79,7 @@ class Folder:
     """
 
     def __init__(self, option: str, folder: str, images: Sequence[str], overwrite: bool, others: Iterable[str] = ()):
-        self._option, self._overwrite = option, overwrite
+        self._option, self._folder, self._overwrite = option, folder, overwrite
         self._verb, self._product = ("drawn", "drawing") if option == "--out" else ("cropped", "crop")
         if is_file(folder) or (Path(folder).suffix and not folder.endswith(("/", os.sep)) and not status(folder)):
             files = "several images" if option == "--out" else "crops"
@@ -116,7 +116,10 @@ class Folder:
             ArgumentError: as for `picture`.
         """
         words = re.sub(r"[\W_]+", "_", label).strip("_")  # no hyphen, so that two images cannot have the same crop
-        return self._checked(image, f"{self._stem(image)}-{index}-{words[:MAX_LABEL] or 'object'}.png")
+        start = f"{self._stem(image)}-{index}-"
+        space = max(MAX_NAME - len(os.fsencode(os.path.basename(start) + ".png")), 0)
+        words = (words[:MAX_LABEL] or "object").encode()[:space].decode(errors="ignore")
+        return self._checked(image, f"{start}{words}.png")
 
     def _stem(self, image):
         stem = self._stems[image.source]
@@ -136,6 +139,7 @@ class Folder:
             ArgumentError: if a file would replace an image, a file of another image, or a file of the user, or if the
                 next run would take it for an image.
         """
+        self._check_folders()
         is_searched, known = _searched(sources, recursive), []
         taken = {stem: image for image, stem in self._stems.items() if is_video(image)}  # folders of frames
         for image, stem in self._stems.items():
@@ -156,6 +160,14 @@ class Folder:
                                         "runs")
         return known
 
+    def _check_folders(self):
+        """Check that no folder which will be created in this one is the file of another output."""
+        others = self._others - {_place(self._folder)}  # which `check_paths` names
+        for folder in {stem if is_video(image) else os.path.dirname(stem) for image, stem in self._stems.items()}:
+            place = Path(_place(folder))
+            if not others.isdisjoint(map(str, (place, *place.parents))):
+                raise _same_file("another output", self._option, folder)
+
     def _checked(self, image, path):
         if _real(path) in self._inputs:
             raise ArgumentError(f"{self._writes(image.name, path)}, which is one of the images. Give {self._option} "
@@ -172,6 +184,7 @@ class Folder:
 
 
 MAX_LABEL = 40  # characters of a label in the name of a crop
+MAX_NAME = 255  # bytes of the name of a file, on most file systems
 
 
 def _local_name(image):

@@ -1,9 +1,11 @@
 """Outputs of `minigdino detect`: crops, drawings that a pattern would find again, files of the model, a full disk."""
 
+import json
 import os
 import re
 import shutil
 import sys
+from operator import mul
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from test_streams import DETECT, copies, detect, images_of, in_process, shell, s
 from minigdino import cli, detect_run, files, outputs, writing
 from minigdino.checkpoints import hub
 from minigdino.errors import ArgumentError
-from minigdino.inputs import Input
+from minigdino.inputs import Input, detect_each
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 
@@ -122,6 +124,78 @@ def test_a_crop_is_never_written_to_another_output(home, monkeypatch, capsys, op
     assert status == 1
     assert f"different files for another output and --crops; got both{option}/photo-0-cat.png for both. Choose" in err
     assert not writing.is_drawn(path)
+
+
+@pytest.mark.parametrize(("sources", "options", "path"), [
+    (["clip.mp4"], ["--out", "drawn"], "drawn/clip"), (["clip.mp4"], ["--crops", "c"], "c/clip"),
+    (["a.png", "x/y/b.png"], ["--out", "drawn"], "drawn/x"),
+    (["a.png", "x/y/b.png"], ["--crops", "./c"], "c/../c/x/y"),
+    (["a.png"], ["--crops", "new/deep"], "new")])
+@pytest.mark.parametrize("option", ["--jsonl", "--coco", "--csv"])
+def test_a_folder_of_pictures_is_not_the_file_of_another_output(
+        tmp_path, monkeypatch, capsys, sources, options, path, option):
+    """At the end of the run, the results could not be written."""
+    copies(tmp_path, ".", "a.png", "x/y/b.png")
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    monkeypatch.setattr(detect_run, "load", None)
+    monkeypatch.setattr(detect_run, "frames", lambda *_: None)
+    before = sorted(tmp_path.rglob("*"))
+    status, _, err = in_process(tmp_path, monkeypatch, capsys, "detect", *sources, "cat", *options, option, path,
+                                "--overwrite")
+    assert (status, err.count("\n")) == (1, 1), err
+    assert f"expected different files for another output and {options[0]}; got " in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("sources", "out", "crops"), [
+    (["a.png"], "d/x/a-0-cat.png", "./d/x"), (["a.png", "x/a-0-cat.jpg"], "d/", "d/x")])
+def test_a_crop_never_replaces_a_picture(home, tmp_path, monkeypatch, capsys, sources, out, crops):
+    copies(tmp_path, ".", *sources)
+    status, _, err = in_process(tmp_path, monkeypatch, capsys, "detect", *sources, "cat", "--model",
+                                str(home / "model"), "--out", out, "--crops", crops)
+    assert status == 1
+    assert "expected different files for another output and --crops; got d/x/a-0-cat.png for both" in err
+    for picture in tmp_path.glob("d/**/*.png"):
+        with Image.open(picture) as opened:
+            assert opened.size == (80, 60)  # as the image; a crop is smaller
+
+
+@given(stem=st.builds(mul, st.sampled_from("aé猫𠀀"), st.integers(1, 240)),
+       label=st.builds(mul, st.sampled_from("aé猫𠀀."), st.integers(0, 60)))
+def test_a_crop_of_an_image_with_a_long_name_can_be_written(tmp_path_factory, stem, label):
+    top, stem = tmp_path_factory.getbasetemp() / "long", stem.encode()[:240].decode(errors="ignore")
+    path = outputs.Folder("--crops", str(top), [f"{stem}.jpg"], overwrite=False).crop(Input(f"{stem}.jpg"), 123, label)
+    assert Path(path).name.startswith(f"{stem}-123-") and path.endswith(".png")
+    top.mkdir(exist_ok=True)
+    with open(path, "wb"):
+        os.unlink(path)
+
+
+@pytest.mark.parametrize(("option", "name"), [("--coco", "x.json"), ("--csv", "x.csv"), ("--out", "x.png")])
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_a_file_that_appears_during_the_run_is_not_replaced(home, monkeypatch, capsys, option, name, more):
+    def late(*arguments, **options):
+        (home / name).write_bytes(b"of the user")
+        return detect_each(*arguments, **options)
+
+    (home / name).unlink(missing_ok=True)
+    monkeypatch.setattr(detect_run, "detect_each", late)
+    status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", option, name, *more)
+    assert status == (not more)
+    assert ((home / name).read_bytes() == b"of the user") == (not more)
+    assert (f"{name} exists, and is not marked as written by minigdino" in err) == (not more)
+
+
+def test_an_output_that_cannot_be_written_does_not_stop_the_others(home, monkeypatch, capsys):
+    def late(*arguments, **options):
+        (home / "folder.json").mkdir()
+        return detect_each(*arguments, **options)
+
+    monkeypatch.setattr(detect_run, "detect_each", late)
+    status, out, err = in_process(home, monkeypatch, capsys, "detect", "photo.png", "cat", "--model", "model",
+                                  "--coco", "folder.json", "--csv", "kept.csv", "--json")
+    assert status == 1 and json.loads(out)["image"] == "photo.png"
+    assert "folder.json: cannot write there (Is a directory)" in err and "wrote kept.csv" in err
 
 
 def test_a_line_is_written_after_the_crops(home, monkeypatch, capsys):

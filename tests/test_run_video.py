@@ -385,11 +385,55 @@ def test_only_devices_of_video_are_cameras():
 # ---- wrong options
 
 
+def test_an_image_with_the_name_of_a_frame_is_refused(here, run, monkeypatch):
+    for name in ("clip.mp4#3", "clip.mp4#x", "#3"):
+        (here / name).write_bytes((here / "a.png").read_bytes())
+    assert run("clip.mp4", "clip.mp4#x", "#3", "cat", "--every", "9")[0] == 0
+    monkeypatch.setattr(detect_run, "load", None)
+    status, _, err = run("clip.mp4#3", "clip.mp4", "cat", "--every", "9", "--jsonl", "x.jsonl")
+    assert status == 1 and not (here / "x.jsonl").exists()
+    assert "clip.mp4#3 has the name of a frame of clip.mp4. Rename it, or process the two in different runs" in err
+
+
+def test_a_fast_video_needs_fewer_frames(here, run, monkeypatch):
+    (here / "clip.mp4").write_bytes(encoded(rate=2000))
+    assert run("clip.mp4", "cat", "--every", "2", "--out", "found.mp4")[0] == 0
+    monkeypatch.setattr(detect_run, "load", None)
+    status, _, err = run("clip.mp4", "cat", "--out", "found.mp4")
+    assert status == 1
+    assert "--every 1 would give an annotated video of 2000 frames per second; expected 0.01 to 1000. Choose" in err
+
+
+def test_frames_of_several_sizes_give_pictures_but_no_video(here, run):
+    (here / "clip.ts").write_bytes(b"".join(encoded("mpegts", 4, "mpeg2video", scale=scale) for scale in (1, 2)))
+    sizes = [frame.shape for frame in minigdino.frames("clip.ts")]
+    changed = next(i for i, size in enumerate(sizes) if size != sizes[0])
+    status, _, err = run("clip.ts", "cat", "--out", "found.mp4", "--jsonl", "x.jsonl")
+    assert status == 1 and not (here / "found.mp4").exists()
+    assert f"clip.ts#{changed}: an annotated video needs frames of one size, 64 x 48 as the first one; got 128 x" in err
+    assert "Give --out a folder, with a slash at its end, for a picture of each frame" in err
+    status, _, err = run("clip.ts", "cat", "--out", "found/", "--jsonl", "x.jsonl", "--overwrite")
+    assert status == 0 and len(os.listdir("found/clip")) == len(sizes), err
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_a_video_that_appears_during_the_run_is_not_replaced(here, run, monkeypatch, options):
+    def late(*arguments, **options):
+        (here / "found.mp4").write_bytes(b"of the user")
+        return detect_each(*arguments, **options)
+
+    monkeypatch.setattr(detect_run, "detect_each", late)
+    status, _, err = run("clip.mp4", "cat", "--out", "found.mp4", *options)
+    assert status == (not options)
+    assert ((here / "found.mp4").read_bytes() == b"of the user") == (not options)
+    assert ("found.mp4 exists already, and is not replaced" in err) == (not options)
+
+
 @pytest.mark.parametrize(("arguments", "status", "message"), [
     (["a.png", "cat", "--every", "2"], 2, "--every needs a video among the sources, such as clip.mp4; got none"),
     (["clip.mp4", "cat", "--every", "0"], 1, "--every must be 1 or more; got 0"),
     (["clip.mp4", "cat", "--every", "1001", "--out", "x.mp4"], 1,
-     "--every 1001 would give an annotated video of 0.00999 frames per second; expected 0.01 or more"),
+     "--every 1001 would give an annotated video of 0.00999 frames per second; expected 0.01 to 1000. Choose another"),
     (["clip.mp4", "cat", "--jsonl", "x", "--resume", "--out", "y.mp4"], 2,
      "--resume does not work with an annotated video, which would lack the frames of the earlier run. Give --out"),
     (["clip.mp4", "cat", "--coco", "x", "--image-ids", "ids.json"], 2, "--image-ids does not work with a video"),
