@@ -109,7 +109,8 @@ def write(path: str | os.PathLike[str], pictures: Iterable[Image.Image | np.ndar
     if single or not isinstance(pictures, Iterable):
         raise ArgumentError(f"pictures must be a list or another iterable of images; got {type(pictures).__name__}")
     check_writable(path)  # before the first picture, which may take long
-    with tempfile.TemporaryFile(dir=path.parent, buffering=0) as temporary:
+    folder = os.path.dirname(os.path.realpath(path))  # a link can be in a folder that is protected from writing
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as temporary:
         file = _File(temporary)
         try:
             with av.open(file, "w", format=OUTPUTS[path.suffix.lower()]) as container:

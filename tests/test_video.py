@@ -635,6 +635,21 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
     assert os.listdir(tmp_path) == ["found.mp4"]
 
 
+def test_a_link_in_a_folder_that_is_protected_from_writing_can_be_the_path(tmp_path, monkeypatch):
+    make = tempfile.TemporaryFile
+
+    def protected(*arguments, dir, **options):
+        if os.path.realpath(dir) != os.path.realpath(tmp_path / "target"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return make(*arguments, dir=dir, **options)
+
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "target/found.mp4")
+    monkeypatch.setattr(tempfile, "TemporaryFile", protected)
+    video.write(tmp_path / "link.mp4", [picture(0)], overwrite=True)
+    assert (tmp_path / "link.mp4").is_symlink() and os.listdir(tmp_path / "target") == ["found.mp4"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
 @pytest.mark.parametrize(("name", "limit"), [("found.mp4", 10), ("found.mp4", 50_000), ("found.mkv", 50_000)])
 def test_a_full_disk_is_an_error_of_the_path(tmp_path, capfd, name, limit):
