@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from . import writing
-from .errors import ArgumentError
+from .errors import ArgumentError, from_signal_handler
 from .files import STDOUT
 
 
@@ -39,10 +39,11 @@ def show(text: str, end: str = "\n") -> None:
         ArgumentError: if the output cannot be written, for example because the disk is full.
         BrokenPipeError: if the program that reads the output has ended.
     """
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
+        print(_encodable(text, sys.stdout), end=end, flush=True)
     except OSError as error:
+        if from_signal_handler(error):
+            raise
         _discard(sys.stdout)
         if isinstance(error, BrokenPipeError):
             raise
@@ -53,12 +54,19 @@ def complain(text: str) -> None:
     """Print to standard error. If that fails, there is no place for the message, and the run goes on.
 
     Args:
-        text: printable text.
+        text: printable text. A character that the encoding of the stream lacks is escaped.
     """
     try:
-        print(text, file=sys.stderr, flush=True)
-    except OSError:
+        print(_encodable(text, sys.stderr), file=sys.stderr, flush=True)
+    except OSError as error:
+        if from_signal_handler(error):
+            raise
         _discard(sys.stderr)
+
+
+def _encodable(text, stream):
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _discard(stream):

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import urls
 from .checkpoints.json_file import is_file, is_folder, read_json, status
-from .errors import ArgumentError, CheckpointError, Error, ImageError, brief
+from .errors import ArgumentError, CheckpointError, Error, ImageError, brief, from_signal_handler
 from .image import endings
 from .results import Detections, Labels
 from .writing import check_writable, is_stream, reason
@@ -471,6 +471,8 @@ def _lock(file) -> bool:
             os.lseek(file.fileno(), 2**31 - 2, os.SEEK_SET)  # Windows locks bytes; one that no reader needs
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except OSError as error:
+        if from_signal_handler(error):
+            raise
         return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
     return True
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from typing import TextIO
+
+from .errors import from_signal_handler
 
 INTERVAL = 30  # seconds between two lines in a log
 
@@ -56,9 +57,12 @@ class Progress:
         return f"{self._done}/{self._total} images, {each:.2f} s each, {left} left"
 
     def _write(self, text):
-        with contextlib.suppress(OSError):  # the terminal was closed, but the run goes on
+        try:
             self._stream.write(text)
             self._stream.flush()
+        except OSError as error:  # the terminal was closed, but the run goes on
+            if from_signal_handler(error):
+                raise
 
 
 def duration(seconds: float) -> str:

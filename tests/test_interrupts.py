@@ -1,5 +1,6 @@
 """Exceptions of signal handlers, such as timeouts, reach the caller unchanged, whatever they interrupt."""
 
+import contextlib
 import ctypes
 import functools
 import io
@@ -18,10 +19,11 @@ from minigdino._ext import instruction_sets
 from PIL import Image
 
 import minigdino
-from minigdino import ArgumentError, CheckpointError, ImageError, datasets, files, outputs, writing
+from minigdino import ArgumentError, CheckpointError, ImageError, console, datasets, files, outputs, writing
 from minigdino.image import open_image
 from minigdino.learning import state
 from minigdino.learning.features import FeatureStore
+from minigdino.progress import Progress
 from minigdino.runtime import kernels
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs SIGALRM")
@@ -134,12 +136,30 @@ def read_features(directory):
         store.get(tiny.pixels(4, 4), lambda pixels: [pixels])
 
 
+class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+TERMINAL = Terminal()
+
+
+def complain(_):
+    with contextlib.redirect_stderr(TERMINAL):
+        console.complain("x")
+
+
 CALLS = {  # name: (what the signal interrupts, a call of minigdino)
     "decode": (Image, "open", lambda _: open_image(io.BytesIO(b"x"))),
     "load": (safetensors, "safe_open", minigdino.load),
     "config": (json, "loads", minigdino.load),
     "save": (os, "replace", lambda directory: minigdino.load(directory).save(directory)),
     "lines": (os, "fsync", write_line),
+    "lock": (files.fcntl, "flock", write_line),
+    "message": (TERMINAL, "flush", complain),
+    "progress": (TERMINAL, "flush", lambda _: Progress(TERMINAL, 1).clear()),
     "drawn": (Image, "open", lambda directory: writing.is_drawn(directory / "config.json")),
     "mark": (writing, "open_regular", lambda directory: datasets.is_coco(directory / "config.json")),
     "same": (os.path, "realpath", lambda directory: outputs.check_paths([("an image", directory / "void")], [])),

@@ -1,6 +1,7 @@
 """The command line with closed, full and broken outputs, with little memory, and with file names that hold commands."""
 
 import errno
+import io
 import json
 import os
 import resource
@@ -94,6 +95,13 @@ def test_labels_that_the_terminal_cannot_encode_are_escaped(home):
     done = shell(home, "detect photo.png 猫 --model model", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(rb"\u732b  0.")
+
+
+def test_messages_for_a_stream_without_their_characters_are_escaped(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stderr", stream)
+    console.complain("猫.png: no such file")
+    assert stream.buffer.getvalue() == rb"\u732b.png: no such file" + os.linesep.encode()
 
 
 def test_file_names_and_labels_cannot_send_commands_to_the_terminal(home, monkeypatch, capsys):
