@@ -16,6 +16,7 @@ extra = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.to
 $(VENV)/built: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -c "import sysconfig; open(sysconfig.get_path('purelib') + '/minigdino-tree.pth', 'w').write('$(CURDIR)')"
 	$(BIN)/minigdino info | grep '^missing'  # compiled modules that could not be built
 	touch $@
 

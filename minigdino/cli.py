@@ -18,6 +18,7 @@ from . import (
     files,
     info,
     load,
+    missing,
     outputs,
     set_threads,
     trace,
@@ -27,7 +28,7 @@ from . import (
 from .checkpoints import hub
 from .checkpoints.published import PUBLISHED, SHAPES
 from .console import complain, printable, replace_closed_streams, show, write
-from .image import MAX_EDGE
+from .image import MAX_EDGE, endings
 from .runtime.kernels import mode
 from .runtime.precision import PRECISIONS
 
@@ -94,6 +95,17 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         """Print the usage and a message in which file names are printable, and exit with status 2."""
         super().error(printable(message))
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Refuse unknown options here, where the options of the command are known. Other arguments are left over."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        if unknown := [one.partition("=")[0] for one in rest if one.startswith("-") and one != "-"]:
+            from difflib import get_close_matches  # only for a message
+
+            similar = get_close_matches(unknown[0], re.findall(r"--[a-z-]*[a-z]", self.format_help()), n=1)
+            hint = f"Did you mean {similar[0]}?" if similar else f"`{self.prog} --help` lists the options"
+            self.error(f"unrecognized arguments: {' '.join(rest)}. {hint}")
+        return namespace, rest
 
 
 def _path(text):
@@ -294,8 +306,9 @@ def _parsed(argv):
     """The arguments of a command. SOURCE and TEXT may be anywhere: argparse leaves those after an option over."""
     top = parser()
     arguments, rest = top.parse_known_args(argv)
-    if rest and (arguments.command is not detect_run.run or any(one.startswith("-") and one != "-" for one in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest and arguments.command is not detect_run.run:
+        quotes = ". Put a TEXT of several words in quotes" if hasattr(arguments, "text") else ""
+        top.error(f"unrecognized arguments: {' '.join(rest)}{quotes}")
     if rest:
         arguments.source += rest
     return arguments
@@ -333,8 +346,12 @@ def _trace(arguments):
 def _explain(arguments):
     from .inspection.explain import is_page, page, read
 
+    missing.check_order(arguments.image, arguments.text)
     outputs.check_paths([("the image", arguments.image), ("--targets", arguments.targets),
                          *outputs.model_files(arguments.model)], [("--out", arguments.out)])
+    if arguments.out.suffix.lower() in endings():
+        raise ArgumentError(f"{arguments.out}: expected the name of an HTML page for --out; got that of an image. "
+                            "Choose another ending, such as .html")
     if not arguments.overwrite:
         writing.check_replaceable(arguments.out, is_page)
     writing.check_writable(arguments.out)

@@ -284,6 +284,11 @@ def misplaced(sources: list[str], text: str | list[str]) -> str | None:
         return (f"expected TEXT as the last argument; got {brief(text)}, which exists{found}. Put the prompt in quotes "
                 f'at the end: minigdino detect {" ".join(_quoted(s) for s in (*sources, text) if s not in prompts)} '
                 f'"{prompts[0] if prompts else "a cat."}"')
+    if several := [prompt for prompt in prompts if prompt in sources[1:]]:  # which were in quotes, so text is one too
+        files_ = [source for source in sources if source not in several]
+        phrases = [prompt.strip().rstrip(".") + "." for prompt in (*several, text)]
+        return (f"expected SOURCE ... before TEXT; got {brief(several[0])}, which is no file. Write all phrases as one "
+                f'TEXT: minigdino detect {" ".join(map(_quoted, files_))} "{" ".join(phrases)}"')
     if " " in text.strip():  # was in quotes
         return None
     for i, word in enumerate(sources[1:], start=1):

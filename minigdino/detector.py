@@ -33,6 +33,7 @@ from .checkpoints.saving import save_checkpoint
 from .checkpoints.weights import build, checked, first_non_finite, mapped_files, on_device
 from .errors import ArgumentError, CheckpointError, Error, ImageError, PromptError, brief
 from .image import ImageSettings
+from .missing import check_order
 from .network.losses import Losses, losses, stages, total
 from .network.matching import match
 from .network.model import Output, forward
@@ -443,7 +444,7 @@ class Model:
         Raises:
             ImageError: if an image cannot be read, or is too small or too elongated for the model.
             PromptError: if a prompt has no phrase, is too long or ambiguous, or there is not one prompt per image.
-            ArgumentError: if a threshold, `size` or `errors` is invalid.
+            ArgumentError: if a threshold, `size` or `errors` is invalid, or image and text are swapped.
             CheckpointError: if the model has no tokenizer, its weights give a non-finite output, or a mapped weight
                 file has changed since it was loaded.
 
@@ -456,6 +457,7 @@ class Model:
                 raise ArgumentError(f"{name} must be a number from 0 to 1; got {brief(value)}")
         if not isinstance(errors, str) or errors not in ("raise", "return"):
             raise ArgumentError(f'errors must be "raise" or "return"; got {brief(errors)}')
+        check_order(image, text)
         size = _checked_size(size)
         self.settings.target(64, 48, size)  # an edge out of range is not an error of an image
         detect_one = partial(self._detect, threshold=float(threshold), text_threshold=float(text_threshold), size=size,

@@ -7,11 +7,28 @@ import re
 from collections.abc import Collection
 from itertools import islice
 
-from .checkpoints.json_file import is_folder, status
-from .errors import from_signal_handler
+from .checkpoints.json_file import is_file, is_folder, status
+from .errors import ArgumentError, brief, from_signal_handler
 
 MAX_ENTRIES = 10_000  # of a folder; more are not searched for similar names
 SEPARATORS = os.sep + (os.altsep or "")
+
+
+def check_order(image: object, text: object) -> None:
+    """Refuse an image and a text that are swapped: the text is the path of a file, and there is no such image.
+
+    Args:
+        image: an image of any kind, such as a path or a URL.
+        text: a prompt of any kind.
+
+    Raises:
+        ArgumentError: if they are swapped.
+    """
+    both = isinstance(image, str) and isinstance(text, str)
+    if (both and re.search(r"[/\\.]", text) and not re.match("https?:/", image, re.IGNORECASE)
+            and status(image) is None and is_file(text)):
+        raise ArgumentError(f"expected the image first, then the text; got the text {brief(text)}, which is a file, "
+                            f"and the image {brief(image)}, which is none. Swap them")
 
 
 def why_folder(path: str) -> str:

@@ -22,6 +22,7 @@ from .checkpoints.json_file import open_regular, status
 from .errors import ArgumentError, ImageError, brief, from_signal_handler
 from .extras import require
 from .image import open_image
+from .missing import why_missing
 from .urls import is_url, shown
 from .writing import MARK, check_writable, reason, replace_file
 
@@ -204,7 +205,7 @@ def _checked_path(path) -> Path:
     if is_url(path):
         raise ImageError("a video must be a file on this machine; got a URL. Download it first")
     if status(path := Path(path)) is None:
-        raise ImageError(f"{path}: no such file")
+        raise ImageError(f"{path}: {why_missing(os.fsdecode(path), ENDINGS)}")
     return path
 
 

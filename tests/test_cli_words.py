@@ -48,6 +48,10 @@ def test_a_prompt_without_quotes_is_shown_with_them(prompt):
         (["-"], "cat.jpg", "expected TEXT as the last argument; got 'cat.jpg', which exists. Put the prompt"),
         (["cat.jpg", "a star"], "photos", "which exists; 'a star' is no file. Put the prompt in quotes at the end: "
                                           'minigdino detect cat.jpg photos "a star"'),
+        (["cat.jpg", "a cat"], "a dog.", "got 'a cat', which is no file. Write all phrases as one TEXT: minigdino "
+                                         'detect cat.jpg "a cat. a dog."'),
+        (["my cat.jpg", "a cat. ", "photos", "a hat"], "dog",
+         'minigdino detect "my cat.jpg" photos "a cat. a hat. dog."'),
         (["cat.jpg", "a cat."], ["dog"], "got 'a cat.', which is no file. Give the prompt either as TEXT or by"),
         (["cat.jpg", "cat."], ["dog"], "got 'cat.'"),
         (["cat.jpg", "a cat"], ["dog"], "got 'a cat'"),
@@ -65,6 +69,7 @@ def test_a_mistake_gives_the_right_command(here, sources, text, message):
         (["cat.jpg", "photos"], "cat"),
         (["void.jpg", "photos"], "cat"),
         (["photos", "void"], "a cat."),  # the text was in quotes
+        (["my photos", "photos"], "a cat."),  # the first argument is a source
         (["cat.jpg", "void.jpg", "void/x", "*.png", "https://host/x", "-", "7"], "cat"),
         (["cat.jpg", "my cat.jpg", "my void.jpg"], ["cat"]),
         (["cat.jpg", "void"], ["cat"]),
@@ -80,6 +85,52 @@ def test_a_mistake_is_a_usage_error(here, capsys):
     assert exit.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("usage: minigdino detect") and error.endswith('minigdino detect cat.jpg "a cat"\n')
+
+
+def usage_error(capsys, *arguments):
+    with pytest.raises(SystemExit) as exit:
+        cli.main([*arguments])
+    assert exit.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["detect", "cat.jpg", "cat", "--modle", "shapes"],
+         "unrecognized arguments: --modle shapes. Did you mean --model?"),
+        (["detect", "cat.jpg", "cat", "--output=a.png"], "unrecognized arguments: --output=a.png. Did you mean --out?"),
+        (["detect", "cat.jpg", "cat", "-o", "a.png"], "-o a.png. `minigdino detect --help` lists the options"),
+        (["explain", "cat.jpg", "cat", "--out", "a.html", "--giude", "x"], "--giude x. Did you mean --guide?"),
+        (["info", "--json"], "--json. `minigdino info --help` lists the options"),
+        (["--verzion", "info"], "--verzion. Did you mean --version?"),
+    ],
+)
+def test_an_unknown_option_gives_a_similar_one_of_its_command(here, capsys, arguments, message):
+    command = "" if arguments[0].startswith("-") else f" {arguments[0]}"
+    error = usage_error(capsys, *arguments)
+    assert error.startswith(f"usage: minigdino{command} ") and error.endswith(message + "\n")
+
+
+@pytest.mark.parametrize("command", [["trace"], ["explain", "--out", "page.html"]])
+def test_a_text_without_quotes_is_explained_where_it_is_one_argument(here, capsys, command):
+    error = usage_error(capsys, *command, "cat.jpg", "a", "purple", "star")
+    assert error.endswith("unrecognized arguments: purple star. Put a TEXT of several words in quotes\n")
+
+
+@pytest.mark.parametrize("command", [["trace"], ["explain", "--out", "page.html"]])
+def test_a_text_before_the_image_is_named(here, capsys, command):
+    assert cli.main([*command, "a cat.", "my cat.jpg", "--model", "shapes"]) == 1
+    assert capsys.readouterr().err == ("minigdino: expected the image first, then the text; got the text 'my cat.jpg', "
+                                       "which is a file, and the image 'a cat.', which is none. Swap them\n")
+    assert not (here / "page.html").exists()
+
+
+def test_a_page_has_not_the_name_of_an_image(here, capsys):
+    assert cli.main(["explain", "cat.jpg", "a cat.", "--model", "shapes", "--out", "page.PNG"]) == 1
+    assert capsys.readouterr().err == ("minigdino: page.PNG: expected the name of an HTML page for --out; got that of "
+                                       "an image. Choose another ending, such as .html\n")
+    assert not (here / "page.PNG").exists()
 
 
 def run(capsys, *arguments):

@@ -216,6 +216,20 @@ def test_invalid_arguments_are_rejected(model, call, message):
         call(model)
 
 
+def test_an_image_and_a_text_that_are_swapped_are_named(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(tiny.photo()).save("cat.png")
+    (tmp_path / "cat").touch()
+    for errors in ("raise", "return"):
+        swapped = r"got the text 'cat\.png', .* the image 'a cat\.', .*Swap them"
+        with pytest.raises(minigdino.ArgumentError, match=swapped):
+            model.detect("a cat.", "cat.png", errors=errors)
+    for image, text in [("void.png", "cat"), ("void.png", "a cat."), ("void.png", "cat\0."), ("http:/x", "cat.png")]:
+        with pytest.raises(minigdino.ImageError):
+            model.detect(image, text)
+    model.detect("cat.png", "cat.png")  # a prompt, though an odd one
+
+
 def test_every_error_is_a_minigdino_error_and_a_builtin_one():
     for kind in (minigdino.PromptError, minigdino.ImageError, minigdino.ArgumentError, minigdino.ConfigError):
         assert issubclass(kind, minigdino.Error)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,36 @@ if __name__ == "__main__":
         print(*pool.apply(missing, [minigdino.load("shapes")]))
 """)
     assert run(tree, "program.py")[0] == f"{tree}/minigdino/__init__.py [] shapes\n"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_lets_python_import_the_tree_above_a_clone(tmp_path):
+    """There, Python takes the folder minigdino, the clone, for a package without files."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, timeout=60)
+    site = next((venv / "lib").glob("python*/site-packages"))
+    (site / "pip.py").touch()  # installs nothing
+    (venv / "bin/minigdino").write_text("#!/bin/sh\necho missing none\n")
+    (venv / "bin/minigdino").chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MAKE", "MFLAGS"))}
+    subprocess.run(["make", "build", f"VENV={venv}"], cwd=ROOT, env=env, check=True, timeout=60)
+    (tmp_path / "minigdino").mkdir()
+    code = "import importlib.util; print(importlib.util.find_spec('minigdino').origin)"
+    show = [str(venv / "bin/python"), "-c", code]
+    done = subprocess.run(show, cwd=tmp_path, env=env, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{ROOT / 'minigdino/__init__.py'}\n"
+
+
+def test_a_wheel_holds_all_packages_and_their_files():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {file.parent for file in (ROOT / "minigdino").rglob("__init__.py") if "_ext" not in file.parts}
+    assert {str(folder.relative_to(ROOT)).replace("/", ".") for folder in folders} == {
+        name for name in settings["packages"] if not name.startswith("minigdino._ext")}
+    listed = {file for package, patterns in settings["package-data"].items()
+              for pattern in patterns for file in ROOT.joinpath(*package.split(".")).glob(pattern)}
+    others = {file for file in (ROOT / "minigdino").rglob("*") if file.is_file() and "_ext" not in file.parts
+              and file.suffix not in {".py", ".pyc", ".so"}}
+    assert others <= listed and others
 
 
 def test_an_installed_package_has_its_own_folder(clone, tmp_path):

@@ -285,7 +285,8 @@ def test_another_step_is_refused_at_the_call(clip, every):
 
 
 @pytest.mark.parametrize(("source", "kind", "expected"), [
-    ("missing.mp4", ImageError, "missing.mp4: no such file"),
+    ("missing.mp4", ImageError, "missing.mp4: no such file in the folder /.*. Check the name"),
+    ("void/clip.mp4", ImageError, "void/clip.mp4: no such file; /.*void does not exist. Check the path"),
     ("https://example.org/clip.mp4", ImageError, "a video must be a file on this machine; got a URL"),
     (-1, ArgumentError, "a camera must have a number of 0 to 65535; got -1"), (2**16, ArgumentError, "got 65536"),
     (None, ArgumentError, "a video must be the path of a file, or the number of a camera; got NoneType"),
@@ -293,6 +294,16 @@ def test_another_step_is_refused_at_the_call(clip, every):
 def test_another_source_is_refused_at_the_call(source, kind, expected):
     with pytest.raises(kind, match=expected):
         minigdino.frames(source)
+
+
+def test_a_missing_video_gives_that_of_a_similar_name(tmp_path):
+    (tmp_path / "clip.MP4").touch()
+    (tmp_path / "holiday.jpg").touch()
+    for name in ("clip.mp4", "Clip.mov"):
+        with pytest.raises(ImageError, match=r"no such file\. Did you mean '.*clip\.MP4'\?$"):
+            minigdino.frames(tmp_path / name)
+    with pytest.raises(ImageError, match="Check the name"):
+        minigdino.frames(tmp_path / "holiday.mp4")
 
 
 def test_a_number_with_more_digits_than_python_prints_is_refused():
