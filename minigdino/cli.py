@@ -349,12 +349,12 @@ def _explain(arguments):
     missing.check_order(arguments.image, arguments.text)
     outputs.check_paths([("the image", arguments.image), ("--targets", arguments.targets),
                          *outputs.model_files(arguments.model)], [("--out", arguments.out)])
-    if arguments.out.suffix.lower() in endings():
-        raise ArgumentError(f"{arguments.out}: expected the name of an HTML page for --out; got that of an image. "
-                            "Choose another ending, such as .html")
     if not arguments.overwrite:
         writing.check_replaceable(arguments.out, is_page)
     writing.check_writable(arguments.out)
+    if arguments.out.suffix.lower() in endings():
+        raise ArgumentError(f"{arguments.out}: expected the name of an HTML page for --out; got that of an image. "
+                            "Choose another ending, such as .html")
     guide = None if arguments.guide is None else arguments.guide.rstrip("/") + "/"
     targets = None if arguments.targets is None else read(arguments.targets)
     html = page(load(arguments.model), arguments.image, arguments.text, guide, targets)

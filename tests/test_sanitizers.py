@@ -62,6 +62,7 @@ def _is_newer(path, other):
 def run(monkeypatch):
     """A function that runs Python code with the sanitized twins."""
     monkeypatch.setenv("PYTHONMALLOC", "malloc")
+    monkeypatch.setenv("MINIGDINO_VECTORS", "baseline")  # the only level that is compiled with the sanitizers
 
     def run(code, *args, flags=()):
         start = f"import sys; sys.path.insert(0, {built(*flags).name!r}); import minigdino\n"
