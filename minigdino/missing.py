@@ -24,8 +24,9 @@ def check_order(image: object, text: object) -> None:
     Raises:
         ArgumentError: if they are swapped.
     """
-    both = isinstance(image, str) and isinstance(text, str)
-    if (both and re.search(r"[/\\.]", text) and not re.match("https?:/", image, re.IGNORECASE)
+    if not isinstance(image, str) or not isinstance(text, str):
+        return
+    if (re.search(r"[/\\.]", text) and not re.match("https?:/", image, re.IGNORECASE)
             and status(image) is None and is_file(text)):
         raise ArgumentError(f"expected the image first, then the text; got the text {brief(text)}, which is a file, "
                             f"and the image {brief(image)}, which is none. Swap them")
