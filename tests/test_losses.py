@@ -321,7 +321,7 @@ def test_more_boxes_than_queries():
         ({"labels": [0, 3, 0]}, "got 3. The phrases are"),
         ({"labels": [0, -1, 0]}, "got -1. The"),
         ({"labels": [0, True, 0]}, "got True. The"),
-        ({"labels": [0, np.True_, 0]}, "got np.True_. The"),
+        ({"labels": [0, np.True_, 0]}, f"got {np.True_!r}. The"),
         ({"labels": [0, 1.0, 0]}, "got 1.0. The"),
         ({"labels": [0, ["a cat"], 0]}, "got ['a cat']. The"),
         ({"labels": "a cat"},
