@@ -113,7 +113,8 @@ def _index(label, phrases, names):
         for known in (phrases, names):
             if label in known:
                 return known.index(label)
-    elif hasattr(label, "__index__") and not isinstance(label, (bool, np.bool_)) and 0 <= operator.index(label) < len(phrases):
+    elif (hasattr(label, "__index__") and not isinstance(label, (bool, np.bool_))
+          and 0 <= operator.index(label) < len(phrases)):
         return operator.index(label)
     raise ArgumentError(f"labels must be phrases of the prompt or their indices, 0 to {len(phrases) - 1}; got "
                         f"{brief(label)}. The phrases are {brief(phrases)}")

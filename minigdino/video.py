@@ -33,7 +33,7 @@ CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg
 ENDINGS = frozenset((".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
                      ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv"))
 OUTPUTS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # ending of a file -> container that is written
-OLDEST = 17, 1  # version of PyAV that is supported
+OLDEST, NEWEST = (17, 1), (18,)  # versions of PyAV that are supported; 19 opens files by other arguments
 BLOCK = 2**20  # bytes
 THREADS = 1  # of FFmpeg: a forked child would wait forever for more, at the latest when it exits
 
@@ -192,9 +192,10 @@ def _encode(av, container, pictures, rate):
 
 def _av() -> Any:
     av = require("av", "video")
-    if tuple(map(int, re.findall(r"\d+", av.__version__)[:2])) < OLDEST:  # their options for streams corrupt memory
-        raise ArgumentError(f"video needs PyAV {'.'.join(map(str, OLDEST))} or later; got {av.__version__}. Run: pip "
-                            "install --upgrade av")
+    version = tuple(map(int, re.findall(r"\d+", av.__version__)[:2]))
+    if version < OLDEST or version[:1] > NEWEST:  # in older ones, options for streams corrupt memory
+        raise ArgumentError(f"video needs PyAV 17.1 to 18; got {av.__version__}. Run: pip install --upgrade "
+                            "'av>=17.1,<19'")
     return av
 
 
