@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 from .errors import ArgumentError, Error, brief
@@ -13,9 +14,9 @@ def require(module: str, purpose: str, package: str | None = None, kind: type[Er
     """Import an optional package.
 
     Args:
-        module: its name in Python, such as "av".
+        module: its name in Python, such as "av" or "scipy.optimize".
         purpose: what needs it, for the message.
-        package: its name for pip, if that is another one.
+        package: its name for pip, if that is another one, or with versions, such as "av>=17.1,<19".
         kind: the type of the error.
         otherwise: the end of the message, such as ", or convert the image".
 
@@ -26,12 +27,14 @@ def require(module: str, purpose: str, package: str | None = None, kind: type[Er
         Error: of type `kind`, if the package is not installed or cannot be imported.
     """
     package = package or module
+    name = re.split("[<>=]", package)[0]
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == module:
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
             problem, option = "is not installed", ""
         else:  # the package is there, but damaged, or one that it needs is missing
             problem, option = f"cannot be imported ({brief(error)})", "--force-reinstall "
-        raise kind(f"{purpose} needs the package {package}, which {problem}. Run: pip install {option}{package}"
+        quoted = package if package == name else f'"{package}"'  # a shell would redirect to a file
+        raise kind(f"{purpose} needs the package {name}, which {problem}. Run: pip install {option}{quoted}"
                    f"{otherwise}") from None

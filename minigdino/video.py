@@ -33,6 +33,7 @@ CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg
 ENDINGS = frozenset((".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
                      ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv"))
 OUTPUTS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # ending of a file -> container that is written
+PACKAGE = "av>=17.1,<19"
 OLDEST, NEWEST = (17, 1), (18,)  # versions of PyAV that are supported; 19 opens files by other arguments
 BLOCK = 2**20  # bytes
 THREADS = 1  # of FFmpeg: a forked child would wait forever for more, at the latest when it exits
@@ -120,7 +121,7 @@ def write(path: str | os.PathLike[str], pictures: Iterable[Image.Image | np.ndar
                     _check_written(file, path)
         except av.error.FFmpegError as error:
             _check_written(file, path)
-            raise ArgumentError(f"{path}: the video cannot be encoded ({brief(error)}). Choose another size or "
+            raise ArgumentError(f"{path}: the video cannot be encoded ({reason(error)}). Choose another size or "
                                 "rate") from None
         _check_written(file, path)
         _checked_output(path, overwrite)  # another program can have written it meanwhile
@@ -191,11 +192,11 @@ def _encode(av, container, pictures, rate):
 
 
 def _av() -> Any:
-    av = require("av", "video")
+    av = require("av", "video", PACKAGE)
     version = tuple(map(int, re.findall(r"\d+", av.__version__)[:2]))
     if version < OLDEST or version[:1] > NEWEST:  # in older ones, options for streams corrupt memory
         raise ArgumentError(f"video needs PyAV 17.1 to 18; got {av.__version__}. Run: pip install --upgrade "
-                            "'av>=17.1,<19'")
+                            f'"{PACKAGE}"')
     return av
 
 
@@ -263,7 +264,7 @@ def _camera_frames(number, every):
     try:
         container = av.open(name, format="v4l2")
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise ImageError(f"{name}: the camera cannot be opened ({brief(error)}). Check its number and its "
+        raise ImageError(f"{name}: the camera cannot be opened ({reason(error)}). Check its number and its "
                          "permissions") from None
     with container:
         yield from _decoded(container, container.streams.video[0], name, every)
@@ -283,7 +284,7 @@ def _opened(path):
                     file, metadata_errors="replace", options=_pixel_limit(Image.MAX_IMAGE_PIXELS),
                     container_options={"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}))
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise ImageError(f"{path}: not a readable video ({brief(error)}); expected a complete file, such as .mp4, "
+            raise ImageError(f"{path}: not a readable video ({reason(error)}); expected a complete file, such as .mp4, "
                              ".mkv or .avi") from None
         stream = next((s for s in container.streams.video if not s.disposition.value & COVER), None)
         if stream is None:
@@ -342,7 +343,7 @@ def _reading(name, number):
         yield
     except (_av().error.FFmpegError, OSError, ValueError) as error:
         too_large = f", or have frames of more than {limit} pixels" if (limit := Image.MAX_IMAGE_PIXELS) else ""
-        raise ImageError(f"{name}: frame {number} cannot be decoded ({brief(error)}). The file may be damaged"
+        raise ImageError(f"{name}: frame {number} cannot be decoded ({reason(error)}). The file may be damaged"
                          f"{too_large}; convert it with another program") from None
 
 

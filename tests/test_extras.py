@@ -19,11 +19,24 @@ def test_an_installed_package_is_imported():
     ({}, "a test needs the package nowhere, which is not installed. Run: pip install nowhere"),
     ({"package": "no-where", "otherwise": ", or do without"},
      "a test needs the package no-where, which is not installed. Run: pip install no-where, or do without"),
+    ({"package": "nowhere>=1,<3"},
+     'a test needs the package nowhere, which is not installed. Run: pip install "nowhere>=1,<3"'),
     ({"kind": ImageError}, "a test needs the package nowhere, which is not installed. Run: pip install nowhere")])
 def test_a_missing_package_gives_the_command_that_installs_it(options, message):
     with pytest.raises(options.get("kind", ArgumentError)) as raised:
         extras.require("nowhere", "a test", **options)
     assert str(raised.value) == message
+
+
+def test_a_package_is_missing_if_one_of_its_modules_is_needed():
+    with pytest.raises(ArgumentError, match="nowhere, which is not installed. Run: pip install nowhere$"):
+        extras.require("nowhere.inside", "a test", "nowhere")
+
+
+def test_a_package_without_the_module_that_is_needed_is_damaged():
+    expected = r"cannot be imported \(.*json\.inside.*Run: pip install --force-reinstall json$"
+    with pytest.raises(ArgumentError, match=expected):
+        extras.require("json.inside", "a test", "json")
 
 
 @pytest.mark.parametrize("content", ["import another_missing", "raise ImportError('libx.so: no such file')"])

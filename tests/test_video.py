@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import weakref
 from fractions import Fraction
 from pathlib import Path
@@ -456,8 +457,24 @@ def test_another_container_is_refused(tmp_path):
 @pytest.mark.parametrize("call", [minigdino.frames, video.rate, lambda path: video.write(path, [])])
 def test_a_message_names_the_missing_package(clip, monkeypatch, call):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ArgumentError, match="video needs the package av, which is not installed. Run: pip install av"):
+    expected = 'video needs the package av, which is not installed. Run: pip install "av>=17'
+    with pytest.raises(ArgumentError, match=expected):
         call(clip)
+
+
+def test_the_message_names_the_versions_of_the_extra():
+    extras = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert extras["optional-dependencies"]["video"] == [video.PACKAGE]
+
+
+@pytest.mark.parametrize(("content", "expected"), [
+    (b"no video", "Invalid data found when processing input"), (None, "Is a directory")])
+def test_a_file_that_is_no_video_has_a_reason_without_numbers(tmp_path, content, expected):
+    path = tmp_path
+    if content:
+        (path := tmp_path / "clip.mp4").write_bytes(content)
+    with pytest.raises(ImageError, match=rf": not a readable video \({expected}\); expected a complete file"):
+        next(minigdino.frames(path))
 
 
 @pytest.mark.parametrize("version", ["15.0.0", "17.0.1rc1", "19.0.2"])
