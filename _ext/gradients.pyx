@@ -14,6 +14,13 @@ cdef enum:
     USUAL_D = 32  # channels per head of the published models; a loop of constant length is twice as fast
 
 
+cdef inline void add(floating factor, const floating *x, floating *y, Py_ssize_t n) noexcept nogil:
+    """y [n] += factor * x [n]"""
+    cdef Py_ssize_t i
+    for i in range(n):
+        y[i] += factor * x[i]
+
+
 cdef inline floating through_pixel(const floating *g, const floating *pixel, floating *gradient, floating weight,
                                    Py_ssize_t D) noexcept nogil:
     """gradient [D] += weight * g [D]. Return the inner product of g and the pixel"""
@@ -27,8 +34,7 @@ cdef inline floating through_pixel(const floating *g, const floating *pixel, flo
             lane[j] += g[b * LANES + j] * pixel[b * LANES + j]
     for d in range(D - D % LANES, D):
         rest += g[d] * pixel[d]
-    for d in range(D):
-        gradient[d] += weight * g[d]
+    add(weight, g, gradient, D)
     return sum_of_lanes(lane) + rest
 
 
@@ -98,13 +104,6 @@ def through_samples(g, value, sizes, locations, weights):
         arrays = contiguous(g), contiguous(value), places, contiguous(locations), contiguous(weights), *results
         for_rows(lambda first, last: _heads(*arrays, first, last), M)
     return results
-
-
-cdef inline void add(floating factor, const floating *x, floating *y, Py_ssize_t n) noexcept nogil:
-    """y [n] += factor * x [n]"""
-    cdef Py_ssize_t i
-    for i in range(n):
-        y[i] += factor * x[i]
 
 
 cdef void through_window(const floating *q, const floating *key, const floating *key_t, const floating *v,

@@ -20,7 +20,6 @@ from .case import case as case_of
 from .peers import add_passes, machine
 from .processes import add_options, add_rounds, alternate, call, prepared, steady
 
-FROZEN = ("model.backbone.", "model.text_backbone.")
 RUNS = [("all", "minigdino"), ("all", "minigdino-recompute"), ("all", "transformers"),
         ("frozen", "minigdino"), ("frozen", "minigdino-cached"), ("frozen", "transformers")]
 BOXES = ((0.3, 0.4, 0.2, 0.3), (0.7, 0.5, 0.3, 0.2), (0.5, 0.5, 0.9, 0.8))  # (cx, cy, w, h)
@@ -31,31 +30,22 @@ def minigdino_step(checkpoint, pixels, ids, program, frozen):
     import numpy as np
 
     import minigdino
-    from minigdino.checkpoints.names import UNUSED
-    from minigdino.checkpoints.weights import build
     from minigdino.learning.gradients import value_and_gradients
-    from minigdino.learning.recording import values
-    from minigdino.network import losses, matching
-    from minigdino.network.model import forward
+    from minigdino.learning.optimizer import trained_names
+    from minigdino.learning.training import total_loss
+    from minigdino.network.losses import Targets
     from minigdino.network.phrases import PUBLISHED_DELIMITERS
 
     model = minigdino.load(checkpoint)
-    used = {name: tensor for name, tensor in model.tensors.items() if not UNUSED.fullmatch(name)}
-    trained = {name: tensor for name, tensor in used.items() if not (frozen and name.startswith(FROZEN))}
+    trained = {name: model.tensors[name] for name in trained_names(model.tensors, "detector" if frozen else "all")}
     tokens = np.zeros((len(BOXES), len(ids)), bool)
     tokens[:, 1 : next(i for i in range(1, len(ids)) if ids[i] in PUBLISHED_DELIMITERS)] = True  # the first phrase
-    targets = losses.Targets(np.array(BOXES, np.float32), tokens)
-    features = {}
-    if program == "minigdino-cached":
-        output = model.forward(pixels, ids)
-        features = {"image_features": output.image_features}
+    targets = Targets(np.array(BOXES, np.float32), tokens)
+    features = model.forward(pixels, ids).image_features if program == "minigdino-cached" else None
 
     def loss(tensors):
-        output = forward(pixels, ids, PUBLISHED_DELIMITERS, build({**used, **tensors}, model.config), model.config,
-                         details=True, **features)
-        stages = losses.stages(output, auxiliary=True)
-        matches, _ = matching.match(values(stages), targets, model.config)
-        return losses.total(losses.losses(stages, targets, matches, model.config), model.config)
+        return total_loss({**model.tensors, **tensors}, model.config, pixels, ids, PUBLISHED_DELIMITERS, targets,
+                          features)
 
     return lambda: value_and_gradients(loss, trained, recompute=program == "minigdino-recompute")
 

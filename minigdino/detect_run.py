@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from .checkpoints.json_file import is_folder, status
 from .console import complain, printable, show, write
 from .errors import brief
 from .inputs import Input, detect_each, frames, is_camera, is_video
+from .misplaced import misplaced
 from .progress import Progress
 
 
@@ -257,58 +257,6 @@ def _rate(path, every):
         raise ArgumentError(f"--every {every} would give an annotated video of {rate:.5g} frames per second; expected "
                             "0.01 to 1000. Choose another N, or give --out a folder, with a slash at its end")
     return rate
-
-
-def misplaced(sources: list[str], text: str | list[str]) -> str | None:
-    """Recognise arguments of `detect` in a wrong order, without quotes, or of both forms.
-
-    Args:
-        sources: the arguments before the prompt, at least one.
-        text: TEXT, or the list of phrases of --phrase.
-
-    Returns:
-        A message that says what to write; None if there is no such mistake.
-    """
-    first, last = sources[0], sources[-1]
-    if not isinstance(text, str):
-        if _is_prompt(last) and (" " in last or last.endswith(".")):
-            return (f"expected SOURCE ... with --phrase; got {brief(last)}, which is no file. Give the prompt either "
-                    "as TEXT or by --phrase, not both")
-        return None
-    if status(text) and _is_prompt(first):
-        return (f"expected TEXT as the last argument; got {brief(text)}, which exists. Write: minigdino detect "
-                f'{_quoted(text)} "{" ".join(sources)}"')
-    prompts = [source for source in sources if _is_prompt(source) and " " in source]
-    if status(text) and (prompts or re.search(rf"[/\\]|{ENDING}", text)):
-        found = f"; {brief(prompts[0])} is no file" if prompts else ""
-        return (f"expected TEXT as the last argument; got {brief(text)}, which exists{found}. Put the prompt in quotes "
-                f'at the end: minigdino detect {" ".join(_quoted(s) for s in (*sources, text) if s not in prompts)} '
-                f'"{prompts[0] if prompts else "a cat."}"')
-    if several := [prompt for prompt in prompts if prompt in sources[1:]]:  # which were in quotes, so text is one too
-        files_ = [source for source in sources if source not in several]
-        phrases = [prompt.strip().rstrip(".") + "." for prompt in (*several, text)]
-        return (f"expected SOURCE ... before TEXT; got {brief(several[0])}, which is no file. Write all phrases as one "
-                f'TEXT: minigdino detect {" ".join(map(_quoted, files_))} "{" ".join(phrases)}"')
-    if " " in text.strip():  # was in quotes
-        return None
-    for i, word in enumerate(sources[1:], start=1):
-        if _is_prompt(word) and re.fullmatch(r"[^\W\d][\w'-]*[.,;?]?", word):
-            return (f"expected SOURCE ... before TEXT; got {brief(word)}, which is no file. Put a prompt of several "
-                    f"words in quotes: minigdino detect {' '.join(map(_quoted, sources[:i]))} "
-                    f'"{" ".join([*sources[i:], text])}"')
-    return None
-
-
-def _is_prompt(argument):
-    """Return whether an argument can be a prompt: not that of a file, nor of the form of a path, pattern or URL."""
-    return not re.search(rf"[/\\*\[]|{ENDING}|^-$", argument) and status(argument) is None
-
-
-ENDING = r"\.\w+$"  # of a file name
-
-
-def _quoted(path):
-    return f'"{path}"' if " " in path else path
 
 
 def _checked_outputs(arguments, images, many, sources, to_video):

@@ -32,6 +32,7 @@ from .checkpoints.reading import read_directory
 from .checkpoints.saving import save_checkpoint
 from .checkpoints.weights import build, checked, first_non_finite, mapped_files, on_device
 from .errors import ArgumentError, CheckpointError, Error, ImageError, PromptError, brief
+from .extras import require
 from .image import ImageSettings
 from .missing import check_order
 from .network.losses import Losses, losses, stages, total
@@ -345,11 +346,7 @@ class Model:
             PromptWarning: as `tokenize` does.
         """
         _check_type(details, "details", (bool, np.bool_))
-        try:
-            import scipy.optimize  # noqa: F401  needed after the forward pass, which takes seconds
-        except ImportError:
-            raise ArgumentError("a loss needs the package SciPy, which is not installed. Run: pip install "
-                                "scipy") from None
+        require("scipy.optimize", "a loss", "scipy")  # before the forward pass, which takes seconds
         prompt, picture = self.tokenize(phrases), images.open_image(images.read_file(image))
         targets = image_targets(boxes, labels, prompt, picture.size, phrases)
         pixels = images.preprocess(picture, self.settings, _checked_size(size))

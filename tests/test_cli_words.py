@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import minigdino
-from minigdino import cli, detect_run
+from minigdino import cli
+from minigdino.misplaced import misplaced
 
 ROOT = Path(minigdino.__file__).parent.parent
 SCENE = str(ROOT / "docs/images/scene.jpg")
@@ -31,8 +32,8 @@ def here(tmp_path, monkeypatch):
 def test_a_prompt_without_quotes_is_shown_with_them(prompt):
     *sources, text = [SCENE, *prompt]
     expected = f'Put a prompt of several words in quotes: minigdino detect {SCENE} "{" ".join(prompt)}"'
-    assert detect_run.misplaced(sources, text).endswith(expected)
-    assert detect_run.misplaced([SCENE], " ".join(prompt)) is None
+    assert misplaced(sources, text).endswith(expected)
+    assert misplaced([SCENE], " ".join(prompt)) is None
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_a_prompt_without_quotes_is_shown_with_them(prompt):
     ],
 )
 def test_a_mistake_gives_the_right_command(here, sources, text, message):
-    assert message in detect_run.misplaced(sources, text)
+    assert message in misplaced(sources, text)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_a_mistake_gives_the_right_command(here, sources, text, message):
     ],
 )
 def test_other_arguments_are_left_to_later_checks(here, sources, text):
-    assert detect_run.misplaced(sources, text) is None
+    assert misplaced(sources, text) is None
 
 
 def test_a_mistake_is_a_usage_error(here, capsys):

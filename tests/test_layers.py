@@ -17,7 +17,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"detect_run", "learning.command"},
     {"learning.training"},
     {"learning.prompts"},
-    {"console", "inspection.explain", "datasets", "outputs", "learning.annotations"},
+    {"misplaced", "console", "inspection.explain", "datasets", "outputs", "learning.annotations"},
     {"inputs"},
     {"progress"},
     {"__init__", "files", "evaluation.verify", "inspection.tree", "runtime.bench"},

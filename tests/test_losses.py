@@ -355,8 +355,18 @@ def test_errors_of_image_prompt_and_model_are_those_of_detect():
 
 
 def test_a_message_names_the_missing_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(ArgumentError, match="a loss needs the package SciPy, .* Run: pip install scipy"):
+    class WithoutScipy:
+        """A finder that makes the package look as if it were not installed."""
+
+        def find_spec(self, name, path, target=None):
+            if name == "scipy":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scipy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [WithoutScipy(), *sys.meta_path])
+    with pytest.raises(ArgumentError, match="a loss needs the package scipy, which is not installed. Run: pip install "
+                                            "scipy$"):
         loss()
 
 

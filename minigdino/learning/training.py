@@ -292,11 +292,8 @@ class _Run:
         features = self._store.get(pixels, self._backbone) if self._store else None
 
         def loss(trained):
-            output = forward(pixels, ids, model.tokenizer.delimiters, build({**self._frozen, **trained}, model.config),
-                             model.config, details=True, image_features=features)
-            predictions = stages(output, auxiliary=True)
-            matches, _ = match(values(predictions), targets, model.config)
-            return total(losses(predictions, targets, matches, model.config), model.config)
+            return total_loss({**self._frozen, **trained}, model.config, pixels, ids, model.tokenizer.delimiters,
+                              targets, features)
 
         with precisions.computing(model.precision):
             value, gradients = value_and_gradients(loss, state.tensors, recompute=options.recompute)
@@ -317,6 +314,26 @@ class _Run:
     def _backbone(self, pixels):
         with precisions.computing(self._model.precision):
             return swin(pixels, **self._model.weights["backbone"], config=self._model.config.backbone_config)
+
+
+def total_loss(tensors, config, pixels, ids, delimiters, targets, image_features=None):
+    """Loss of one image (§3.5) as a function of the tensors, with terms for the encoder and every decoder layer.
+
+    Args:
+        tensors: {published name: array}, all that the model uses. The recorded ones get gradients.
+        config: `Config`.
+        pixels [3, H, W], ids [T], delimiters: as in `network.model.forward`.
+        targets: `network.losses.Targets`.
+        image_features: maps of a frozen backbone; computed if None.
+
+    Returns:
+        The weighted sum of all terms, one number.
+    """
+    output = forward(pixels, ids, delimiters, build(tensors, config), config, details=True,
+                     image_features=image_features)
+    predictions = stages(output, auxiliary=True)
+    matches, _ = match(values(predictions), targets, config)
+    return total(losses(predictions, targets, matches, config), config)
 
 
 def evaluate(model: Model, samples: Sequence[Sample], labels: Sequence[str]) -> AveragePrecision:
