@@ -391,7 +391,7 @@ def _models(arguments):
     cached = {SHAPES.id, *hub.cached()}
     models = [{"name": m.name, "id": m.id, "bytes": m.bytes, "parameters": m.parameters, "coco_ap": m.coco,
                "coco_in_training": m.coco_in_training, "lvis_ap": m.lvis, "licence": m.licence,
-               "cached": m.id in cached} for m in (SHAPES, *PUBLISHED)]
+               "licence_source": m.licence_source, "cached": m.id in cached} for m in (SHAPES, *PUBLISHED)]
     if arguments.json:
         show(json.dumps(models, indent=2))
         return 0
@@ -399,14 +399,14 @@ def _models(arguments):
     for m in models:
         rows.append((m["name"], f"{m['bytes'] / 1e6:.0f}", f"{m['parameters'] / 1e6:.0f} M",
                      f"{m['coco_ap'] or ''}{'*' if m['coco_in_training'] else ' '}", f"{m['lvis_ap'] or ''}",
-                     m["licence"] or "", "yes" if m["cached"] else "no"))
+                     m["licence"] + "**" * (m["licence_source"] == "repository"), "yes" if m["cached"] else "no"))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for name, *figures, licence, is_cached in rows:
         numbers = "  ".join(map(str.rjust, figures, widths[1:5]))
         show(f"{name:{widths[0]}}  {numbers}  {licence:{widths[5]}}  {is_cached}")
     show("\nCOCO, LVIS: box AP on COCO val and LVIS minival, as reported by the authors.\n"
            "*: COCO was part of the training data. All other figures are zero-shot.\n"
-           "Where no licence is shown, see the model card on the hub.")
+           "**: the licence of the authors' repository, which links to the weights. The model card may say more.")
     for model in filter(lambda model: hub.hidden(model.name), PUBLISHED):
         show(f"{model.name} exists in the working directory, which hides that name here. Give the id: {model.id}")
     return 0

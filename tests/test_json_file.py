@@ -117,11 +117,17 @@ def test_reading_files_leaves_no_descriptor_open(tmp_path):
         pytest.skip("needs /proc")
     for i, make in enumerate(UNREADABLE):
         make(tmp_path / str(i))
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for i in range(len(UNREADABLE)):
         with pytest.raises(CheckpointError):
             read_json(tmp_path / str(i))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
+
+
+def descriptors():
+    """The open descriptors and their files. Those of other tests may be closed at any time, by the garbage collector."""
+    return {(fd, os.readlink(f"/proc/self/fd/{fd}")) for fd in os.listdir("/proc/self/fd")
+            if os.path.lexists(f"/proc/self/fd/{fd}")}  # without the one of listdir
 
 
 def test_a_device_does_not_fill_memory():

@@ -224,7 +224,7 @@ def test_models_are_listed_with_their_figures(cache, capsys):
     table = [line.split() for line in capsys.readouterr().out.partition("\n\n")[0].splitlines()]
     assert [row[0] for row in table] == ["name", "shapes", *IDS]
     assert ["grounding-dino-tiny", "689", "172", "M", "48.4", "27.4", "Apache-2.0", "no"] in table
-    assert ["mm_grounding_dino_large_all", "1376", "343", "M", "60.3*", "no"] in table
+    assert ["mm_grounding_dino_large_all", "1376", "343", "M", "60.3*", "Apache-2.0**", "no"] in table
     assert [row[0] for row in table if row[-1] == "yes"] == ["shapes", "llmdet_tiny"]
 
 
@@ -235,5 +235,8 @@ def test_models_are_listed_as_json(cache, capsys):
     assert [(m["name"], m["id"], m["parameters"], m["bytes"], m["coco_ap"], m["lvis_ap"]) for m in listed] == [
         (m.name, m.id, m.parameters, m.bytes, m.coco, m.lvis) for m in (SHAPES, *PUBLISHED)]
     assert [m["name"] for m in listed if m["cached"]] == ["shapes", "llmdet_tiny"]
+    assert {m["licence"] for m in listed} == {"Apache-2.0"}
+    assert [m["name"] for m in listed if m["licence_source"] == "card"] == [
+        "shapes", "grounding-dino-tiny", "grounding-dino-base"]
     assert [m["name"] for m in listed if m["coco_in_training"]] == [
         "grounding-dino-base", "mm_grounding_dino_base_all", "mm_grounding_dino_large_all"]

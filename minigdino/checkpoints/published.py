@@ -18,7 +18,9 @@ class Published:
         coco: box AP on COCO val, as reported by the authors; None if they report none.
         lvis: box AP on LVIS minival, likewise. Zero-shot for all.
         coco_in_training: whether COCO was part of the training data; if not, `coco` is zero-shot.
-        licence: SPDX identifier from the checkpoint's model card; None if the card was not consulted.
+        licence: SPDX identifier of the authors' licence.
+        licence_source: where the authors state it: "card", the model card; or "repository", that of their code, which
+            links to the weights. In the second case, the card was not consulted.
     """
 
     id: str
@@ -29,7 +31,8 @@ class Published:
     coco: float | None = None
     lvis: float | None = None
     coco_in_training: bool = False
-    licence: str | None = None
+    licence: str = "Apache-2.0"
+    licence_source: str = "card"
 
     @property
     def name(self) -> str:
@@ -37,21 +40,23 @@ class Published:
         return self.id.rpartition("/")[2]
 
 
-SHAPES = Published("shapes", None, None, 3_162_506, 6_383_652, licence="Apache-2.0")
+SHAPES = Published("shapes", None, None, 3_162_506, 6_383_652)
 
 
 def _grounding_dino(size, *figures, coco, lvis=None, coco_in_training=False):
     return Published(f"IDEA-Research/grounding-dino-{size}", "grounding-dino", size, *figures, coco=coco, lvis=lvis,
-                     coco_in_training=coco_in_training, licence="Apache-2.0")
+                     coco_in_training=coco_in_training)
 
 
 def _mm(size, data, coco, lvis=None, coco_in_training=False):
     return Published(f"openmmlab-community/mm_grounding_dino_{size}_{data}", "mm-grounding-dino", size,
-                     *MM_FIGURES[size], coco=coco, lvis=lvis, coco_in_training=coco_in_training)
+                     *MM_FIGURES[size], coco=coco, lvis=lvis, coco_in_training=coco_in_training,
+                     licence_source="repository")
 
 
 def _llmdet(size, lvis):
-    return Published(f"iSEE-Laboratory/llmdet_{size}", "mm-grounding-dino", size, *MM_FIGURES[size], lvis=lvis)
+    return Published(f"iSEE-Laboratory/llmdet_{size}", "mm-grounding-dino", size, *MM_FIGURES[size], lvis=lvis,
+                     licence_source="repository")
 
 
 MM_FIGURES = {  # (parameters, bytes)
