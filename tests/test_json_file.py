@@ -125,7 +125,7 @@ def test_reading_files_leaves_no_descriptor_open(tmp_path):
 
 
 def descriptors():
-    """The open descriptors and their files. Those of other tests may be closed at any time, by the garbage collector."""
+    """Open descriptors, with their files. The garbage collector may close those of other tests at any time."""
     return {(fd, os.readlink(f"/proc/self/fd/{fd}")) for fd in os.listdir("/proc/self/fd")
             if os.path.lexists(f"/proc/self/fd/{fd}")}  # without the one of listdir
 
