@@ -22,7 +22,7 @@ DELIMITERS = ("[CLS]", "[SEP]", ".", "?")
 BLANK = " \t\r\n"
 SEPARATOR = re.compile(r"(?<!\d),|,(?!\d)|[;\r\n]")  # not the comma of "1,000"
 SHOWN = 3  # unknown words that a warning names
-MAX_CHARACTERS = 2**16  # far more than 256 tokens have; tokenizing a longer text would take seconds
+MAX_CHARACTERS = 2**16  # of a text or a phrase; 256 tokens have far fewer, and more would take seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,16 +235,16 @@ def as_label(phrase: str) -> str:
 
 
 def _check_text(text):
-    """Check that a prompt is text of limited size: a str or a list of str."""
+    """Check that a prompt is a str or a list of str, each of limited size."""
     phrases = [text] if isinstance(text, str) else text
     if not isinstance(phrases, (list, tuple)) or not all(isinstance(phrase, str) for phrase in phrases):
         raise PromptError(f"a prompt must be a str or a list of str; got {_describe(text)}")
     if broken := [phrase for phrase in phrases if not _is_text(phrase)]:
         raise PromptError(f"a prompt must be valid Unicode; {brief(broken[0])} contains surrogates, which stand "
                           "for bytes that are not UTF-8. Type the text again")
-    if (n := sum(map(len, phrases))) > MAX_CHARACTERS:
-        raise PromptError(f"a prompt must have at most {MAX_CHARACTERS} characters; got {n}. Split its phrases "
-                          "over several calls")
+    if (n := max(map(len, phrases), default=0)) > MAX_CHARACTERS:
+        what, advice = ("prompt", "Split its phrases into a list") if isinstance(text, str) else ("phrase", "Shorten it")
+        raise PromptError(f"a {what} must have at most {MAX_CHARACTERS} characters; got {n}. {advice}")
 
 
 OTHER_WORDS = "Use other words; the published checkpoints know English only"

@@ -24,7 +24,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"detector", "runtime.info"},
     {"learning.gradients"},
     {"learning.augmentation", "learning.backward", "learning.state"},
-    {"cache", "results", "targets", "video", "network.model", "checkpoints.hub", "checkpoints.reading"},
+    {"cache", "chunks", "results", "targets", "video", "network.model", "checkpoints.hub", "checkpoints.reading"},
     {"checkpoints.saving"},
     # stages never import one another
     {"drawing", "checkpoints.weights",

@@ -96,7 +96,7 @@ def test_a_prompt_of_one_phrase_is_made_without_a_warning():
     (["a [SEP] b"], PromptError, "a phrase must not contain special tokens"),
     (["\U0001f600"], PromptError, "a phrase must have a word of the model's vocabulary"),
     (["\ud800"], PromptError, "a prompt must be valid Unicode"),
-    (["a" * 70_000], PromptError, "a prompt must have at most 65536 characters")])
+    (["a" * 70_000], PromptError, "a phrase must have at most 65536 characters")])
 def test_invalid_labels_are_refused_before_the_training(labels, error, message):
     with pytest.raises(error) as caught:
         mixed(labels, ["man"], np.random.default_rng(0), 5, TOKENIZER, 7)
