@@ -7,7 +7,8 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,12 @@ class Cache:
     """Least-recently-used cache. Several threads may share one.
 
     Args:
-        capacity: maximum number of entries. A new entry beyond it evicts the least recently used one.
+        capacity: maximum sum of the sizes. A new entry beyond it evicts the least recently used ones.
+        size: function that returns the size of a result, such as its bytes; None to count entries.
     """
 
-    def __init__(self, capacity: int):
-        self.capacity = capacity
+    def __init__(self, capacity: int, size: Callable[[Any], int] | None = None):
+        self.capacity, self.size = capacity, size or (lambda _: 1)
         self._results: OrderedDict[Hashable, object] = OrderedDict()
         self._lock = threading.RLock()  # a signal handler may use the cache that it interrupts
         _caches.add(self)
@@ -33,12 +35,13 @@ class Cache:
             return self._results.get(key)
 
     def put(self, key: Hashable, result: object) -> None:
-        """Store a result under a key, and evict the least recently used entry if the cache is full."""
+        """Store a result under a key, and evict the least recently used entries if the cache is full."""
         with self._lock:
             self._results[key] = result
             self._results.move_to_end(key)
-            while len(self._results) > self.capacity:
-                self._results.popitem(last=False)
+            excess = sum(map(self.size, self._results.values())) - self.capacity
+            while excess > 0:
+                excess -= self.size(self._results.popitem(last=False)[1])
 
     def clear(self) -> None:
         """Remove all entries."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .errors import ArgumentError, PromptError, brief
+from .errors import PromptError, brief
+from .options import check_count
 from .prompt import Prompt, Tokenizer
 
 
@@ -33,7 +34,8 @@ def chunks(phrases: Sequence[str], tokenizer: Tokenizer, limit: int, chunk: int 
     Warns:
         PromptWarning: as `Tokenizer.encode` does, once for the whole list.
     """
-    check_chunk(chunk)
+    if chunk is not None:
+        chunk = check_count(chunk, "chunk")
     if not isinstance(phrases, (list, tuple)):
         raise PromptError(f"a prompt that is cut into chunks must be a list of phrases; got {brief(phrases)}")
     whole = tokenizer.encode(phrases)
@@ -45,19 +47,6 @@ def chunks(phrases: Sequence[str], tokenizer: Tokenizer, limit: int, chunk: int 
     return prompts
 
 
-def check_chunk(chunk: int | None) -> None:
-    """Refuse a value that is no number of phrases.
-
-    Args:
-        chunk: as in `chunks`.
-
-    Raises:
-        ArgumentError: if it is not an int of 1 or more, or None.
-    """
-    if chunk is not None and (not isinstance(chunk, (int, np.integer)) or isinstance(chunk, bool) or chunk < 1):
-        raise ArgumentError(f"chunk must be a number of phrases, 1 or more, or None; got {brief(chunk)}")
-
-
 def _last(whole, first, limit, chunk):
     """The index after the last phrase of the prompt that starts with the phrase `first`."""
     start = whole.spans[first][0]
@@ -66,8 +55,8 @@ def _last(whole, first, limit, chunk):
     while last < most and whole.spans[last][1] - start + 3 <= limit:  # [CLS], the last dot and [SEP]
         last += 1
     if last == first:
-        raise PromptError(f"a phrase must have at most {limit - 3} tokens for this model; {brief(whole.phrases[first])} "
-                          f"has {whole.spans[first][1] - start}. Shorten it")
+        raise PromptError(f"a phrase must have at most {limit - 3} tokens for this model; "
+                          f"{brief(whole.phrases[first])} has {whole.spans[first][1] - start}. Shorten it")
     return last
 
 

@@ -29,6 +29,7 @@ from .checkpoints import hub
 from .checkpoints.published import PUBLISHED, SHAPES
 from .console import complain, printable, replace_closed_streams, show, write
 from .image import MAX_EDGE, endings
+from .options import SCORES
 from .runtime.kernels import mode
 from .runtime.precision import PRECISIONS
 
@@ -120,6 +121,15 @@ def _file(text):
     return text if text == files.STDOUT else _path(text)
 
 
+def _phrase_threshold(text):
+    """A phrase and its threshold. The phrase may contain "="."""
+    phrase, _, value = text.rpartition("=")
+    with contextlib.suppress(ValueError):
+        if phrase:
+            return phrase, float(value)
+    raise argparse.ArgumentTypeError(f'expected a phrase and a number, such as "a cat=0.4"; got {text!r}')
+
+
 def _drawing(text):
     """A path as text: a slash at its end, which Path would drop, says that it is a folder."""
     _path(text)
@@ -156,10 +166,29 @@ def parser() -> argparse.ArgumentParser:
                                                      "else grounding-dino-tiny)")
     detect.add_argument("--threshold", type=float, default=0.25, metavar="X",
                         help="score that a detection must exceed (default: 0.25)")
+    detect.add_argument("--phrase-threshold", action="append", type=_phrase_threshold, metavar="P=X",
+                        help='score that a detection of one phrase must exceed, such as "a cat=0.4"; repeatable')
     detect.add_argument("--text-threshold", type=float, default=0.25, metavar="X",
                         help='probability that a token must exceed to become part of "phrase" (default: 0.25)')
     detect.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"),
                         help="shortest and longest edge of the resized image, in pixels (default: the checkpoint's)")
+    detect.add_argument("--score", choices=SCORES, default="max",
+                        help='"max" (default): the score is the highest probability of any token. "mean": the highest '
+                             "mean probability of the tokens of a phrase")
+    detect.add_argument("--max-area", type=float, metavar="X",
+                        help="largest fraction of the image that a box may cover")
+    detect.add_argument("--nms", type=float, metavar="X",
+                        help="non-maximum suppression: remove a detection that overlaps a better one with the same "
+                             "label by an IoU of more than X")
+    detect.add_argument("--class-agnostic", action="store_true",
+                        help="with --nms or --tile: also if the better one has another label")
+    detect.add_argument("--max-detections", type=int, metavar="N", help="keep the N best detections of an image")
+    detect.add_argument("--tile", type=int, metavar="N",
+                        help="detect in overlapping tiles of N x N pixels, too, to find small objects in a large "
+                             "image. Sets --nms to 0.5 by default")
+    detect.add_argument("--chunk", type=int, metavar="N",
+                        help="with --phrase: largest number of phrases of a prompt (default: as many as fit). More "
+                             "phrases are split over several forward passes")
     detect.add_argument("--device", default="cpu", help='"cpu" (default), "cuda" or "cuda:N"')
     _add_precision(detect)
     detect.add_argument("--threads", type=int, metavar="N",

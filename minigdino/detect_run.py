@@ -32,10 +32,12 @@ from . import (
 from .checkpoints.fingerprint import fingerprint
 from .checkpoints.json_file import is_folder, status
 from .console import complain, printable, show, write
+from .detector import prompts
 from .errors import brief
 from .inputs import Input, detect_each, frames, is_camera, is_video
 from .misplaced import misplaced
 from .progress import Progress
+from .prompt import as_label
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.error('give an image and a text: minigdino detect cat.jpg "a cat."')
     if mistake := misplaced(sources, text):
         arguments.error(mistake)
+    if arguments.chunk is not None and isinstance(text, str):
+        arguments.error("--chunk needs the phrases by --phrase; got TEXT, which is always one prompt")
     printed = _printed(arguments)
     if arguments.threads is not None:
         set_threads(arguments.threads)
@@ -72,14 +76,15 @@ def run(arguments: argparse.Namespace) -> int:
     is_older = bool(to_video and status(arguments.out, follow=False))  # an annotated video of an earlier run
     image_ids = _image_ids(arguments.image_ids, images)
     model = load(arguments.model, device=arguments.device, precision=arguments.precision)
-    options = {"threshold": arguments.threshold, "text_threshold": arguments.text_threshold, "size": arguments.size}
+    parts = prompts(model, text, arguments.chunk)
+    phrases = [phrase for prompt in parts for phrase in prompt.phrases]
+    options = _options(arguments, phrases)
     model.detect([], text, **options)  # checks the options; a wrong one must not leave an empty file of --jsonl
-    prompt = model.tokenize(text)
-    categories = _categories(arguments.categories, prompt.phrases)
+    categories = _categories(arguments.categories, phrases)
     collected = {"coco": datasets.Coco(categories, image_ids)} if arguments.coco else {}
     collected |= {"csv": datasets.Csv()} if arguments.csv else {}
     earlier = 0  # images with an error from an earlier run
-    with _lines(arguments, model, prompt, options) as lines:
+    with _lines(arguments, model, parts, options) as lines:
         done = lines.done if lines else {}
         if lines and done:
             _add_earlier(lines, list(collected.values()), categories)
@@ -88,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         collected |= {"json": datasets.Json(many)} if arguments.json else {}  # without earlier images
         progress = Progress(sys.stderr, None if any(map(is_video, images)) else len(images)) if many else None
         writer = _Writer(list(collected.values()), lines, picture, crop, to_video,
-                         None if printed or (lines and many) else _Table(many, arguments.threshold))
+                         None if printed or (lines and many) else _Table(many, _nothing(arguments)))
         results = detect_each(model, images, text, every=arguments.every or 1, done=done, progress=progress, **options)
         drawn = filter(None, itertools.starmap(writer.add, results))  # neither keeps an image
         if first := next(drawn, None):  # without an annotated video, there is none, and all images are done
@@ -101,6 +106,30 @@ def run(arguments: argparse.Namespace) -> int:
                  f"image{'s' * (earlier != 1)}. To try again, delete {'its line' if earlier == 1 else 'their lines'}")
     failed += _write_data_sets(arguments, collected)
     return 1 if failed else 0
+
+
+# option -> value that leaves the result as it is. Such an option is not in the header of JSON Lines, so that files of
+# versions without it can be resumed
+OPTIONAL = {"chunk": None, "score": "max", "max_area": None, "nms": None, "class_agnostic": False,
+            "max_detections": None, "tile": None}
+
+
+def _options(arguments, phrases):
+    """The options of `Model.detect`."""
+    threshold = arguments.threshold
+    if arguments.phrase_threshold:
+        named = {as_label(phrase): value for phrase, value in arguments.phrase_threshold}
+        threshold = {**dict.fromkeys(phrases, threshold), **named}
+    return {"threshold": threshold, "text_threshold": arguments.text_threshold, "size": arguments.size,
+            **{name: value for name, default in OPTIONAL.items()
+               if (value := getattr(arguments, name)) != default}}
+
+
+def _nothing(arguments):
+    """The line of the table of an image without detections."""
+    threshold = "its threshold" if arguments.phrase_threshold else arguments.threshold
+    area = f" and covers at most {arguments.max_area:g} of the image" if arguments.max_area is not None else ""
+    return f"nothing scores above {threshold}{area}"
 
 
 @dataclass
@@ -169,17 +198,17 @@ class _Table:
 
     Attributes:
         named: whether the name of the image is printed, too.
-        threshold: score that a detection must exceed.
+        nothing: line that is printed without detections.
     """
 
     named: bool
-    threshold: float
+    nothing: str
 
     def __call__(self, image: Input, found: Detections) -> None:
         if self.named:
             show(f"{printable(image.name)}:")
         if not len(found):
-            show(f"nothing scores above {self.threshold}")
+            show(self.nothing)
         labels = [printable(label) for label in found.labels]
         width = max(map(len, labels), default=0)
         for d, label in zip(found, labels):
@@ -342,13 +371,15 @@ def _check_paths(arguments, images, pictures):
                          ("--coco", coco), ("--csv", csv), ("--jsonl", lines)])
 
 
-def _lines(arguments, model, prompt, options):
+def _lines(arguments, model, parts, options):
     """The JSON Lines as a context; None without --jsonl."""
     if not arguments.jsonl:
         return contextlib.nullcontext()
+    tokens = [prompt.ids.tolist() for prompt in parts]
     header = {"minigdino": __version__, "model": str(model.source),
               "fingerprint": fingerprint(model.tensors, model.config, model.settings.to_dict()),
-              "text": prompt.phrases, "tokens": prompt.ids.tolist(), **options, "precision": model.precision}
+              "text": [phrase for prompt in parts for phrase in prompt.phrases],
+              "tokens": tokens if len(tokens) > 1 else tokens[0], **options, "precision": model.precision}
     if arguments.jsonl == files.STDOUT:
         return _PrintedLines(header)
     return files.JsonLines(arguments.jsonl, arguments.resume, header=header, overwrite=arguments.overwrite)

@@ -14,6 +14,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, TypedDict, TypeGuard, Unpack, overload
@@ -22,6 +23,7 @@ import numpy as np
 from PIL.Image import Image
 
 from . import image as images
+from . import tiles
 from .cache import Cache, content_key
 from .checkpoints import hub
 from .checkpoints.config import Config
@@ -31,6 +33,7 @@ from .checkpoints.published import suggestion
 from .checkpoints.reading import read_directory
 from .checkpoints.saving import save_checkpoint
 from .checkpoints.weights import build, checked, first_non_finite, mapped_files, on_device
+from .chunks import chunks
 from .errors import ArgumentError, CheckpointError, Error, ImageError, PromptError, brief
 from .extras import require
 from .image import ImageSettings
@@ -39,8 +42,10 @@ from .network.losses import Losses, losses, stages, total
 from .network.matching import match
 from .network.model import Output, forward
 from .network.phrases import PUBLISHED_DELIMITERS
+from .options import checked as checked_options
+from .options import checked_size
 from .prompt import Prompt, Tokenizer
-from .results import Detections, post_process
+from .results import Detections, joined, post_process
 from .runtime import precision as precisions
 from .runtime.device import find_device
 from .runtime.flops import image_tokens
@@ -50,20 +55,30 @@ from .targets import image_targets
 EMBEDDED = Path(__file__).parent / "models"
 EMBEDDED_MODELS = ("shapes",)  # as a str, these names take precedence over a folder of the same name
 ATTRIBUTES = ("tensors", "config", "tokenizer", "settings", "source")  # of a loaded model; they can be assigned
-IMAGE_CACHE, TEXT_CACHE = 2, 16  # images and prompts whose features a model caches
+IMAGE_CACHE = 2  # images whose features a model caches
+TEXT_CACHE = 2**26  # bytes of text features; those of 256 prompts of 256 tokens in the published models
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image | np.ndarray | bytes | bytearray | BinaryIO"
 Images: TypeAlias = "ImageLike | Sequence[ImageLike] | Iterator[ImageLike]"
 Text: TypeAlias = "str | Sequence[str] | Sequence[Sequence[str]]"
+Threshold: TypeAlias = "float | Mapping[str, float]"
+Score: TypeAlias = Literal["max", "mean"]
 Result: TypeAlias = "Detections | ImageError"
 
 
 class DetectOptions(TypedDict, total=False):
     """Options of `Model.detect` that do not change the type of its result."""
 
-    threshold: float
+    threshold: Threshold
     text_threshold: float
     size: Sequence[int] | None
+    chunk: int | None
+    score: Score
+    max_area: float | None
+    nms: float | None
+    class_agnostic: bool
+    max_detections: int | None
+    tile: int | None
 
 
 class LoadAndDetectOptions(DetectOptions, total=False):
@@ -79,9 +94,10 @@ class Model:
     Create a model with `load` (a checkpoint) or `Model.random` (random weights). `Model(...)` takes the tensors
     themselves.
 
-    `detect` caches backbone features of the 2 images and the 16 prompts used most recently. A new prompt for a cached
-    image skips the image backbone. A new image with a cached prompt skips BERT. Results do not depend on the caches.
-    `clear` empties them. `forward` does not use them, nor does `detect` while `minigdino.trace` records.
+    `detect` caches backbone features of the 2 images used most recently, and 64 MB of text features: those of over 256
+    prompts, or of a list of thousands of phrases. A new prompt for a cached image skips the image backbone. A new image
+    with a cached prompt skips BERT. Results do not depend on the caches. `clear` empties them. `forward` does not use
+    them, nor does `detect` while `minigdino.trace` records.
 
     A model can be pickled. A loaded one is loaded again from its path, so that processes share the mapped weights; any
     other is pickled with its tensors. Settings or a tokenizer that you assigned are pickled too. `copy.copy` and
@@ -132,7 +148,7 @@ class Model:
         self._finite = False  # True once the tensors that `_check_finite` reads are known to be finite
         self.config, self.source, self.device = config, source, self._device.name
         self.tokenizer, self.settings = tokenizer, settings or ImageSettings()
-        self._image_cache, self._text_cache = Cache(IMAGE_CACHE), Cache(TEXT_CACHE)
+        self._image_cache, self._text_cache = _caches()
 
     @property
     def precision(self) -> str:
@@ -157,7 +173,7 @@ class Model:
     def __copy__(self) -> Model:
         new = object.__new__(type(self))
         new.__dict__ |= self.__dict__
-        new._image_cache, new._text_cache = Cache(IMAGE_CACHE), Cache(TEXT_CACHE)
+        new._image_cache, new._text_cache = _caches()
         return new
 
     def __deepcopy__(self, memo) -> Model:
@@ -248,7 +264,7 @@ class Model:
             ImageError: if the image cannot be read, or its size after resizing is not usable.
             ArgumentError: if `size` is invalid.
         """
-        return images.preprocess(images.open_image(image), self.settings, _checked_size(size))
+        return images.preprocess(images.open_image(image), self.settings, checked_size(size))
 
     def tokenize(self, text: str | Sequence[str]) -> Prompt:
         """Tokenize a prompt.
@@ -266,17 +282,26 @@ class Model:
         Warns:
             PromptWarning: if a word is unknown, or a phrase seems to be several ones (see `Tokenizer.encode`).
         """
+        prompt = self._checked_tokens(self._tokenizer().encode(text))
+        if len(prompt.ids) > self.config.max_text_len:
+            advice = ("Give its phrases as a list (on the command line, by --phrase), which detect() splits over "
+                      "several prompts" if isinstance(text, str)
+                      else "Use fewer phrases; only detect() splits a list over several prompts")
+            raise PromptError(f"a prompt must have at most {self.config.max_text_len} tokens for this model; got "
+                              f"{len(prompt.ids)}. {advice}")
+        return prompt
+
+    def _tokenizer(self):
         if self.tokenizer is None:
             raise CheckpointError(f"{self.source}: tokenizing text needs tokenizer.json or vocab.txt; the model has "
                                   "neither. Copy one of them from the published checkpoint to the model's directory. "
                                   "forward() works without one")
-        prompt = self.tokenizer.encode(text)
+        return self.tokenizer
+
+    def _checked_tokens(self, prompt):
         if max(prompt.ids) >= (n := self.config.text_config.vocab_size):
             raise CheckpointError(f"{self.source}: the vocabulary must have at most {n} tokens, as in config.json; the "
                                   f"tokenizer gives the id {max(prompt.ids)}. Download the checkpoint again")
-        if len(prompt.ids) > self.config.max_text_len:
-            raise PromptError(f"a prompt must have at most {self.config.max_text_len} tokens for this model; got "
-                              f"{len(prompt.ids)}. Split its phrases over several calls")
         return prompt
 
     def forward(self, pixels: np.ndarray, token_ids: Sequence[int] | np.ndarray, *,
@@ -349,7 +374,7 @@ class Model:
         require("scipy.optimize", "a loss", "scipy")  # before the forward pass, which takes seconds
         prompt, picture = self.tokenize(phrases), images.open_image(images.read_file(image))
         targets = image_targets(boxes, labels, prompt, picture.size, phrases)
-        pixels = images.preprocess(picture, self.settings, _checked_size(size))
+        pixels = images.preprocess(picture, self.settings, checked_size(size))
         output = self._forward(*self._checked_inputs(pixels, prompt.ids), details=True)
         with self._device.computing():
             predictions = {stage: tuple(map(self._device.fetch, prediction))
@@ -391,14 +416,18 @@ class Model:
     def detect(self, image: Iterator[ImageLike], text: Text, *, errors: Literal["return"],
                **options: Unpack[DetectOptions]) -> Iterator[Result]: ...
 
-    def detect(self, image: Images, text: Text, *, threshold: float = 0.25, text_threshold: float = 0.25,
+    def detect(self, image: Images, text: Text, *, threshold: Threshold = 0.25, text_threshold: float = 0.25,
                size: Sequence[int] | None = None, errors: Literal["raise", "return"] = "raise",
+               chunk: int | None = None, score: Score = "max", max_area: float | None = None, nms: float | None = None,
+               class_agnostic: bool = False, max_detections: int | None = None, tile: int | None = None,
                ) -> Result | list[Detections] | list[Result] | Iterator[Result]:
         """Detect the objects that a prompt names.
 
         The images of a list or an iterator are processed one by one, so a result does not depend on the other images.
         Results of an iterator are lazy: each image is taken from it when its result is requested, and then released,
         except by `Detections.image`. All other arguments are checked at the call.
+
+        The filters apply in this order: `threshold`, `max_area`, `nms`, `max_detections`.
 
         Args:
             image: one image, a list of images, or an iterator of images, such as a generator. An image is one of
@@ -423,7 +452,11 @@ class Model:
                 - one list of phrases per image: [["a cat"], ["a dog", "a hat"]]. An iterator of images has one prompt
                   for all.
 
-            threshold: score that a detection must exceed, 0 to 1.
+                A list may have any number of phrases. If they have more tokens than a prompt may have, they are split
+                over several prompts, with a forward pass for each; the image backbone runs once. Scores depend on the
+                other phrases of a prompt.
+            threshold: score that a detection must exceed, 0 to 1; or a dict from phrases of the prompt to such scores,
+                where other phrases have 0.25.
             text_threshold: probability that a token must exceed to become part of `Detections.phrases`, 0 to 1. It does
                 not affect labels.
             size: (shortest, longest) edge in pixels to which images are resized, instead of the checkpoint's.
@@ -432,68 +465,101 @@ class Model:
                 - "raise": raise its ImageError.
                 - "return": return its ImageError in place of its detections. All other errors are raised, also those
                   of an iterator.
+            chunk: largest number of phrases of a prompt, for a list of phrases; None for as many as fit.
+            score: how the probabilities of tokens become the score of a detection.
+
+                - "max": the highest probability of any token of the prompt.
+                - "mean": the mean probability of the tokens of a phrase, for the phrase with the highest one, which is
+                  the label. The evaluations of the papers score phrases in this way.
+            max_area: largest fraction of the image that a box may cover, above 0 and at most 1.
+            nms: non-maximum suppression: a detection is removed if its box overlaps that of a kept one with the same
+                label and a higher score by an intersection over union of more than this, 0 to 1.
+            class_agnostic: whether `nms` removes detections with another label, too.
+            max_detections: largest number of detections of an image; those with the highest scores are kept.
+            tile: side in pixels, at least 64, of square tiles in which small objects are searched, in addition to the
+                whole image. Tiles overlap by a quarter or more. Boxes that end at the inner edge of a tile are
+                removed. All boxes are merged with `nms`, which is then 0.5 by default. Each tile is resized as an image
+                is, and takes a forward pass per prompt.
 
         Returns:
-            The detections, with boxes [N, 4] in pixels of the original image, by descending score. For a list of
-            images, a list of `Detections`; for an iterator, an iterator. `Detections.image` is the image as given, or
-            the bytes of a file object or a URL.
+            The detections, with boxes [N, 4] in pixels of the original image, by descending score. `label_ids` are
+            indices in the whole list of phrases. For a list of images, a list of `Detections`; for an iterator, an
+            iterator. `Detections.image` is the image as given, or the bytes of a file object or a URL.
 
         Raises:
             ImageError: if an image cannot be read, or is too small or too elongated for the model.
-            PromptError: if a prompt has no phrase, is too long or ambiguous, or there is not one prompt per image.
-            ArgumentError: if a threshold, `size` or `errors` is invalid, or image and text are swapped.
+            PromptError: if a prompt has no phrase or is ambiguous, a str or a phrase is too long, or there is not one
+                prompt per image.
+            ArgumentError: if another argument is invalid, a threshold is that of no phrase, or image and text are
+                swapped.
             CheckpointError: if the model has no tokenizer, its weights give a non-finite output, or a mapped weight
                 file has changed since it was loaded.
 
         Warns:
             PromptWarning: as `tokenize` does, once per prompt.
         """
-        for name, value in (("threshold", threshold), ("text_threshold", text_threshold)):
-            is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-            if not is_number or not 0 <= value <= 1:
-                raise ArgumentError(f"{name} must be a number from 0 to 1; got {brief(value)}")
+        options = checked_options(threshold=threshold, text_threshold=text_threshold, size=size, chunk=chunk,
+                                  score=score, max_area=max_area, nms=nms, class_agnostic=class_agnostic,
+                                  max_detections=max_detections, tile=tile)
         if not isinstance(errors, str) or errors not in ("raise", "return"):
             raise ArgumentError(f'errors must be "raise" or "return"; got {brief(errors)}')
         check_order(image, text)
-        size = _checked_size(size)
-        self.settings.target(64, 48, size)  # an edge out of range is not an error of an image
-        detect_one = partial(self._detect, threshold=float(threshold), text_threshold=float(text_threshold), size=size,
-                             errors=errors)
+        self.settings.target(64, 48, options.size)  # an edge out of range is not an error of an image
+        detect_one = partial(self._detect, options=options, errors=errors)
         if _is_iterator(image):  # `map` keeps no image, unlike a generator with a loop
-            return map(detect_one, image, self._tokenize_all(text, None))
+            return map(detect_one, image, self._tokenize_all(text, None, options))
         if isinstance(image, (list, tuple)):
-            return list(map(detect_one, image, self._tokenize_all(text, len(image))))
-        return detect_one(image, next(iter(self._tokenize_all(text, 1))))
+            return list(map(detect_one, image, self._tokenize_all(text, len(image), options)))
+        return detect_one(image, next(iter(self._tokenize_all(text, 1, options))))
 
-    def _detect(self, image, prompt, threshold, text_threshold, size, errors):
+    def _detect(self, image, prompts, options, errors):
         try:
             image = images.read_file(image)
             picture = images.open_image(image)
-            pixels, ids = self._checked_inputs(images.preprocess(picture, self.settings, size), prompt.ids)
+            parts = tiles.views(picture.size, options.tile)
+            found = tiles.merged(((part, self._detect_in(picture, part, prompts, options)) for part in parts),
+                                 picture.size)
         except ImageError as error:
             if errors == "raise":
                 raise
             return type(error)(*error.args)  # without the traceback, which holds the image
-        logits, boxes = self._predict(pixels, ids)
-        self._check_finite(logits, boxes)
-        assert self.tokenizer is not None  # it made the prompt
-        return post_process(logits, boxes, prompt, self.tokenizer.decode, picture.size,
-                            threshold, text_threshold, image)
+        return replace(options.select(found), image=image)
 
-    def _predict(self, pixels, ids):
-        """Forward pass with cached backbone features. Returns logits [Q, T] and boxes [Q, 4] on the host."""
-        if traced():  # features of opened references differ from those of twins in the last bits
-            output = self._forward(pixels, ids)
-        else:
-            kind = mode(), self.precision
-            image_key, text_key = (*content_key(pixels), *kind), (*content_key(ids), *kind)
-            output = self._forward(pixels, ids, image_features=self._image_cache.get(image_key),
-                                   text_features=self._text_cache.get(text_key))
-            self._image_cache.put(image_key, output.image_features)
-            self._text_cache.put(text_key, output.text_features)
-        with self._device.computing():
-            both = np.concatenate([output.logits, output.boxes], axis=1)  # one copy from the device instead of two
-        return np.split(self._device.fetch(both), [len(ids)], axis=1)
+    def _detect_in(self, picture, part, prompts, options):
+        """Detect in a part of a picture. Boxes are in pixels of the part."""
+        assert self.tokenizer is not None  # it made the prompts
+        view = picture if part.size == picture.size else picture.crop(part)
+        pixels = images.preprocess(view, self.settings, options.size)
+        found, first = [], 0
+        for prompt, (logits, boxes) in zip(prompts, self._predict(pixels, [prompt.ids for prompt in prompts])):
+            self._check_finite(logits, boxes)
+            found.append((post_process(logits, boxes, prompt, self.tokenizer.decode, part.size,
+                                       options.thresholds(prompt.phrases), options.text_threshold,
+                                       score=options.score), first))
+            first += len(prompt.phrases)
+        return joined(found)
+
+    def _predict(self, pixels, prompts):
+        """Forward passes of an image with cached backbone features: yields logits [Q, T] and boxes [Q, 4] of each.
+
+        The image backbone runs at most once, also while a trace records.
+        """
+        kind = mode(), self.precision
+        cached = not traced()  # features of opened references differ from those of twins in the last bits
+        image_key = (*content_key(pixels), *kind) if cached else None
+        image_features = self._image_cache.get(image_key) if cached else None
+        for token_ids in prompts:
+            pixels, ids = self._checked_inputs(pixels, token_ids)
+            text_key = (*content_key(ids), *kind)
+            output = self._forward(pixels, ids, image_features=image_features,
+                                   text_features=self._text_cache.get(text_key) if cached else None)
+            image_features = output.image_features
+            if cached:
+                self._image_cache.put(image_key, image_features)
+                self._text_cache.put(text_key, output.text_features)
+            with self._device.computing():
+                both = np.concatenate([output.logits, output.boxes], axis=1)  # one copy from the device, not two
+            yield np.split(self._device.fetch(both), [len(ids)], axis=1)
 
     def _check_finite(self, logits, boxes):
         """Refuse an output with NaN or infinity, and weights that could have changed it without a trace."""
@@ -508,18 +574,19 @@ class Model:
                                   "weights are probably corrupted. Download the checkpoint again")
         self._finite = True
 
-    def _tokenize_all(self, text, n_images):
-        """An iterable of one prompt per image. The number of images is None if it is unknown."""
-        if isinstance(text, (list, tuple)) and any(isinstance(t, (list, tuple)) for t in text):
-            if n_images is None:
-                raise PromptError("expected one prompt for all images of an iterator; got one list of phrases per "
-                                  "image. Give a list of images, or call detect for each image")
-            if len(text) != n_images:
-                raise PromptError("expected one list of phrases for all images, or one list per image; got "
-                                  f"{len(text)} prompt{'s' * (len(text) != 1)} for {n_images} "
-                                  f"image{'s' * (n_images != 1)}")
-            return [self.tokenize(phrases) for phrases in text]
-        return itertools.repeat(self.tokenize(text))
+    def _tokenize_all(self, text, n_images, options):
+        """An iterable of the prompts of each image. The number of images is None if it is unknown."""
+        differ = isinstance(text, (list, tuple)) and any(isinstance(t, (list, tuple)) for t in text)
+        if differ and n_images is None:
+            raise PromptError("expected one prompt for all images of an iterator; got one list of phrases per "
+                              "image. Give a list of images, or call detect for each image")
+        if differ and len(text) != n_images:
+            raise PromptError("expected one list of phrases for all images, or one list per image; got "
+                              f"{len(text)} prompt{'s' * (len(text) != 1)} for {n_images} "
+                              f"image{'s' * (n_images != 1)}")
+        found = [prompts(self, phrases, options.chunk) for phrases in (text if differ else [text])]
+        options.check_phrases(phrase for of_image in found for prompt in of_image for phrase in prompt.phrases)
+        return found if differ else itertools.repeat(found[0])
 
     def _checked_inputs(self, pixels, token_ids):
         pixels, ids = _array(pixels, "pixels"), _array(token_ids, "token_ids")
@@ -550,6 +617,33 @@ class Model:
         if not 0 <= selected.min() <= selected.max() < n:
             raise ArgumentError(f"{expected}; got {selected.min()}..{selected.max()}")
         return selected
+
+
+def prompts(model: Model, text: str | Sequence[str], chunk: int | None = None) -> list[Prompt]:
+    """Tokenize the text for an image, as `Model.detect` does: a list of phrases may become several prompts.
+
+    Args:
+        model: the model.
+        text: a str, or a list of phrases.
+        chunk: as in `Model.detect`.
+
+    Returns:
+        The prompts, as from `chunks.chunks`.
+
+    Raises:
+        PromptError: as `Model.detect` does.
+        ArgumentError: if there is a `chunk` for a str.
+        CheckpointError: as `Model.tokenize` does.
+
+    Warns:
+        PromptWarning: as `Model.tokenize` does.
+    """
+    if isinstance(text, (list, tuple)):
+        return [model._checked_tokens(prompt)
+                for prompt in chunks(text, model._tokenizer(), model.config.max_text_len, chunk)]
+    if chunk is not None:
+        raise ArgumentError(f"chunk needs the phrases of the prompt as a list; got {brief(text)}. Give a list")
+    return [model.tokenize(text)]
 
 
 def load(source: str | Path | None = None, *, device: str = "cpu", mmap: bool = True,
@@ -688,9 +782,11 @@ def detect(image: Iterator[ImageLike], text: Text, *, errors: Literal["return"],
            **options: Unpack[LoadAndDetectOptions]) -> Iterator[Result]: ...
 
 
-def detect(image: Images, text: Text, *, model: str | Path | Model | None = None, threshold: float = 0.25,
+def detect(image: Images, text: Text, *, model: str | Path | Model | None = None, threshold: Threshold = 0.25,
            text_threshold: float = 0.25, size: Sequence[int] | None = None, device: str = "cpu",
-           errors: Literal["raise", "return"] = "raise",
+           errors: Literal["raise", "return"] = "raise", chunk: int | None = None, score: Score = "max",
+           max_area: float | None = None, nms: float | None = None, class_agnostic: bool = False,
+           max_detections: int | None = None, tile: int | None = None,
            ) -> Result | list[Detections] | list[Result] | Iterator[Result]:
     """Detect the objects that a prompt names, in one call. A model is loaded once per process, source and device.
 
@@ -706,6 +802,13 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
         size: as in `Model.detect`.
         device: as in `load`. Ignored if `model` is a `Model`.
         errors: as in `Model.detect`.
+        chunk: as in `Model.detect`.
+        score: as in `Model.detect`.
+        max_area: as in `Model.detect`.
+        nms: as in `Model.detect`.
+        class_agnostic: as in `Model.detect`.
+        max_detections: as in `Model.detect`.
+        tile: as in `Model.detect`.
 
     Returns:
         The detections; for a list of images, a list of `Detections`; for an iterator of images, an iterator.
@@ -716,7 +819,9 @@ def detect(image: Images, text: Text, *, model: str | Path | Model | None = None
     Warns:
         PromptWarning: as `Model.detect` does.
     """
-    options: dict[str, Any] = {"threshold": threshold, "text_threshold": text_threshold, "size": size, "errors": errors}
+    options: dict[str, Any] = {"threshold": threshold, "text_threshold": text_threshold, "size": size, "errors": errors,
+                               "chunk": chunk, "score": score, "max_area": max_area, "nms": nms,
+                               "class_agnostic": class_agnostic, "max_detections": max_detections, "tile": tile}
     if isinstance(model, Model):
         return model.detect(image, text, **options)
     key = _checked_source(model), find_device(device).name, precisions.checked(None)
@@ -775,6 +880,11 @@ def _checked_source(source):
     return hub.resolved(source) if isinstance(source, str) else Path(source)
 
 
+def _caches():
+    """New caches of image and of text features."""
+    return Cache(IMAGE_CACHE), Cache(TEXT_CACHE, lambda features: features.nbytes)
+
+
 def _is_iterator(image: Images) -> TypeGuard[Iterator[ImageLike]]:
     return isinstance(image, Iterator) and not hasattr(image, "read")  # file objects are iterators of lines
 
@@ -794,13 +904,3 @@ def _array(values, name):
     except Exception as error:  # the conversion runs methods of the caller's type, such as CuPy's, which refuses
         raise ArgumentError(f"{name} must be an array on the host; got {type(values).__name__} "
                             f"({brief(error)})") from None
-
-
-def _checked_size(size):
-    if size is None:
-        return None
-    edges = list(size) if isinstance(size, (list, tuple)) else [size]
-    all_ints = all(isinstance(edge, (int, np.integer)) and not isinstance(edge, bool) for edge in edges)
-    if len(edges) != 2 or not all_ints or min(edges) < 1:
-        raise ArgumentError(f"size must be (shortest, longest) edge in pixels, such as (800, 1333); got {brief(size)}")
-    return tuple(map(int, edges))

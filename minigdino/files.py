@@ -414,7 +414,7 @@ def _differences(earlier, header):
     """Pairs (old, new) of the values that differ between two headers, in words.
 
     The version and the name of the model may differ: the fingerprint shows whether the model is the same. The tokens
-    differ too where the phrases do.
+    differ too where the phrases do, or how many of them a prompt has.
     """
     def words(values, name):
         name_of_model = f"model {brief(values.get('model'))} with " if name == "fingerprint" else ""
@@ -422,7 +422,7 @@ def _differences(earlier, header):
 
     names = [name for name in {**earlier, **header}
              if name not in ("minigdino", "model") and earlier.get(name) != header.get(name)]
-    if "text" in names and "tokens" in names:
+    if {"text", "chunk"}.intersection(names) and "tokens" in names:
         names.remove("tokens")
     return [(words(earlier, name), words(header, name)) for name in names]
 

@@ -243,8 +243,8 @@ def _check_text(text):
         raise PromptError(f"a prompt must be valid Unicode; {brief(broken[0])} contains surrogates, which stand "
                           "for bytes that are not UTF-8. Type the text again")
     if (n := max(map(len, phrases), default=0)) > MAX_CHARACTERS:
-        what, advice = ("prompt", "Split its phrases into a list") if isinstance(text, str) else ("phrase", "Shorten it")
-        raise PromptError(f"a {what} must have at most {MAX_CHARACTERS} characters; got {n}. {advice}")
+        name, advice = ("prompt", "Split its phrases into a list") if phrases is not text else ("phrase", "Shorten it")
+        raise PromptError(f"a {name} must have at most {MAX_CHARACTERS} characters; got {n}. {advice}")
 
 
 OTHER_WORDS = "Use other words; the published checkpoints know English only"

@@ -8,6 +8,7 @@ import html
 import io
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from .errors import ArgumentError, ImageError, brief
 from .extras import require
 from .image import open_image
 from .network.boxes import cxcywh_to_xyxy, sigmoid
+from .options import check_area, check_count, check_flag, check_fraction, is_number
+from .overlap import suppress
 from .prompt import Prompt
 from .writing import encoded, replace_file
 
@@ -36,7 +39,8 @@ class Detection:
 
     Attributes:
         box: (left, top, right, bottom) in pixels of the original image, not clipped to it.
-        score: highest probability of the box over all tokens of the prompt, 0 to 1.
+        score: highest probability of the box over all tokens of the prompt, 0 to 1. With score="mean", the mean
+            probability over the tokens of its label.
         label: one of the caller's phrases.
         label_id: index of that phrase in the prompt, from 0.
         phrase: text of the tokens above the text threshold, with the spelling of transformers. It may be empty.
@@ -99,9 +103,11 @@ class Detections:
 
     Attributes:
         boxes: [N, 4] float32 (left, top, right, bottom) in pixels of the original image, not clipped to it.
-        scores: [N] float32, highest probability of each box over all tokens of the prompt.
+        scores: [N] float32, highest probability of each box over all tokens of the prompt. With score="mean", the mean
+            probability over the tokens of its label.
         labels: N strings, each one of the caller's phrases. `labels == "a cat"` is a mask [N] (see `Labels`).
-        label_ids: [N] int64, index of each label's phrase in the prompt, from 0.
+        label_ids: [N] int64, index of each label's phrase in the prompt, from 0. In a list that was cut into several
+            prompts, the index in the whole list.
         phrases: N strings, the tokens above the text threshold, with the spelling of transformers. A string may be
             empty, or mix words of several phrases. A comparison with one str is a mask, too.
         image_size: (width, height) of the original image, in pixels.
@@ -152,18 +158,21 @@ class Detections:
         shown = ", ".join(f"{d.label} {d.score:.2f}" for d in self[:5])
         return f"Detections({len(self)}: {shown}{', ...' if len(self) > 5 else ''})"
 
-    def filter(self, labels: str | Iterable[str] | None = None, threshold: float | None = None) -> Detections:
-        """Select detections by label and score.
+    def filter(self, labels: str | Iterable[str] | None = None, threshold: float | Mapping[str, float] | None = None,
+               max_area: float | None = None) -> Detections:
+        """Select detections by label, score and size.
 
         Args:
             labels: one label or several, as in `labels`; None for all. Labels that do not occur select nothing.
-            threshold: score that a detection must exceed; None for all.
+            threshold: score that a detection must exceed; None for all. A dict {label: score} concerns the labels that
+                it names.
+            max_area: largest fraction of the image that a box may cover, above 0 and at most 1; None for any.
 
         Returns:
             The selected detections, in the same order.
 
         Raises:
-            ArgumentError: if a label is not a str, or the threshold not a number.
+            ArgumentError: if a label is not a str, a threshold not a number, or `max_area` out of range.
         """
         kept = np.ones(len(self), bool)
         if labels is not None:
@@ -171,12 +180,51 @@ class Detections:
             if not all(isinstance(label, str) for label in wanted):
                 raise ArgumentError(f"labels must be a str or several; got {brief(labels)}")
             kept &= np.isin(np.array(self.labels, object), np.array(wanted, object))
-        if threshold is not None:
-            is_number = isinstance(threshold, (int, float, np.integer, np.floating)) and not isinstance(threshold, bool)
-            if not is_number or np.isnan(threshold):
-                raise ArgumentError(f"threshold must be a number; got {brief(threshold)}")
-            kept &= self.scores > threshold
+        if isinstance(threshold, Mapping):
+            for label, value in threshold.items():
+                if not isinstance(label, str):
+                    raise ArgumentError(f"threshold must have labels as keys; got {brief(label)}")
+                kept &= (self.scores > _number(value, f"threshold of {brief(label)}")) | (self.labels != label)
+        elif threshold is not None:
+            kept &= self.scores > _number(threshold, "threshold")
+        if max_area is not None:
+            left, top, right, bottom = self.clip().boxes.reshape(-1, 4).T
+            kept &= (right - left) * (bottom - top) <= check_area(max_area, "max_area") * math.prod(self.image_size)
         return self[kept]
+
+    def nms(self, iou: float = 0.7, class_agnostic: bool = False) -> Detections:
+        """Remove duplicates by non-maximum suppression.
+
+        The model is trained to find an object once. Boxes of several prompts or of tiles can repeat it.
+
+        Args:
+            iou: intersection over union, 0 to 1. A detection is removed if its box overlaps that of a kept one with a
+                higher score by more than this.
+            class_agnostic: whether detections with different labels suppress each other, too.
+
+        Returns:
+            The kept detections, in the same order.
+
+        Raises:
+            ArgumentError: if `iou` is not a number from 0 to 1, or `class_agnostic` not a bool.
+        """
+        limit = check_fraction(iou, "iou")
+        check_flag(class_agnostic, "class_agnostic")
+        return self[suppress(self.boxes, self.scores, limit, None if class_agnostic else self.label_ids)]
+
+    def top(self, n: int) -> Detections:
+        """Select the best detections.
+
+        Args:
+            n: largest number of detections, 1 or more.
+
+        Returns:
+            Those with the highest scores, by descending score. Among equal ones, the earlier come first.
+
+        Raises:
+            ArgumentError: if `n` is not an int of 1 or more.
+        """
+        return self[np.argsort(-self.scores, kind="stable")[: check_count(n, "n")]]
 
     def clip(self) -> Detections:
         """Return the same detections, with boxes clipped to the image."""
@@ -400,19 +448,27 @@ def _list(values):
         raise ArgumentError(f"labels must be a str or several; got {brief(values)}") from None
 
 
+def _number(value, name):
+    if not is_number(value):
+        raise ArgumentError(f"{name} must be a number; got {brief(value)}")
+    return value
+
+
 def _plain(value):
     """A NumPy scalar as a Python number, which the module json can write."""
     return value.item() if isinstance(value, np.generic) else value
 
 
-def post_process(logits, boxes, prompt: Prompt, decode, image_size: tuple[int, int], threshold: float,
-                 text_threshold: float, image=None) -> Detections:
+def post_process(logits, boxes, prompt: Prompt, decode, image_size: tuple[int, int], threshold: float | np.ndarray,
+                 text_threshold: float, image=None, score: str = "max") -> Detections:
     """Select and label the detections among the network's Q boxes.
 
     - The score of a box is its highest probability over all tokens. A box is a detection if its score exceeds
       `threshold`.
     - Its label is the phrase whose tokens have the highest probability, the earlier one in a tie. Delimiters count for
       the score, but not for the label.
+    - With score="mean", the label is the phrase whose tokens have the highest mean probability, and this mean is the
+      score.
 
     Args:
         logits: [Q, T], before the sigmoid.
@@ -420,27 +476,48 @@ def post_process(logits, boxes, prompt: Prompt, decode, image_size: tuple[int, i
         prompt: the tokenized prompt.
         decode: function that converts token ids to text.
         image_size: (width, height) of the original image, in pixels.
-        threshold: score that a detection must exceed.
+        threshold: score that a detection must exceed: a number, or one for each phrase of the prompt.
         text_threshold: probability that a token must exceed to become part of `Detections.phrases`.
         image: stored in the result, for `Detections.plot`.
+        score: "max" or "mean".
 
     Returns:
         The detections, by descending score, then by query index.
     """
     probabilities = sigmoid(logits)  # [Q, T]
-    scores = probabilities.max(axis=1)  # [Q]
+    over_tokens = np.max if score == "max" else np.mean
+    per_phrase = np.stack([over_tokens(probabilities[:, start:stop], axis=1) for start, stop in prompt.spans])
+    scores = probabilities.max(axis=1) if score == "max" else per_phrase.max(axis=0)  # [Q]
+    labels = per_phrase.argmax(axis=0)  # [Q]
+    thresholds = np.broadcast_to(np.asarray(threshold, scores.dtype), len(prompt.spans))
     order = np.argsort(-scores, kind="stable")
-    kept = order[scores[order] > threshold]
-    per_phrase = np.stack([probabilities[:, start:stop].max(axis=1) for start, stop in prompt.spans])
-    label_ids = per_phrase[:, kept].argmax(axis=0)  # [N]
+    kept = order[scores[order] > thresholds[labels[order]]]
     return Detections(
         boxes=cxcywh_to_xyxy(boxes[kept]) * np.array([*image_size, *image_size], np.float32),
         scores=scores[kept],
-        labels=Labels(prompt.phrases[i] for i in label_ids),
-        label_ids=label_ids,
+        labels=Labels(prompt.phrases[i] for i in labels[kept]),
+        label_ids=labels[kept],
         phrases=Labels(decode(prompt.ids[tokens]) for tokens in _phrase_tokens(probabilities[kept], text_threshold)),
         image_size=image_size,
         image=image)
+
+
+def joined(parts: Sequence[tuple[Detections, int]]) -> Detections:
+    """Join detections in one image that come from several prompts or views.
+
+    Args:
+        parts: detections, each with a number that is added to its label ids. At least one.
+
+    Returns:
+        The detections by descending score. Equal scores keep the order of the parts.
+    """
+    found = [part for part, _ in parts]
+    every = replace(found[0], boxes=np.concatenate([part.boxes for part in found]),
+                    scores=np.concatenate([part.scores for part in found]),
+                    labels=itertools.chain.from_iterable(part.labels for part in found),
+                    label_ids=np.concatenate([part.label_ids + first for part, first in parts]),
+                    phrases=itertools.chain.from_iterable(part.phrases for part in found))
+    return every[np.argsort(-every.scores, kind="stable")]
 
 
 def _phrase_tokens(probabilities, text_threshold):

@@ -24,10 +24,11 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"detector", "runtime.info"},
     {"learning.gradients"},
     {"learning.augmentation", "learning.backward", "learning.state"},
+    {"tiles"},
     {"cache", "chunks", "results", "targets", "video", "network.model", "checkpoints.hub", "checkpoints.reading"},
     {"checkpoints.saving"},
     # stages never import one another
-    {"drawing", "checkpoints.weights",
+    {"drawing", "options", "checkpoints.weights",
      "network.swin", "network.bert", "network.phrases", "network.enhancer", "network.queries", "network.decoder",
      "network.matching"},
     {"network.losses"},
@@ -37,8 +38,8 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
      "runtime.device", "runtime.flops"},
     {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.precision", "runtime.threads",
      "heif", "missing", "urls", "writing"},
-    {"extras", "checkpoints.json_file", "checkpoints.published"},
-    {"errors", "version", "network", "source_tree", "learning.average_precision", "learning.curve"},
+    {"extras", "checkpoints.json_file", "checkpoints.published", "learning.average_precision"},
+    {"errors", "version", "network", "source_tree", "overlap", "learning.curve"},
 ]
 RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}
 EXPLAIN = [  # the same, within the package that makes the page

@@ -6,6 +6,8 @@ from collections import defaultdict
 
 import numpy as np
 
+from ..overlap import iou
+
 IOU = 0.5
 RECALLS = np.linspace(0, 1, 101)  # at which COCO reads the precision
 
@@ -42,15 +44,6 @@ class AveragePrecision:
         """Return the mean over the labels; NaN without any annotated box."""
         values = list(self.by_label().values())
         return float(np.mean(values)) if values else float("nan")
-
-
-def iou(a, b):
-    """Intersection over union of boxes (left, top, right, bottom): a [N, 4], b [M, 4] -> [N, M]"""
-    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])  # [N, M, 2]
-    intersection = np.maximum(sides, 0).prod(axis=2)  # [N, M]
-    area_a, area_b = ((x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b))  # [N], [M]
-    union = area_a[:, None] + area_b[None] - intersection  # [N, M]
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def hits(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
