@@ -1,6 +1,9 @@
 """Tiles: where they are, which boxes of theirs count, and what they find."""
 
+import weakref
+
 import numpy as np
+import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +11,11 @@ from test_cache import counted, fresh  # noqa: F401  a fixture
 
 import minigdino
 from minigdino import Detections, ImageError
+from minigdino.overlap import iou
 from minigdino.tiles import View, merged, views
+from training.backgrounds import background
+from training.outlines import outline, rotate
+from training.world import SEEN, TILT, silhouette, tint
 
 lengths = st.integers(1, 400)
 sides = st.integers(64, 300)
@@ -122,8 +129,6 @@ def test_an_image_that_cannot_be_used_is_an_error_of_the_image():
 
 def test_only_one_tile_is_in_memory(monkeypatch):
     """The pixels of a view are released before those of the next one are made."""
-    import weakref
-
     alive, preprocess = [], minigdino.detector.images.preprocess
 
     def counting(*arguments):
@@ -135,3 +140,45 @@ def test_only_one_tile_is_in_memory(monkeypatch):
     monkeypatch.setattr(minigdino.detector.images, "preprocess", counting)
     fresh().detect(tiny.photo(100, 150), "a cat.", tile=80)
     assert len(alive) == 7
+
+
+SIDE = 40  # pixels of each thing
+
+
+def scene(rng, width, height, n):
+    """Draw n things that do not touch: uint8 [H, W, 3], their names, and their boxes [n, 4]."""
+    canvas = background("gradient", rng, height, width)
+    names, boxes = [], np.zeros((0, 4))
+    while len(names) < n:
+        colour, shape = SEEN[rng.integers(len(SEEN))]
+        polygons = rotate(outline(shape, rng, False), rng.uniform(-TILT, TILT))
+        low, high = polygons[0].min(axis=0), polygons[0].max(axis=0)
+        extent = (high - low) * SIDE / (high - low).max()
+        corner = rng.integers((0, 0), (width - SIDE, height - SIDE))
+        box, patch = np.array([*corner, *corner + extent]), canvas[corner[1] :, corner[0] :][:SIDE, :SIDE]
+        paint = tint(colour, rng)
+        is_clear = np.linalg.norm(patch - paint, axis=-1).min() > 0.4
+        if is_clear and not iou(box[None] + [-SIDE, -SIDE, SIDE, SIDE], boxes).any():
+            cover = silhouette([(p - low) * SIDE / (high - low).max() for p in polygons], SIDE, SIDE)[..., None]
+            patch += cover * (paint - patch)
+            names.append(f"{colour} {shape}")
+            boxes = np.vstack([boxes, box])
+    return (canvas.clip(0, 1) * 255).astype(np.uint8), np.array(names), boxes
+
+
+@pytest.mark.parametrize(("width", "height", "n"), [
+    (1000, 700, 15), pytest.param(2000, 1500, 60, marks=pytest.mark.slow)])
+def test_tiles_find_most_of_what_is_small_in_a_large_image(width, height, n):
+    image, names, boxes = scene(np.random.default_rng(0), width, height, n)
+    model, phrases = minigdino.load("shapes"), sorted(set(names))
+
+    def right(found):
+        """Which detections have the label and an IoU of 0.5 or more of a thing [N, n]."""
+        return (iou(found.boxes.astype(float), boxes) >= 0.5) & (np.array(found.labels)[:, None] == names)
+
+    plain = model.detect(image, phrases, chunk=6, threshold=0.3)
+    tiled = model.detect(image, phrases, chunk=6, threshold=0.3, tile=192)
+    assert right(plain).any(axis=0).mean() < 0.2
+    assert right(tiled).any(axis=0).mean() > 0.8
+    assert right(tiled).any(axis=1).mean() > 0.8
+    assert right(tiled).sum(axis=0).max() == 1  # never twice
