@@ -179,6 +179,6 @@ def test_tiles_find_most_of_what_is_small_in_a_large_image(width, height, n):
     plain = model.detect(image, phrases, chunk=6, threshold=0.3)
     tiled = model.detect(image, phrases, chunk=6, threshold=0.3, tile=192)
     assert right(plain).any(axis=0).mean() < 0.2
-    assert right(tiled).any(axis=0).mean() > 0.8
-    assert right(tiled).any(axis=1).mean() > 0.8
+    assert right(tiled).any(axis=0).mean() > 0.75
+    assert right(tiled).any(axis=1).mean() > 0.75
     assert right(tiled).sum(axis=0).max() == 1  # never twice
