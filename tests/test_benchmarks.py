@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import minigdino
-from benchmarks import agreement, case, learning, peers, processes, products, stages, throughput, worker
+from benchmarks import agreement, case, learning, long_lists, peers, processes, products, stages, throughput, worker
 from minigdino.runtime.bench import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -172,6 +172,19 @@ def test_steps_of_learning_are_compared_within_a_round():
     found = {("all", "minigdino"): runs(3, 4, 1), ("all", "transformers"): runs(2, 8, 2)}
     assert learning.table(found)[2:] == ["| all | minigdino | 3.00 | 0.50 | 2.0 GB |",
                                          "| all | transformers | 2.00 | 1.00 | 2.0 GB |"]
+
+
+def test_a_long_list_is_measured_beside_its_parts():
+    run = subprocess.run([sys.executable, "-m", "benchmarks.long_lists", *TINY, "--names", "3", "120", "--rounds", "1"],
+                         cwd=ROOT, check=True, capture_output=True, text=True)
+    rows = [line.strip("| ").split(" | ") for line in run.stdout.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["3", "1"], ["120", "2"]]
+    assert all(0.2 < float(row[-1]) < 20 for row in rows)
+
+
+def test_a_row_of_a_long_list_has_medians_and_ratios_of_rounds():
+    found = {"prompts": 2, "first": 9.0, "seconds": [4.0, 6.0, 5.0], "parts": [4.0, 3.0, 4.0]}
+    assert long_lists.row(120, found) == "| 120 | 2 | 9 s | 5 s | 2.5 s | 1.250 |"
 
 
 def test_rates_of_products():
