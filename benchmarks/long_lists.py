@@ -19,7 +19,6 @@ from .case import case as case_of
 from .case import edges, pictures
 from .processes import add_options, add_rounds, call, prepared
 
-
 WORDS = 21  # of the vocabulary; that of the embedded checkpoint has no more
 
 

@@ -196,7 +196,8 @@ def checked_size(size: Any) -> tuple[int, int] | None:
     all_ints = all(isinstance(edge, (int, np.integer)) and not isinstance(edge, bool) for edge in edges)
     if len(edges) != 2 or not all_ints or min(edges) < 1:
         raise ArgumentError(f"size must be (shortest, longest) edge in pixels, such as (800, 1333); got {brief(size)}")
-    return tuple(map(int, edges))
+    shortest, longest = map(int, edges)
+    return shortest, longest
 
 
 def _optional(check, value, name):

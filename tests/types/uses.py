@@ -44,6 +44,9 @@ assert_type(model.detect(map(Image.open, names), "a cat"), Iterator[Detections])
 assert_type(model.detect("a.png", "a cat", errors="return"), Detections | ImageError)
 assert_type(model.detect(names, "a cat", errors="return"), list[Detections | ImageError])
 assert_type(model.detect(Path().glob("*"), "a cat", errors="return"), Iterator[Detections | ImageError])
+assert_type(model.detect("a.png", names, threshold={"a cat": 0.4}, chunk=40, score="mean", tile=640), Detections)
+assert_type(model.detect(names, "a cat", max_area=0.5, nms=0.7, max_detections=3), list[Detections])
+assert_type(minigdino.detect(photos(), names, nms=0.7, class_agnostic=True, chunk=2), Iterator[Detections])
 assert_type(minigdino.detect("a.png", "a cat.", model="shapes"), Detections)
 assert_type(minigdino.detect(names, "a cat.", model=model, device="cpu"), list[Detections])
 assert_type(minigdino.detect(photos(), "a cat.", errors="return"), Iterator[Detections | ImageError])
@@ -59,6 +62,7 @@ assert_type([d.label for d in found], list[str])
 assert_type(found[found.labels == "a cat"], Detections)
 assert_type(found.labels[0], str)
 assert_type(found.filter(["a cat"], threshold=0.4), Detections)
+assert_type(found.filter(threshold={"a cat": 0.4}, max_area=0.5).nms(0.7, class_agnostic=True).top(3), Detections)
 assert_type(found.crops(), list[Image.Image])
 assert_type(found.plot(), Image.Image)
 assert_type(found.to_json(indent=2), str)
@@ -72,5 +76,6 @@ assert_type(model.loss(array, "a cat.", found.boxes, found.label_ids).terms, dic
 
 model.detect("a.png", "a cat", thresold=0.3)  # type: ignore[call-overload]
 model.detect("a.png", "a cat", errors="ignore")  # type: ignore[call-overload]
+model.detect("a.png", "a cat", score="median")  # type: ignore[call-overload]
 model.detect(3, "a cat")  # type: ignore[call-overload]
 Detections(array, array, 3, array, ["a"], (4, 4))  # type: ignore[arg-type]
