@@ -145,7 +145,8 @@ def parser() -> argparse.ArgumentParser:
     detect = commands.add_parser(
         "detect", help="detect objects in images", formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="minigdino detect SOURCE [SOURCE ...] TEXT [options]\n"
-              "       minigdino detect SOURCE [SOURCE ...] --phrase P [--phrase P ...] [options]",
+              "       minigdino detect SOURCE [SOURCE ...] --phrase P [--phrase P ...] [options]\n"
+              "       minigdino detect SOURCE [SOURCE ...] --phrases FILE [options]",
         epilog='examples:\n  minigdino detect cat.jpg "a cat. a remote control." --out found.png\n'
                "  minigdino detect photos/ --phrase 'st. bernard' --jsonl found.jsonl --resume\n"
                '  minigdino detect clip.mp4 "a dog." --every 5 --jsonl found.jsonl --out found.mp4')
@@ -153,10 +154,12 @@ def parser() -> argparse.ArgumentParser:
                         help="an image, a URL, a folder, a glob pattern in quotes, - for an image on standard "
                              "input, a video file, or a camera such as /dev/video0, which Ctrl-C ends. In folders and "
                              "patterns, hidden files are skipped; in folders, videos too. A path given twice is "
-                             "processed once. Without --phrase, the last argument is TEXT, the prompt: phrases that "
-                             'end in dots, such as "a cat. a dog."')
+                             "processed once. Without --phrase and --phrases, the last argument is TEXT, the prompt: "
+                             'phrases that end in dots, such as "a cat. a dog."')
     detect.add_argument("--phrase", action="append", metavar="P",
                         help="one phrase of the prompt, instead of TEXT; repeatable")
+    detect.add_argument("--phrases", metavar="FILE", type=_path,
+                        help="text file with a phrase on each line, instead of TEXT; any number of them")
     detect.add_argument("--recursive", action="store_true", help="search the subfolders of folders, too")
     detect.add_argument("--every", type=int, metavar="N",
                         help="take every Nth frame of a video (default: each). Frame 12 of clip.mp4, counted from 0, "
@@ -187,8 +190,8 @@ def parser() -> argparse.ArgumentParser:
                         help="detect in overlapping tiles of N x N pixels, too, to find small objects in a large "
                              "image. Sets --nms to 0.5 by default")
     detect.add_argument("--chunk", type=int, metavar="N",
-                        help="with --phrase: largest number of phrases of a prompt (default: as many as fit). More "
-                             "phrases are split over several forward passes")
+                        help="with --phrase or --phrases: largest number of phrases of a prompt (default: as many as "
+                             "fit). More phrases are split over several forward passes")
     detect.add_argument("--device", default="cpu", help='"cpu" (default), "cuda" or "cuda:N"')
     _add_precision(detect)
     detect.add_argument("--threads", type=int, metavar="N",

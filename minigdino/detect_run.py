@@ -53,13 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
         Error: if an argument is invalid, or an output cannot be written.
         SystemExit: with status 2, if arguments do not fit together.
     """
-    *sources, text = arguments.source if not arguments.phrase else [*arguments.source, arguments.phrase]
+    phrases = _listed(arguments)
+    *sources, text = arguments.source if not phrases else [*arguments.source, phrases]
     if not sources:
         arguments.error('give an image and a text: minigdino detect cat.jpg "a cat."')
     if mistake := misplaced(sources, text):
         arguments.error(mistake)
     if arguments.chunk is not None and isinstance(text, str):
-        arguments.error("--chunk needs the phrases by --phrase; got TEXT, which is always one prompt")
+        arguments.error("--chunk needs the phrases by --phrase or --phrases; got TEXT, which is always one prompt")
     printed = _printed(arguments)
     if arguments.threads is not None:
         set_threads(arguments.threads)
@@ -112,6 +113,13 @@ def run(arguments: argparse.Namespace) -> int:
 # versions without it can be resumed
 OPTIONAL = {"chunk": None, "score": "max", "max_area": None, "nms": None, "class_agnostic": False,
             "max_detections": None, "tile": None}
+
+
+def _listed(arguments):
+    """The phrases of --phrase or of --phrases; None for TEXT."""
+    if arguments.phrase and arguments.phrases:
+        arguments.error("expected --phrase or --phrases; got both. Add the phrase to the file")
+    return files.read_phrases(arguments.phrases) if arguments.phrases else arguments.phrase
 
 
 def _options(arguments, phrases):
@@ -365,7 +373,8 @@ def _check_paths(arguments, images, pictures):
                         for path in (arguments.coco, arguments.csv, arguments.jsonl))
     outputs.check_paths([*(("a video" if is_video(image) else "an image",
                             "/dev/stdin" if image == files.STDIN else image) for image in images),
-                         ("--categories", arguments.categories), ("--image-ids", arguments.image_ids),
+                         ("--phrases", arguments.phrases), ("--categories", arguments.categories),
+                         ("--image-ids", arguments.image_ids),
                          *outputs.model_files(arguments.model)],
                         [*(("--out", path) for path in dict.fromkeys([out, *pictures])), ("--crops", crops),
                          ("--coco", coco), ("--csv", csv), ("--jsonl", lines)])

@@ -284,8 +284,8 @@ class Model:
         """
         prompt = self._checked_tokens(self._tokenizer().encode(text))
         if len(prompt.ids) > self.config.max_text_len:
-            advice = ("Give its phrases as a list (on the command line, by --phrase), which detect() splits over "
-                      "several prompts" if isinstance(text, str)
+            advice = ("Give its phrases as a list (on the command line, by --phrase or --phrases), which detect() "
+                      "splits over several prompts" if isinstance(text, str)
                       else "Use fewer phrases; only detect() splits a list over several prompts")
             raise PromptError(f"a prompt must have at most {self.config.max_text_len} tokens for this model; got "
                               f"{len(prompt.ids)}. {advice}")

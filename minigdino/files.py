@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import urls
-from .checkpoints.json_file import is_file, is_folder, read_json, status
+from .checkpoints.json_file import is_file, is_folder, read_json, read_text, status
 from .errors import ArgumentError, CheckpointError, Error, ImageError, brief, from_signal_handler
 from .image import endings
 from .results import Detections, Labels
@@ -533,6 +533,30 @@ def check_new_id(number: int, image: str, names: dict[int, str]) -> None:
     if (other := names.setdefault(number, image)) != image:
         raise ArgumentError(f"{image}: expected a different id for each image; {other} has the id {number}, too. Add "
                             "folders to the names with an id")
+
+
+def read_phrases(path: str | Path) -> list[str]:
+    """Read the phrases of a prompt from a text file with a phrase on each line. Empty lines are skipped.
+
+    Args:
+        path: the file, in UTF-8.
+
+    Returns:
+        The phrases, at least one.
+
+    Raises:
+        ArgumentError: if the file cannot be read, or has no phrase.
+    """
+    expected = "expected a text file in UTF-8 with a phrase on each line"
+    try:
+        lines = read_text(path).removeprefix("\ufeff").splitlines()
+    except (OSError, ValueError) as error:
+        if from_signal_handler(error):
+            raise
+        raise ArgumentError(f"{path}: {expected} ({brief(error)}). Check the path of --phrases") from None
+    if not (phrases := [line.strip() for line in lines if line.strip()]):
+        raise ArgumentError(f"{path}: {expected}; it has none. Write for example: a cat")
+    return phrases
 
 
 def read_categories(path: str | Path) -> dict[str, int]:

@@ -96,7 +96,29 @@ def test_more_phrases_than_a_prompt_holds_are_a_run_like_any_other(detect, home)
     assert len(line["detections"]) == 30
     assert [category["name"] for category in json.loads((home / "long.json").read_text())["categories"]] == names
     status, _, err = detect(". ".join(names))
-    assert status == 1 and "Give its phrases as a list (on the command line, by --phrase)" in err
+    assert status == 1 and "Give its phrases as a list (on the command line, by --phrase or --phrases)" in err
+
+
+def test_the_phrases_can_come_from_a_file(detect, home):
+    (home / "names.txt").write_bytes("\ufeffa cat.\r\n\n  st. bernard \nhat".encode())
+    outputs = [detect(*words, "--json") for words in (LIST, ["--phrases", "names.txt"])]
+    assert outputs[0] == outputs[1]
+    assert len(json.loads(outputs[0][1])["detections"]) > 0
+    status, _, err = detect("--phrases", "names.txt", "--csv", "names.txt", "--overwrite")
+    assert status == 1 and "names.txt" in err
+    assert (home / "names.txt").read_bytes().startswith("\ufeffa cat.".encode())
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b" \n\n", "with a phrase on each line; it has none. Write for example: a cat"),
+    (b"\xff", "can't decode byte 0xff"),
+    (None, "Check the path of --phrases")])
+def test_a_file_without_phrases_is_an_error(detect, home, content, message):
+    if content is not None:
+        (home / "wrong.txt").write_bytes(content)
+    status, _, err = detect("--phrases", "wrong.txt" if content is not None else "none.txt")
+    assert (status, err.count("\n")) == (1, 1)
+    assert message in err and ".txt: expected a text file in UTF-8" in err
 
 
 @pytest.mark.parametrize(("words", "line"), [
@@ -124,7 +146,8 @@ def test_a_wrong_value_is_one_message_and_no_file(detect, home, words, message):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ("cat --chunk 2", "--chunk needs the phrases by --phrase; got TEXT"),
+    ("cat --chunk 2", "--chunk needs the phrases by --phrase or --phrases; got TEXT"),
+    ("--phrase cat --phrases names.txt", "expected --phrase or --phrases; got both"),
     ("cat --score min", "invalid choice: 'min'"), ("cat --nms x", "invalid float value: 'x'"),
     ("cat --phrase-threshold cat", 'expected a phrase and a number, such as "a cat=0.4"; got \'cat\''),
     ("cat --phrase-threshold =0.5", "got '=0.5'"), ("cat --phrase-threshold cat=x", "got 'cat=x'")])
