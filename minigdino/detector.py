@@ -94,10 +94,10 @@ class Model:
     Create a model with `load` (a checkpoint) or `Model.random` (random weights). `Model(...)` takes the tensors
     themselves.
 
-    `detect` caches backbone features of the 2 images used most recently, and 64 MB of text features: those of over 256
-    prompts, or of a list of thousands of phrases. A new prompt for a cached image skips the image backbone. A new image
-    with a cached prompt skips BERT. Results do not depend on the caches. `clear` empties them. `forward` does not use
-    them, nor does `detect` while `minigdino.trace` records.
+    `detect` caches backbone features of the 2 images used most recently, and 64 MiB of text features. These are enough
+    for 256 prompts of 256 tokens, or a list of some 15,000 phrases. A new prompt for a cached image skips the image
+    backbone. A new image with a cached prompt skips BERT. Results do not depend on the caches. `clear` empties them.
+    `forward` does not use them, nor does `detect` while `minigdino.trace` records.
 
     A model can be pickled. A loaded one is loaded again from its path, so that processes share the mapped weights; any
     other is pickled with its tensors. Settings or a tokenizer that you assigned are pickled too. `copy.copy` and

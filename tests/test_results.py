@@ -77,6 +77,22 @@ def test_phrases_contain_the_tokens_above_the_text_threshold():
     assert process([row(t1=0.9)], text_threshold=0.95).phrases == [""]
 
 
+def test_each_phrase_may_have_its_own_threshold():
+    logits = [row(t1=0.3), row(t4=0.9), row(t7=0.6), row(t4=0.7)]
+    found = process(logits, threshold=np.array([0.2, 0.8, 0.6]))
+    assert found.labels == ["a dog", "a cat"]  # 0.6 does not exceed 0.6, nor 0.7 the 0.8 of its own phrase
+    everywhere = process(logits, threshold=np.full(3, 0.5))
+    assert everywhere.to_dict() == process(logits, threshold=0.5).to_dict()
+
+
+def test_the_mean_score_is_over_the_tokens_of_a_phrase():
+    logits = np.float32([row(t1=0.9, t2=0.1, t4=0.6, t5=0.6), row(t3=0.9, t7=0.4, t8=0.4), row(t2=0.5, t5=0.5)])
+    found = post_process(logits, np.full((3, 4), 0.5, np.float32), PROMPT, TOKENIZER.decode, (100, 50), 0.2, 0.25,
+                         score="mean")
+    assert found.labels == ["a dog", "remote control", "a cat"]  # delimiters do not count; a tie goes to the earlier
+    np.testing.assert_allclose(found.scores, [0.6, 0.4, 0.25], rtol=1e-3)
+
+
 def test_boxes_are_pixels_of_the_original_and_not_clipped():
     box = np.float32([[0.5, 0.5, 0.5, 0.5], [0, 0, 1, 1]])
     found = process([row(t1=0.9), row(t1=0.8)], boxes=box)
