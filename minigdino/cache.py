@@ -39,14 +39,16 @@ class Cache:
         with self._lock:
             self._results[key] = result
             self._results.move_to_end(key)
-            excess = sum(map(self.size, self._results.values())) - self.capacity
-            while excess > 0:
-                excess -= self.size(self._results.popitem(last=False)[1])
+            while self._total() > self.capacity:
+                self._results.popitem(last=False)
 
     def clear(self) -> None:
         """Remove all entries."""
         with self._lock:
             self._results.clear()
+
+    def _total(self):
+        return sum(map(self.size, list(self._results.values())))  # a copy, since a signal handler may change the dict
 
     def _renew(self):
         """Replace the lock in a forked child. Where another thread held it, an update may be incomplete."""

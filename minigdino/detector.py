@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, TypedDict, TypeGuard, Unpack, overload
+from typing import Any, BinaryIO, Literal, TypeAlias, TypeGuard, Unpack, overload
 
 import numpy as np
 from PIL.Image import Image
@@ -42,8 +42,8 @@ from .network.losses import Losses, losses, stages, total
 from .network.matching import match
 from .network.model import Output, forward
 from .network.phrases import PUBLISHED_DELIMITERS
+from .options import DetectOptions, Score, Threshold, checked_size
 from .options import checked as checked_options
-from .options import checked_size
 from .prompt import Prompt, Tokenizer
 from .results import Detections, joined, post_process
 from .runtime import precision as precisions
@@ -61,24 +61,7 @@ TEXT_CACHE = 2**26  # bytes of text features; those of 256 prompts of 256 tokens
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image | np.ndarray | bytes | bytearray | BinaryIO"
 Images: TypeAlias = "ImageLike | Sequence[ImageLike] | Iterator[ImageLike]"
 Text: TypeAlias = "str | Sequence[str] | Sequence[Sequence[str]]"
-Threshold: TypeAlias = "float | Mapping[str, float]"
-Score: TypeAlias = Literal["max", "mean"]
 Result: TypeAlias = "Detections | ImageError"
-
-
-class DetectOptions(TypedDict, total=False):
-    """Options of `Model.detect` that do not change the type of its result."""
-
-    threshold: Threshold
-    text_threshold: float
-    size: Sequence[int] | None
-    chunk: int | None
-    score: Score
-    max_area: float | None
-    nms: float | None
-    class_agnostic: bool
-    max_detections: int | None
-    tile: int | None
 
 
 class LoadAndDetectOptions(DetectOptions, total=False):

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 
 from .errors import ArgumentError, brief
 from .prompt import as_label
 
+Threshold: TypeAlias = "float | Mapping[str, float]"
+Score: TypeAlias = Literal["max", "mean"]
+
 THRESHOLD = 0.25  # of `detect`, also for phrases that a mapping of thresholds does not name
 SCORES = ("max", "mean")
 TILE_NMS = 0.5  # IoU of `nms` if there are tiles: lower, because the boxes of an object in two tiles differ more
 MIN_TILE = 64  # pixels
+
+
+class DetectOptions(TypedDict, total=False):
+    """Options of `Model.detect` that do not change the type of its result."""
+
+    threshold: Threshold
+    text_threshold: float
+    size: Sequence[int] | None
+    chunk: int | None
+    score: Score
+    max_area: float | None
+    nms: float | None
+    class_agnostic: bool
+    max_detections: int | None
+    tile: int | None
 
 
 @dataclass(frozen=True)

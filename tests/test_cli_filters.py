@@ -8,7 +8,7 @@ import tiny
 from test_streams import in_process, objects
 
 from minigdino import detect_run
-from minigdino.detector import DetectOptions
+from minigdino.options import DetectOptions
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 PHRASES = ["a cat", "st. bernard", "hat"]

@@ -123,6 +123,21 @@ def test_a_cache_is_bounded_by_the_sum_of_sizes():
     assert [cache.get(key) for key in "cde"] == [None, None, None]
 
 
+@pytest.mark.parametrize("change", [lambda cache: cache.put("z", "1"), lambda cache: cache.clear()])
+def test_a_signal_handler_may_change_a_cache_that_adds_up_its_sizes(change):
+    changes = iter([change])
+
+    def size(text):
+        next(changes, lambda _: None)(cache)
+        return len(text)
+
+    cache = Cache(4, size)
+    for key in "abc":
+        cache.put(key, "12")
+    assert cache.get("c") == "12"
+    assert sum(map(len, cache._results.values())) <= 4
+
+
 def test_text_features_are_bounded_by_their_bytes():
     model = fresh()
     model.detect(PHOTO, NAMES[:3], chunk=1)

@@ -68,7 +68,8 @@ def summary(array, **more) -> Summary:
 def trace(pattern: str | None = None, *more: str) -> Iterator[dict]:
     """Record the steps of every forward pass that the calling thread runs in the block.
 
-    In the block, `detect` neither uses nor fills its caches, so that every step runs.
+    In the block, `detect` neither uses nor fills its caches, so that every step runs. If a list of phrases is split
+    over several prompts, the image backbone runs for the first one only.
 
     Traces of a thread may overlap and may end in any order. Each records every pass from its start to its end,
     including passes of other asyncio tasks of the thread. If an exception of a signal handler ends a pass, later passes
