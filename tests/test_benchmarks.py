@@ -15,6 +15,8 @@ import minigdino
 from benchmarks import agreement, case, learning, long_lists, peers, processes, products, stages, throughput, worker
 from minigdino.runtime.bench import STAGES
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 TINY = ("--model", "shapes", "--size", "64", "85")
 

@@ -22,6 +22,8 @@ from strategies import LOOSE_PROBLEMS
 from minigdino.network import ops
 from minigdino.runtime import kernels
 
+pytestmark = pytest.mark.once
+
 HERE = Path(__file__).parent
 F32 = np.dtype(np.float32)
 

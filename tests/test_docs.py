@@ -14,6 +14,8 @@ from PIL import Image
 from docs.hooks import slug
 from minigdino import cli
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",

@@ -27,6 +27,8 @@ from minigdino.inspection.tree import home, place
 from minigdino.network.boxes import sigmoid
 from minigdino.network.swin import windows
 
+pytestmark = pytest.mark.once
+
 SCENE = Path(__file__).parent.parent / "docs" / "images" / "scene.jpg"
 TEXT = "a purple star. a green heart. an orange ring."
 TARGETS = [{"box": [166, 262, 289, 385], "label": "a green heart"}, {"box": [17, 177, 146, 311], "label": 0}]

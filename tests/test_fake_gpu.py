@@ -14,6 +14,8 @@ from places import WITH_COMPILER, launching_on_host
 import minigdino
 from minigdino import detector
 
+pytestmark = pytest.mark.once
+
 GEOMETRIES = {
     "grounding dino": {"family": "grounding-dino"},
     "mm grounding dino": {"family": "mm-grounding-dino"},

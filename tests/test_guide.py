@@ -22,6 +22,8 @@ from minigdino.inspection import tree
 from minigdino.inspection.explain import FIGURES, TRAINING
 from tests.browser import conftest as browser
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 ROWS = hooks.rosetta()
 READING = [page.stem for page in (ROOT / "docs" / "reading").glob("*.md") if page.stem != "index"]

@@ -25,6 +25,8 @@ from minigdino.network.ops import ERFC, add_norm, feed_forward, gelu, layer_norm
 from minigdino.network.swin import attend_in_windows
 from minigdino.runtime import kernels
 
+pytestmark = pytest.mark.once
+
 LEVELS = kernels.levels()
 EXACT = list(places_of(EXACT_PROBLEMS))
 LOOSE = list(places_of(kernels.OPS))  # the whole registry, so no twin stays untested

@@ -9,6 +9,8 @@ import pytest
 import minigdino
 from minigdino.network import LAYERS
 
+pytestmark = pytest.mark.once
+
 PACKAGE = Path(minigdino.__file__).parent
 COMPILED = PACKAGE.parent / "_ext"
 LEVELS = [  # a module may import from the rows below its own, never from its own row

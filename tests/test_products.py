@@ -14,6 +14,8 @@ from strategies import rngs
 from minigdino.network.ops import gelu
 from minigdino.runtime import kernels
 
+pytestmark = pytest.mark.once
+
 # {level: (instruction set of the module, whether it uses tiles, whether it uses pairs)}
 LEVELS = {level: (level, False, False) for level in kernels.levels()}
 if instruction_sets.tiles():

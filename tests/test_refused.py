@@ -16,6 +16,8 @@ from places import HOST, WITH_COMPILER, has_twin
 from minigdino.network.deformable import bilinear, deform_attn
 from minigdino.runtime import kernels
 
+pytestmark = pytest.mark.once
+
 F32 = np.float32
 ON_CPU = [(name, level) for name in sorted(kernels.OPS) for level in kernels.levels() if has_twin(name)]
 

@@ -319,17 +319,17 @@ def test_a_label_is_shortened_as_little_as_necessary(label, score, width):
 def test_any_label_is_drawn(label, size):
     image = Image.new("RGB", size)
     boxes = np.random.default_rng(0).uniform(-10, 300, (20, 4))
-    start = time.perf_counter()
+    start = time.process_time()
     assert annotate(image, boxes, [label] * 20, np.linspace(1, 0, 20), np.arange(20)).size == size
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_thousand_boxes_are_drawn_in_seconds():
     image = Image.new("RGB", (800, 600))
     boxes = np.random.default_rng(0).uniform(0, 600, (1000, 4)).astype(np.float32)
-    start = time.perf_counter()
+    start = time.process_time()
     annotate(image, boxes, ["a cat"] * 1000, np.full(1000, 0.5), np.arange(1000))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_labels_compared_with_a_text_are_a_mask():

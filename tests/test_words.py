@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 TEXT = {".py", ".pyx", ".pxd", ".cu", ".cuh", ".h", ".c", ".md", ".toml", ".yml", ".js", ".css", ".html", ""}
 NOT_PROSE = ("LICENSE", "tests/test_words.py", "docs/images")

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not the session's: other modules may start Playwright, which refuses a second one
 def chromium():
     """A running browser."""
     assert missing() is None, missing()
