@@ -130,6 +130,24 @@ class Tokenizer:
         _check_text([phrase])
         return tuple(self._encode_phrase(phrase)[2].ids)
 
+    def read(self, text: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """Tokenize a text as it is, whatever its phrases are, and without a warning.
+
+        Args:
+            text: any text.
+
+        Returns:
+            Token ids [T], from [CLS] to [SEP], and for each token the (start, stop) of its characters in the text, with
+            start = stop for [CLS] and [SEP].
+
+        Raises:
+            PromptError: if the text is no str, too long, or not valid Unicode.
+            CheckpointError: if the tokenizer's files are inconsistent.
+        """
+        _check_text(text)
+        encoding = _call(self.backend.encode, text)
+        return np.array(encoding.ids, np.int64), encoding.offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """Convert token ids to text, with the spelling of transformers.
 

@@ -6,7 +6,7 @@ A annotations.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ def _without_masks(pairs):
 
 def _categories(file):
     seen: set[int] = set()
-    for entry in _filled(file, "categories"):
+    for entry in filled(file, "categories"):
         number = new_id(entry, seen)
         frequency = None
         if "frequency" in entry:
@@ -174,7 +174,7 @@ def _categories(file):
 
 def _pictures(file, categories, is_lvis):
     seen: set[int] = set()
-    for entry in _filled(file, "images"):
+    for entry in filled(file, "images"):
         number, (width, height) = new_id(entry, seen), image_size(entry)
         absent, not_exhaustive = (frozenset(_known_ids(entry, name, categories)) if is_lvis else frozenset()
                                   for name in ("neg_category_ids", "not_exhaustive_category_ids"))
@@ -204,7 +204,7 @@ def _prompt(entry, categories):
 def _rows(file, pictures, categories):
     """Annotations as tuples: id, image id, category id, box, area, crowd."""
     seen: set[int] = set()
-    for entry in _filled(file, "annotations"):
+    for entry in filled(file, "annotations"):
         number = new_id(entry, seen)
         image = known_id(entry, "image_id", pictures, "images")
         category = known_id(entry, "category_id", categories, "categories")
@@ -213,8 +213,12 @@ def _rows(file, pictures, categories):
         yield number, image, category, box, area, is_crowd(entry)
 
 
-def _filled(file, name):
-    """The objects of a list in a file, at least one."""
+def filled(file: JsonObject, name: str) -> Iterator[JsonObject]:
+    """Return the objects of a list in a file.
+
+    Raises:
+        ArgumentError: if there is no list, or it is empty.
+    """
     if not file.field(name, lambda value: isinstance(value, list), "a list"):
         raise ArgumentError(f"{file.place}: expected at least one object in {name}; got none. Evaluation needs "
                             "annotated images; check that this is the file with the annotations")

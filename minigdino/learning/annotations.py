@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from ..checkpoints.json_file import is_folder, read_text, status, unique
 from ..errors import ArgumentError, ImageError, brief
 from ..files import MAX_CATEGORIES, MAX_FLOAT, categories_in
 from ..image import read_size
+from ..json_object import JsonObject
 from ..prompt import as_label
 from ..targets import clipped, has_area
 
@@ -108,7 +108,7 @@ def _entries(text, source) -> tuple[list[_Entry], str]:
     if isinstance(first, dict) and "filename" in first:
         return list(_odvg(text, source)), CORNERS
     if isinstance(first, dict) and "images" in first and not rest:
-        return _coco(_Object(first, str(source))), COCO
+        return _coco(JsonObject(first, str(source))), COCO
     raise ArgumentError(f"{source}: {FORMATS}; got {brief(first)}{' and more' if rest else ''}. Convert the file")
 
 
@@ -127,57 +127,7 @@ def _after_spaces(text, start):
     return match.end()
 
 
-class _Object:
-    """A JSON object of an annotation file, whose fields are checked when they are read.
-
-    Args:
-        values: the object.
-        place: its file, and its place in it, for error messages.
-    """
-
-    def __init__(self, values: Any, place: str):
-        if not isinstance(values, dict):
-            raise ArgumentError(f"{place}: expected a JSON object; got {brief(values)}. Correct the entry")
-        self.values, self.place = values, place
-
-    def __contains__(self, name):
-        return name in self.values
-
-    def field(self, name: str, is_valid: Callable[[Any], bool], expected: str) -> Any:
-        """Return the value of a field if it is valid, else raise an error."""
-        value = self.values.get(name)
-        if not is_valid(value):
-            got = brief(value) if name in self else "no such field"
-            raise ArgumentError(f'{self.place}: expected {expected} as "{name}"; got {got}. Correct the entry')
-        return value
-
-    def text(self, name: str) -> str:
-        """Return a str that is not empty as a label."""
-        return self.field(name, lambda value: isinstance(value, str) and bool(as_label(value)), "a text")
-
-    def number(self, name: str) -> int:
-        """Return an int. JSON has bools, too, which Python counts as ints."""
-        return self.field(name, lambda value: type(value) is int, "an int")
-
-    def size(self) -> tuple[int, int] | None:
-        """Return width and height of an image; None if the object has neither."""
-        if not ("width" in self or "height" in self):
-            return None
-        width, height = (self.field(name, lambda value: type(value) is int and value > 0, "a positive int")
-                         for name in ("width", "height"))
-        return width, height
-
-    def part(self, name: str) -> _Object:
-        """Return an object in a field."""
-        return _Object(self.values.get(name), f"{self.place}: {name}")
-
-    def objects(self, name: str) -> Iterator[_Object]:
-        """Return the objects of a list in a field."""
-        values = self.field(name, lambda value: isinstance(value, list), "a list")
-        return (_Object(value, f"{self.place}: {name}[{i}]") for i, value in enumerate(values))
-
-
-def _coco(file: _Object) -> list[_Entry]:
+def _coco(file: JsonObject) -> list[_Entry]:
     images: dict[int, _Entry] = {}
     for image in file.objects("images"):
         entry = _Entry(image.place, image.text("file_name"), image.size())
@@ -196,7 +146,7 @@ def _coco(file: _Object) -> list[_Entry]:
     return list(images.values())
 
 
-def _labels(file: _Object) -> dict[int, str]:
+def _labels(file: JsonObject) -> dict[int, str]:
     """{category id: label}"""
     categories = categories_in(file.field("categories", lambda value: isinstance(value, list), "a list"), file.place)
     if empty := [name for name in categories if not as_label(name)]:
@@ -227,7 +177,7 @@ def _odvg(text, source) -> Iterator[_Entry]:
             continue
         place = f"{source}: line {number}"
         try:
-            image = _Object(json.loads(line, object_pairs_hook=unique), place)
+            image = JsonObject(json.loads(line, object_pairs_hook=unique), place)
         except (ValueError, RecursionError) as error:
             raise ArgumentError(f"{place}: expected a JSON object; got another text ({brief(error)}). Correct the "
                                 "line") from None
