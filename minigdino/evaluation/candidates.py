@@ -41,7 +41,7 @@ def checked(truth: GroundTruth, detections: Iterable[tuple[int, Candidates]]) ->
 
     Raises:
         ArgumentError: if an image is unknown or occurs twice, a category is unknown, the arrays have different lengths,
-            or a number is not finite.
+            a number is not finite, or a width or height is negative.
     """
     images = {picture.id for picture in truth.pictures}
     categories = np.array([category.id for category in truth.categories], np.int64)
@@ -61,9 +61,9 @@ def checked(truth: GroundTruth, detections: Iterable[tuple[int, Candidates]]) ->
             raise ArgumentError(f"image id {image_id}: expected boxes [K, 4], and K scores and category ids; got "
                                 f"{list(boxes.shape)}, {list(scores.shape)} and {list(category_ids.shape)}. Repeat its "
                                 "detection")
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise ArgumentError(f"image id {image_id}: expected finite boxes and scores; got NaN or infinity. Repeat "
-                                "its detection")
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all() and (boxes[:, 2:] >= 0).all()):
+            raise ArgumentError(f"image id {image_id}: expected finite scores and boxes, and no negative width or "
+                                "height; got others. Repeat its detection")
         if len(unknown := category_ids[~np.isin(category_ids, categories)]):
             raise ArgumentError(f"image id {image_id}: expected detections of the {len(categories)} categories of the "
                                 f"annotations; got some with the category id {unknown[0]}. Use the annotation file "

@@ -80,12 +80,12 @@ def _mean(precisions):
 
 
 class _Objects:
-    """The annotated objects, by image and category."""
+    """The annotated objects, by image and category. Objects and detections without an area do not count."""
 
     def __init__(self, truth):
         rows = defaultdict(list)
-        for row, key in enumerate(zip(truth.image_ids.tolist(), truth.category_ids.tolist())):
-            rows[key].append(row)
+        for row in np.flatnonzero(truth.areas > 0).tolist():
+            rows[int(truth.image_ids[row]), int(truth.category_ids[row])].append(row)
         self._boxes = {key: truth.boxes[found] for key, found in rows.items()}
         self._outside = {key: _outside(truth.areas[found]) for key, found in rows.items()}
         self._absent = {picture.id: picture.absent for picture in truth.pictures}
@@ -102,7 +102,8 @@ class _Objects:
         key = image_id, category_id
         if key not in self._boxes and category_id not in self._absent[image_id]:
             return np.zeros((2, len(AREAS), len(THRESHOLDS), len(boxes)), bool)
-        excused = _outside(boxes[:, 2] * boxes[:, 3]) | (category_id in self._partial[image_id])  # [A, D]
+        areas = boxes[:, 2] * boxes[:, 3]
+        excused = _outside(areas) | (areas == 0) | (category_id in self._partial[image_id])  # [A, D]
         matched = np.zeros((len(AREAS), len(THRESHOLDS), len(boxes)), bool)
         ignored = np.repeat(excused[:, None], len(THRESHOLDS), axis=1)  # [A, T, D]
         if key in self._boxes:
