@@ -5,11 +5,12 @@ Unlike in COCO, the number of detections of an image is not limited. That of a c
 The annotations of LVIS are federated: in an image, a detection counts only if its category is annotated there, or known
 to be absent. Where a category is known to be annotated in part only, a detection without an object is ignored.
 
-A area ranges, D detections, G annotated objects, T IoU thresholds.
+A area ranges, C categories, D detections, G annotated objects, T IoU thresholds.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -21,9 +22,10 @@ from .candidates import Candidates, checked, iou
 from .ground_truth import FREQUENCIES, GroundTruth
 
 LIMIT = 10_000  # detections of a category in the whole set
-SPARE = LIMIT // 4  # detections of a category that are collected before the worst are dropped
+SPARE = 2**21  # detections of all categories that are collected before the worst are dropped
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # [T] of the IoU
 AREAS = np.array([[0, 1e5], [0, 32], [32, 96], [96, 1e5]]) ** 2  # [A, 2] all, small, medium, large; bounds included
+VERDICT = 2, len(AREAS), len(THRESHOLDS)  # a detection is right, wrong or, if neither, ignored
 
 
 def lvis_table(truth: GroundTruth, detections: Iterable[tuple[int, Candidates]]) -> dict[str, float]:
@@ -48,29 +50,21 @@ def lvis_table(truth: GroundTruth, detections: Iterable[tuple[int, Candidates]])
     if not all(category.frequency for category in truth.categories):
         raise ArgumentError('expected categories with a "frequency", "r", "c" or "f", as LVIS has; at least one has '
                             "none. Use the protocol coco for this annotation file")
-    objects, ranked = _Objects(truth), defaultdict(_Best)
+    objects, ranking = _Objects(truth), _Ranking(len(truth.categories))
+    ids = np.array([category.id for category in truth.categories], np.int64)
+    by_id = np.argsort(ids)
     for image_id, found in checked(truth, detections):
-        for category_id, boxes, scores in _by_category(found):
-            best = ranked[category_id]
-            n = int(np.searchsorted(-scores, -best.floor))  # those with a higher score; the others cannot be kept
-            if n:
-                best.add(image_id, scores[:n], objects.judge(image_id, category_id, boxes[:n]))
-    precisions = np.array([ranked[category.id].precisions(objects.totals[category.id])
-                           for category in truth.categories])  # [C, A, T]
+        categories = by_id[np.searchsorted(ids, found.category_ids, sorter=by_id)]  # [D] indices
+        kept = found.scores > ranking.floors[categories]
+        categories, boxes, scores = categories[kept], found.boxes[kept], found.scores[kept]
+        ranking.add(image_id, categories, scores, objects.judge(image_id, ids[categories], boxes, scores))
+    precisions = ranking.precisions(np.array([objects.totals[i] for i in ids.tolist()]))  # [C, A, T]
     frequencies = np.array([category.frequency for category in truth.categories])
     every = precisions[:, 0]
     columns = {"AP": every, "AP50": every[:, 0], "AP75": every[:, 5]}
     columns |= {f"AP{size}": precisions[:, a] for a, size in enumerate("sml", start=1)}
     columns |= {f"AP{frequency}": every[frequencies == frequency] for frequency in FREQUENCIES}
     return {name: _mean(values) for name, values in columns.items()}
-
-
-def _by_category(found):
-    """Yield category id, boxes and scores of each category that has detections, by descending score."""
-    order = np.lexsort([-found.scores, found.category_ids])
-    ids = found.category_ids[order]
-    for rows in np.split(order, np.flatnonzero(np.diff(ids)) + 1) if len(order) else []:
-        yield int(found.category_ids[rows[0]]), found.boxes[rows], found.scores[rows]
 
 
 def _mean(precisions):
@@ -88,27 +82,32 @@ class _Objects:
             rows[int(truth.image_ids[row]), int(truth.category_ids[row])].append(row)
         self._boxes = {key: truth.boxes[found] for key, found in rows.items()}
         self._outside = {key: _outside(truth.areas[found]) for key, found in rows.items()}
-        self._absent = {picture.id: picture.absent for picture in truth.pictures}
         self._partial = {picture.id: picture.not_exhaustive for picture in truth.pictures}
+        self._known = {picture.id: set(picture.absent) for picture in truth.pictures}  # the categories that count
         self.totals = defaultdict(lambda: np.zeros(len(AREAS), np.int64))  # objects of a category in each area range
-        for (_, category_id), outside in self._outside.items():
+        for (image_id, category_id), outside in self._outside.items():
+            self._known[image_id].add(category_id)
             self.totals[category_id] += (~outside).sum(axis=1)
 
-    def judge(self, image_id, category_id, boxes):
-        """[2, A, T, D] bool: whether detections, by descending score, are right, and whether they are wrong.
+    def judge(self, image_id, category_ids, boxes, scores):
+        """The verdicts on the D detections of an image, as bits: [D, 10] uint8."""
+        verdicts = np.zeros((len(scores), *VERDICT), bool)
+        for category_id in self._known[image_id].intersection(category_ids.tolist()):
+            rows = np.flatnonzero(category_ids == category_id)
+            rows = rows[np.argsort(-scores[rows], kind="stable")]
+            matched, ignored = self._matches(image_id, category_id, boxes[rows])
+            verdicts[rows] = np.moveaxis([matched & ~ignored, ~matched & ~ignored], -1, 0)
+        return np.packbits(verdicts.reshape(len(scores), math.prod(VERDICT)), axis=1)
 
-        One that is neither is ignored.
-        """
-        key = image_id, category_id
-        if key not in self._boxes and category_id not in self._absent[image_id]:
-            return np.zeros((2, len(AREAS), len(THRESHOLDS), len(boxes)), bool)
+    def _matches(self, image_id, category_id, boxes):
+        """Whether detections of a category, by descending score, are matched and ignored: [A, T, D] each."""
         areas = boxes[:, 2] * boxes[:, 3]
         excused = _outside(areas) | (areas == 0) | (category_id in self._partial[image_id])  # [A, D]
         matched = np.zeros((len(AREAS), len(THRESHOLDS), len(boxes)), bool)
-        ignored = np.repeat(excused[:, None], len(THRESHOLDS), axis=1)  # [A, T, D]
-        if key in self._boxes:
+        ignored = np.repeat(excused[:, None], len(THRESHOLDS), axis=1)
+        if (key := (image_id, category_id)) in self._boxes:
             _match(iou(boxes, self._boxes[key]), self._outside[key], matched, ignored)
-        return np.stack([matched & ~ignored, ~matched & ~ignored])
+        return matched, ignored
 
 
 def _outside(areas):
@@ -143,45 +142,55 @@ def _match(overlap, outside, matched, ignored):
         free[areas[hit], thresholds[hit], best[hit]] = False
 
 
-class _Best:
-    """The best detections of a category, at most LIMIT, with their verdicts as bits.
+class _Ranking:
+    """The best detections of each category, at most LIMIT, in the order in which they were added.
+
+    Args:
+        n: number of categories.
 
     Attributes:
-        floor: score that a detection must exceed to be one of them.
+        floors: [C] score that a detection of a category must exceed to be one of them.
     """
 
-    def __init__(self):
-        self.floor = -np.inf
-        self._parts, self._n = [], 0  # (scores [D], image ids [D], verdicts [D, 10] uint8), and their total number
+    def __init__(self, n):
+        self.floors = np.full(n, -np.inf)
+        self._parts, self._spare = [], 0
 
-    def add(self, image_id, scores, verdicts):
-        """Add the detections of an image, with verdicts [2, A, T, D]."""
-        bits = np.packbits(verdicts.reshape(-1, len(scores)), axis=0).T
-        self._parts.append((scores, np.full(len(scores), image_id), bits))
-        self._n += len(scores)
-        if self._n > LIMIT + SPARE:
+    def add(self, image_id, categories, scores, verdicts):
+        """Add the detections of an image: categories [D] are indices, verdicts [D, 10] bits."""
+        self._parts.append((categories, scores, np.full(len(scores), image_id), verdicts))
+        self._spare += len(scores)
+        if self._spare > SPARE:
             self._cut()
 
     def _cut(self):
-        """Keep the best. Of equal scores, the first ones stay."""
-        scores, images, bits = (np.concatenate(arrays) for arrays in zip(*self._parts))
-        kept = np.sort(np.argsort(-scores, kind="stable")[:LIMIT])
-        self._parts, self._n = [(scores[kept], images[kept], bits[kept])], len(kept)
-        if len(kept) == LIMIT:
-            self.floor = scores[kept].min()
+        """Drop detections beyond LIMIT. Of equal scores, the first ones stay."""
+        categories, scores, images, verdicts = (np.concatenate(arrays) for arrays in zip(*self._parts))
+        order = np.lexsort([-scores, categories])
+        counts = np.bincount(categories, minlength=len(self.floors))
+        ranks = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
+        last = order[ranks == LIMIT - 1]
+        self.floors[categories[last]] = scores[last]
+        kept = np.sort(order[ranks < LIMIT])
+        self._parts = [(categories[kept], scores[kept], images[kept], verdicts[kept])]
+        self._spare = 0
 
     def precisions(self, totals):
-        """[A, T]: average precision for numbers of objects [A]. NaN where there are none."""
-        result = np.zeros((len(AREAS), len(THRESHOLDS)))
+        """[C, A, T]: average precision for numbers of objects [C, A]. NaN where there are none."""
+        result = np.zeros((*totals.shape, len(THRESHOLDS)))
         result[totals == 0] = np.nan
-        if not self._parts:
-            return result
-        self._cut()
-        scores, images, bits = self._parts[0]
-        order = np.lexsort([images, -scores])  # by descending score, then by image id
-        scores, bits = scores[order], np.unpackbits(bits[order].T, axis=0).astype(bool)
-        right, wrong = bits.reshape(2, len(AREAS), len(THRESHOLDS), len(scores))
-        for a, t in zip(*np.nonzero(~np.isnan(result))):
-            counts = right[a, t] | wrong[a, t]
-            result[a, t] = average_precision(scores[counts], right[a, t, counts], int(totals[a]))
+        if self._parts:
+            self._cut()
+            categories, scores, images, verdicts = self._parts[0]
+            order = np.lexsort([images, -scores, categories])  # by category, descending score, image id
+            for rows in np.split(order, np.flatnonzero(np.diff(categories[order])) + 1) if len(order) else []:
+                _integrate(scores[rows], verdicts[rows], totals[categories[rows[0]]], result[categories[rows[0]]])
         return result
+
+
+def _integrate(scores, verdicts, totals, result):
+    """Set result [A, T] to the average precision for detections of a category, where there are objects (totals [A])."""
+    right, wrong = np.unpackbits(verdicts, axis=1).T.astype(bool).reshape(*VERDICT, len(scores))
+    for a, t in zip(*np.nonzero(~np.isnan(result))):
+        counts = right[a, t] | wrong[a, t]
+        result[a, t] = average_precision(scores[counts], right[a, t, counts], int(totals[a]))
