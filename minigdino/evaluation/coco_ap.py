@@ -12,6 +12,7 @@ from ..extras import require
 from .candidates import Candidates, checked
 from .ground_truth import GroundTruth
 
+PACKAGE = "faster-coco-eval>=1.6"
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in the order of the package
 
 
@@ -30,10 +31,10 @@ def coco_table(truth: GroundTruth, detections: Iterable[tuple[int, Candidates]])
         ArgumentError: if faster-coco-eval is not installed, or detections do not belong to the annotations (see
             `candidates.checked`).
     """
-    package = require("faster_coco_eval", "COCO AP", "faster-coco-eval")
+    package = require("faster_coco_eval", "COCO AP", PACKAGE)
     objects = package.COCO(_dataset(truth))
-    found = objects.loadRes([row for image_id, boxes in checked(truth, detections) for row in _rows(image_id, boxes)])
-    evaluation = package.COCOeval_faster(objects, found, iouType="bbox")
+    rows = [row for image_id, found in checked(truth, detections) for row in _rows(image_id, found)]
+    evaluation = package.COCOeval_faster(objects, objects.loadRes(rows or [_nothing(truth)]), iouType="bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -58,3 +59,9 @@ def _rows(image_id, found):
     return [{"image_id": image_id, "category_id": category_id, "bbox": box, "score": score, "segmentation": polygons}
             for category_id, box, score in zip(found.category_ids.tolist(), found.boxes.tolist(),
                                                found.scores.tolist())]
+
+
+def _nothing(truth):
+    """A detection that no object matches. Versions of the package before 1.8 refuse a list without detections."""
+    return {"image_id": truth.pictures[0].id, "category_id": truth.categories[0].id, "bbox": [0.0, 0.0, 0.0, 0.0],
+            "score": 0.0, "segmentation": []}
