@@ -46,6 +46,18 @@ def test_a_list_gives_the_tokens_of_the_joined_text(phrases):
     assert listed.spans == joined.spans
 
 
+@given(st.text(alphabet="aA cats.,?dog-é", max_size=30))
+def test_a_text_is_read_as_it_is_with_the_characters_of_each_token(text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of unknown words, and of commas
+        ids, offsets = TOKENIZER.read(text)
+    assert ids.tolist() == TOKENIZER.backend.encode(text).ids
+    assert (ids.dtype, ids[0], ids[-1]) == (np.int64, TOKENIZER.cls, TOKENIZER.sep)
+    assert offsets[0] == offsets[-1] == (0, 0)
+    covered = "".join(text[start:stop] for start, stop in offsets)
+    assert covered == text.replace(" ", "")
+
+
 def test_a_text_is_lower_cased_and_closed_but_phrases_stay_as_written():
     prompt = TOKENIZER.encode("A Cat. the  Remote control")
     np.testing.assert_array_equal(prompt.ids, TOKENIZER.encode("a cat. the remote control.").ids)

@@ -8,7 +8,7 @@ C classes, K boxes, Q queries, T text tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,17 +140,30 @@ def predict(model: Model, image: ImageLike, prompts: Sequence[ClassPrompt], prot
     """
     picture = open_image(read_file(image))
     pixels = model.preprocess(picture, size=size)
-    parts = [_best(*outputs(model, pixels, prompt.ids), prompt, protocol.kept) for prompt in prompts]
+    passes = zip(outputs(model, pixels, [prompt.ids for prompt in prompts]), prompts)
+    parts = [_best(logits, boxes, prompt, protocol.kept) for (logits, boxes), prompt in passes]
     boxes, scores, category_ids = map(np.concatenate, zip(*parts))
     return Candidates(in_pixels(boxes, picture.size, clips(protocol, model)), scores, category_ids)
 
 
-def outputs(model: Model, pixels: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits [Q, T] and boxes [Q, 4] of a forward pass. The model caches the image features of the pixels."""
-    pixels, ids = model._checked_inputs(pixels, ids)
-    logits, boxes = model._predict(pixels, ids)
-    model._check_finite(logits, boxes)
-    return logits, boxes
+def outputs(model: Model, pixels: np.ndarray,
+            prompts: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield logits [Q, T] and boxes [Q, 4] of a forward pass for each prompt. The image backbone runs once.
+
+    Args:
+        model: the model.
+        pixels: [3, H, W], from `Model.preprocess`.
+        prompts: token ids [T] of each prompt.
+
+    Yields:
+        Logits, and boxes as (cx, cy, w, h) in fractions of the image, on the host.
+
+    Raises:
+        Error: as `Model.detect` does.
+    """
+    for logits, boxes in model._predict(pixels, prompts):
+        model._check_finite(logits, boxes)
+        yield logits, boxes
 
 
 def _best(logits, boxes, prompt, kept):

@@ -154,16 +154,13 @@ def locate(model: Model, image: ImageLike, caption: Caption, size: Sequence[int]
         ArgumentError: if the caption has too many tokens.
         Error: as `Model.detect` does.
     """
-    if model.tokenizer is None:
-        model.tokenize(caption.text)  # raises an error that names the missing file
-    assert model.tokenizer is not None
     text = caption.text if caption.text.endswith(".") else f"{caption.text}."
-    ids, offsets = model.tokenizer.read(text)
+    ids, offsets = model._tokenizer().read(text)
     if len(ids) > model.config.max_text_len:
         raise ArgumentError(f"caption {caption.picture.id}: expected at most {model.config.max_text_len} tokens; got "
                             f"{len(ids)}. Shorten it, or remove it from the annotation file")
     picture = open_image(read_file(image))
-    logits, boxes = outputs(model, model.preprocess(picture, size=size), ids)
+    ((logits, boxes),) = outputs(model, model.preprocess(picture, size=size), [ids])
     probabilities = sigmoid(logits)  # [Q, T]
     if caption.spans is None:
         scores, kept = probabilities.max(axis=1, keepdims=True), KEPT_EXPRESSION  # [Q, 1]
