@@ -96,7 +96,7 @@ class _Objects:
             rows = np.flatnonzero(category_ids == category_id)
             rows = rows[np.argsort(-scores[rows], kind="stable")]
             matched, ignored = self._matches(image_id, category_id, boxes[rows])
-            verdicts[rows] = np.moveaxis([matched & ~ignored, ~matched & ~ignored], -1, 0)
+            verdicts[rows] = np.stack([matched & ~ignored, ~matched & ~ignored]).transpose(3, 0, 1, 2)
         return np.packbits(verdicts.reshape(len(scores), math.prod(VERDICT)), axis=1)
 
     def _matches(self, image_id, category_id, boxes):

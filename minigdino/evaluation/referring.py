@@ -224,8 +224,8 @@ def _hits(candidates, phrase, boxes):
     """[3] bool: whether one of the k best candidates of a phrase has enough overlap with one of the boxes."""
     rows = np.flatnonzero(candidates.category_ids == phrase)
     rows = rows[np.argsort(-candidates.scores[rows], kind="stable")]
-    enough = (iou(np.asarray(candidates.boxes[rows], np.float64), boxes) >= IOU).any(axis=1)
-    return np.array([enough[:k].any() for k in RANKS])
+    right = np.flatnonzero(iou(np.asarray(candidates.boxes[rows], np.float64), boxes).max(axis=1) >= IOU)
+    return np.array([(right < k).any() for k in RANKS])
 
 
 def _around(boxes):
