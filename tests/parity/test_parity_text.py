@@ -11,6 +11,8 @@ from oracle import VOCABULARY, transformers
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
 from minigdino import PromptError
+from minigdino.evaluation.ground_truth import Category
+from minigdino.evaluation.protocols import COCO, prompts
 from minigdino.prompt import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::minigdino.PromptWarning")  # many texts have unknown words
@@ -27,6 +29,13 @@ TEXTS = [
 LISTS = [["a cat"], ["a cat", "a dog"], ["A Cat ", " a DOG"], ["x-ray", "the dog's bone"], ["café", "中文", "a 🐈"],
          ["cat", "remote control", "sofa", "naïve façade"], ("a", "b", "c"), ["don’t", "50%"],
          ["an " + "a" * 101, "b!"]]
+COCO_NAMES = """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant,
+stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack,
+umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
+surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
+broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv,
+laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase,
+scissors, teddy bear, hair drier, toothbrush""".strip().replace("\n", " ").split(", ")
 text = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" .?'-#éあ中🐈")), max_size=40)
 
 
@@ -136,3 +145,16 @@ def test_transformers_loads_a_saved_tokenizer(tokenizer, tmp_path):
     reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in TEXTS:
         np.testing.assert_array_equal(reference(closed(text))["input_ids"], tokenizer.encode(text).ids)
+
+
+def test_the_prompt_of_coco_is_that_of_the_published_code(processor, tokenizer):
+    """The tokens of a name are found by its characters in the text, as create_positive_map of MMDetection does."""
+    (found,) = prompts([Category(i, name) for i, name in enumerate(COCO_NAMES)], tokenizer, COCO)
+    text = "".join(f"{name}. " for name in COCO_NAMES)
+    encoding = processor.tokenizer(text)
+    assert found.ids.tolist() == encoding.input_ids
+    assert len(found.ids) == 195
+    start = 0
+    for name, span in zip(COCO_NAMES, found.spans):
+        assert span == (encoding.char_to_token(start), encoding.char_to_token(start + len(name) - 1) + 1)
+        start += len(name) + 2
