@@ -1,5 +1,7 @@
 """LVIS's fixed AP: its rules one by one, its properties, and values of the API of LVIS."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from annotated import random_set
@@ -93,6 +95,21 @@ def test_an_object_is_matched_once_and_the_next_detection_of_it_is_wrong():
     truth = truth_of((1, 1, BOX), (2, 1, BOX))
     result = table(truth, (1, found((1, 0.9, BOX), (1, 0.8, BOX))), (2, found((1, 0.7, BOX))))
     assert result["AP"] == pytest.approx((51 + 50 * 2 / 3) / 101)
+
+
+def test_of_equal_overlaps_the_last_object_is_taken():
+    """So the first object stays free for the second detection, which fits it. From 0.85 on, only that one is right."""
+    truth = truth_of((1, 1, [0, 0, 100, 40]), (1, 1, [20, 0, 100, 40]))
+    result = table(truth, (1, found((1, 0.9, [10, 0, 100, 40]), (1, 0.8, [0, 0, 100, 40]))))
+    assert result["AP"] == pytest.approx(0.7 + 0.3 * 51 / 101 / 2)
+
+
+def test_an_object_in_the_range_of_areas_is_preferred_to_one_with_more_overlap():
+    """The smaller object has an IoU of 38/42, the other one of 1."""
+    truth = truth_of((1, 1, [0, 0, 40, 40]), (1, 1, [2, 0, 40, 40]))
+    result = table(replace(truth, areas=np.array([1000.0, 2000])), (1, found((1, 0.9, [2, 0, 40, 40]))))
+    assert result["APs"] == pytest.approx(0.9)
+    assert result["APm"] == pytest.approx(1)
 
 
 def test_the_bounds_of_the_areas_belong_to_both_ranges():

@@ -10,7 +10,7 @@ from hypothesis import given
 from strategies import rngs
 
 from minigdino import ArgumentError
-from minigdino.evaluation.ground_truth import Category, Picture, read_ground_truth
+from minigdino.evaluation.ground_truth import Category, Picture, read_ground_truth, read_object
 
 COCO = {
     "info": {"year": 2017},
@@ -64,6 +64,11 @@ def test_a_file_of_coco(saved):
     assert truth.crowd.tolist() == [False, True, False]
     assert [array.dtype for array in (truth.ids, truth.image_ids, truth.category_ids)] == [np.int64] * 3
     assert [array.dtype for array in (truth.boxes, truth.areas, truth.crowd)] == [np.float64, np.float64, bool]
+
+
+def test_masks_are_dropped_while_a_file_is_read(saved):
+    assert "segmentation" in COCO["annotations"][0]
+    assert not any("segmentation" in entry for entry in read_object(saved(COCO)).values["annotations"])
 
 
 def test_a_file_of_lvis(saved):

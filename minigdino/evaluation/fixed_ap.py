@@ -143,7 +143,7 @@ def _match(overlap, outside, matched, ignored):
 
 
 class _Ranking:
-    """The best detections of each category, at most LIMIT, in the order in which they were added.
+    """The best detections of each category, at most LIMIT. Equal scores stay in the order in which they were added.
 
     Args:
         n: number of categories.
@@ -171,7 +171,7 @@ class _Ranking:
         ranks = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
         last = order[ranks == LIMIT - 1]
         self.floors[categories[last]] = scores[last]
-        kept = np.sort(order[ranks < LIMIT])
+        kept = order[ranks < LIMIT]
         self._parts = [(categories[kept], scores[kept], images[kept], verdicts[kept])]
         self._spare = 0
 
