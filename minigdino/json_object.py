@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from .errors import ArgumentError, brief
@@ -11,6 +11,8 @@ from .prompt import as_label
 
 class JsonObject:
     """An object in a file that a user wrote, such as annotations.
+
+    Its methods return fields, and raise an ArgumentError for one that is invalid.
 
     Args:
         values: the object.
@@ -29,7 +31,7 @@ class JsonObject:
         return name in self.values
 
     def field(self, name: str, is_valid: Callable[[Any], bool], expected: str) -> Any:
-        """Return the value of a field if it is valid, else raise an ArgumentError."""
+        """Return the value of a field if it is valid."""
         value = self.values.get(name)
         if not is_valid(value):
             got = brief(value) if name in self else "no such field"
@@ -43,6 +45,23 @@ class JsonObject:
     def number(self, name: str) -> int:
         """Return an int. JSON has bools, too, which Python counts as ints."""
         return self.field(name, lambda value: type(value) is int, "an int")
+
+    def flag(self, name: str) -> bool:
+        """Return whether a field is 1. It may be 0, or missing."""
+        return bool(name in self and self.field(name, lambda value: value in (0, 1), "0 or 1"))
+
+    def reference(self, name: str, known: Collection[int], what: str) -> int:
+        """Return an id in a field that refers to another object.
+
+        Args:
+            name: the field.
+            known: the ids that exist.
+            what: name of the list of the objects that have them, for the message.
+        """
+        if (number := self.number(name)) not in known:
+            raise ArgumentError(f'{self.place}: expected the id of one of the {len(known)} {what} as "{name}"; got '
+                                f"{brief(number)}. Correct the entry, or remove it")
+        return number
 
     def size(self) -> tuple[int, int] | None:
         """Return width and height of an image; None if the object has neither."""

@@ -206,11 +206,11 @@ def _rows(file, pictures, categories):
     seen: set[int] = set()
     for entry in filled(file, "annotations"):
         number = new_id(entry, seen)
-        image = known_id(entry, "image_id", pictures, "images")
-        category = known_id(entry, "category_id", categories, "categories")
+        image = entry.reference("image_id", pictures, "images")
+        category = entry.reference("category_id", categories, "categories")
         box = entry.field("bbox", is_box, BOX)
         area = entry.field("area", is_extent, "a number of 0 or more") if "area" in entry else box[2] * box[3]
-        yield number, image, category, box, area, is_crowd(entry)
+        yield number, image, category, box, area, entry.flag("iscrowd")
 
 
 def filled(file: JsonObject, name: str) -> Iterator[JsonObject]:
@@ -239,24 +239,6 @@ def new_id(entry: JsonObject, seen: set[int]) -> int:
     return number
 
 
-def known_id(entry: JsonObject, name: str, known: Collection[int], what: str) -> int:
-    """Return an id in a field that refers to another entry.
-
-    Args:
-        entry: the entry.
-        name: the field.
-        known: the ids that exist.
-        what: name of the list with these ids, for the message.
-
-    Raises:
-        ArgumentError: if the id does not exist.
-    """
-    if (number := entry.number(name)) not in known:
-        raise ArgumentError(f'{entry.place}: expected the id of one of the {len(known)} {what} as "{name}"; got '
-                            f"{brief(number)}. Correct the entry, or remove it")
-    return number
-
-
 def image_size(entry: JsonObject) -> tuple[int, int]:
     """Return width and height of an image.
 
@@ -268,15 +250,6 @@ def image_size(entry: JsonObject) -> tuple[int, int]:
         raise ArgumentError(f'{entry.place}: expected the size of the image as "width" and "height"; got no such '
                             "fields. Correct the entry")
     return size
-
-
-def is_crowd(entry: JsonObject) -> bool:
-    """Return whether an annotation has "iscrowd": 1.
-
-    Raises:
-        ArgumentError: if the field is neither 0 nor 1.
-    """
-    return bool("iscrowd" in entry and entry.field("iscrowd", lambda value: value in (0, 1), "0 or 1"))
 
 
 def is_box(value: Any) -> bool:

@@ -22,7 +22,7 @@ from ..image import open_image, read_file
 from ..json_object import JsonObject
 from ..network.boxes import sigmoid
 from .candidates import Candidates, iou
-from .ground_truth import BOX, Picture, filled, image_size, is_box, known_id, new_id, read_object
+from .ground_truth import BOX, Picture, filled, image_size, is_box, new_id, read_object
 from .protocols import in_pixels, outputs
 
 RANKS = (1, 5, 10)
@@ -78,7 +78,7 @@ def read_captions(path: str | Path) -> list[Caption]:
     seen = set()
     for annotation in filled(file, "annotations"):
         new_id(annotation, seen)
-        annotations[known_id(annotation, "image_id", entries, "images")].append(annotation)
+        annotations[annotation.reference("image_id", entries, "images")].append(annotation)
     return [_caption(number, entry, annotations[number]) for number, entry in entries.items()]
 
 

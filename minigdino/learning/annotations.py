@@ -138,11 +138,12 @@ def _coco(file: JsonObject) -> list[_Entry]:
         raise ArgumentError(f"{file.place}: expected at least one image; got none. Add the images to the file")
     labels = _labels(file)
     for annotation in file.objects("annotations"):
-        if "iscrowd" in annotation and annotation.field("iscrowd", lambda value: value in (0, 1), "0 or 1"):
+        if annotation.flag("iscrowd"):
             continue
-        entry = _found(annotation, "image_id", images)
+        entry = images[annotation.reference("image_id", images, "images")]
         x, y, width, height = annotation.field("bbox", _is_box, COCO)
-        entry.add(annotation.place, [x, y, x + width, y + height], _found(annotation, "category_id", labels))
+        label = labels[annotation.reference("category_id", labels, "categories")]
+        entry.add(annotation.place, [x, y, x + width, y + height], label)
     return list(images.values())
 
 
@@ -160,14 +161,6 @@ def _label(text, wordings):
     """The label of a text. Of wordings that differ only in case, the first is used."""
     label = as_label(text)
     return wordings.setdefault(label.lower(), label)
-
-
-def _found(annotation, name, known):
-    if (number := annotation.number(name)) not in known:
-        raise ArgumentError(f"{annotation.place}: expected the id of one of the {len(known)} "
-                            f'{"images" if name == "image_id" else "categories"} as "{name}"; got {brief(number)}. '
-                            "Correct the entry, or remove it")
-    return known[number]
 
 
 def _odvg(text, source) -> Iterator[_Entry]:
