@@ -83,26 +83,44 @@ def read_captions(path: str | Path) -> list[Caption]:
 
 
 def _caption(number, entry, annotations):
-    width, height = image_size(_with_numbers(entry))
+    picture = Picture(number, entry.text("file_name"), *image_size(_with_numbers(entry)))
+    dataset = ""
+    if "dataset_name" in entry:
+        dataset = entry.field("dataset_name", lambda value: isinstance(value, str), "a text")
+    spans, boxes = (_phrases if "tokens_positive_eval" in entry else _expression)(entry, annotations)
+    return Caption(picture, entry.text("caption"), dataset, spans, boxes)
+
+
+def _expression(entry, annotations):
+    """Spans and boxes of a referring expression."""
+    if len(annotations) != 1:
+        raise ArgumentError(f"{entry.place}: expected one annotation, the box of the expression "
+                            f"{brief(entry.text('caption'))}; got {len(annotations)}. Correct the annotations, or "
+                            "remove the image")
+    return None, (np.array([_box(annotations[0])], np.float64),)
+
+
+def _phrases(entry, annotations):
+    """Spans and boxes of the phrases of a caption."""
     text = entry.text("caption")
-    dataset = entry.field("dataset_name", lambda value: isinstance(value, str), "a text") if (
-        "dataset_name" in entry) else ""
-    picture = Picture(number, entry.text("file_name"), width, height)
-    boxes = [annotation.field("bbox", is_box, BOX) for annotation in annotations]
-    if "tokens_positive_eval" not in entry:
-        if len(boxes) != 1:
-            raise ArgumentError(f"{entry.place}: expected one annotation, the box of the expression {brief(text)}; got "
-                                f"{len(boxes)}. Correct the annotations, or remove the image")
-        return Caption(picture, text, dataset, None, (np.array(boxes, np.float64),))
-    spans = entry.field("tokens_positive_eval", lambda value: _are_phrases(value, len(text)),
-                        f"a list of phrases, each a list of [start, stop] within the {len(text)} characters of the "
-                        "caption,")
-    phrases = tuple(tuple(map(tuple, phrase)) for phrase in spans)
+    phrases = entry.field("tokens_positive_eval", lambda value: _are_phrases(value, len(text)), "a list of phrases, "
+                          f"each a list of [start, stop] within the {len(text)} characters of the caption,")
+    spans = tuple(tuple(map(tuple, phrase)) for phrase in phrases)
     places = [set(map(tuple, annotation.field("tokens_positive", lambda value: _are_spans(value, len(text)),
                                               "a list of [start, stop] within the caption")))
               for annotation in annotations]
-    return Caption(picture, text, dataset, phrases,
-                   tuple(_boxes_of(phrase, boxes, places, entry, text) for phrase in phrases))
+    boxes = []
+    for phrase in spans:
+        found = [_box(annotation) for annotation, place in zip(annotations, places) if not place.isdisjoint(phrase)]
+        if not found:
+            raise ArgumentError(f"{entry.place}: expected a box for each phrase; {brief(text[slice(*phrase[0])])} has "
+                                'none. Add an annotation whose "tokens_positive" contains it, or remove the phrase')
+        boxes.append(np.array(found, np.float64))
+    return spans, tuple(boxes)
+
+
+def _box(annotation):
+    return annotation.field("bbox", is_box, BOX)
 
 
 def _with_numbers(entry):
@@ -121,14 +139,6 @@ def _are_spans(value, length):
 
 def _are_phrases(value, length):
     return isinstance(value, list) and all(_are_spans(phrase, length) and phrase for phrase in value)
-
-
-def _boxes_of(phrase, boxes, places, entry, text):
-    found = [box for box, place in zip(boxes, places) if not place.isdisjoint(phrase)]
-    if not found:
-        raise ArgumentError(f"{entry.place}: expected a box for each phrase; {brief(text[slice(*phrase[0])])} has "
-                            'none. Add an annotation whose "tokens_positive" contains it, or remove the phrase')
-    return np.array(found, np.float64)
 
 
 def locate(model: Model, image: ImageLike, caption: Caption, size: Sequence[int] | None = None) -> Candidates:
