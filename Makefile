@@ -104,10 +104,14 @@ train-shapes: $(VENV)/parity  ## train, export and evaluate the embedded checkpo
 	$(BIN)/python -m training.export minigdino/models/shapes
 	$(MAKE) evaluate-shapes
 
-evaluate-shapes: $(VENV)/parity  ## measure the embedded checkpoint and write its model card
+evaluate-shapes: $(VENV)/parity $(VENV)/evaluate  ## measure the embedded checkpoint and write its model card
 	mkdir -p training/runs
 	$(BIN)/python -m training.evaluate minigdino/models/shapes --json training/runs/figures.json
 	$(BIN)/python -m training.card training/runs/figures.json minigdino/models/shapes
+
+$(VENV)/evaluate: $(VENV)/built
+	$(call extra,evaluate)
+	touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info _ext/*.c _ext/*.so _ext/avx*/*.so demo.png

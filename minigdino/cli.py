@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -237,7 +238,13 @@ def parser() -> argparse.ArgumentParser:
                              "grounding-dino-tiny)")
     verify.add_argument("--model", metavar="M", help="run this model instead of the checkpoint from the hub")
     verify.add_argument("--image", metavar="PATH", help="COCO image 000000039769 (default: download it once)")
-    verify.set_defaults(command=_verify)
+    verify.add_argument("--coco", metavar="DIR", type=_path,
+                        help="compare the AP on the first images of COCO val2017 with the published AP instead. DIR "
+                             "has annotations/instances_val2017.json and val2017/")
+    verify.add_argument("--limit", type=int, metavar="N",
+                        help="with --coco: number of images (default: 200). With more images, the confidence interval "
+                             "is smaller")
+    verify.set_defaults(command=_verify, error=verify.error)
 
     trace = commands.add_parser("trace", help="print a forward pass as a tree of steps, with shapes, times, and places "
                                               "in the papers",
@@ -323,6 +330,47 @@ def parser() -> argparse.ArgumentParser:
                             "that is less)")
     train.set_defaults(command=_train)
 
+    evaluate = commands.add_parser(
+        "evaluate", help="compute the figures of the published tables on an annotated set",
+        epilog="example: minigdino evaluate coco instances_val2017.json --images val2017 --model grounding-dino-tiny "
+               "--out run/")
+    evaluate.add_argument("protocol", choices=("coco", "lvis", "refcoco", "flickr"),
+                          help="the data set whose protocol is followed")
+    evaluate.add_argument("annotations", metavar="ANNOTATIONS", type=_path,
+                          help="annotation file: COCO or LVIS JSON; for refcoco and flickr, that of MDETR")
+    evaluate.add_argument("--images", metavar="FOLDER", type=_path, help="folder of the images")
+    evaluate.add_argument("--model", metavar="M", help='directory, .safetensors file, model id or "shapes" (default: '
+                                                       "$MINIGDINO_MODEL, else grounding-dino-tiny)")
+    evaluate.add_argument("--out", metavar="DIR", type=_path,
+                          help="folder for the raw detections (detections.jsonl), the table (table.json) and the "
+                               "report")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="evaluate the first N images only")
+    evaluate.add_argument("--shard", metavar="I/N",
+                          help="detect in one of N parts of the images, such as 1/4. --merge makes the table of all")
+    evaluate.add_argument("--merge", nargs="+", metavar="FILE", type=_path,
+                          help="make the table of the raw detections in these files, without a model")
+    evaluate.add_argument("--resume", action="store_true",
+                          help="continue the run in DIR, which was interrupted, and try images with an error again. "
+                               "The model, the annotations and the options must be the same")
+    evaluate.add_argument("--overwrite", action="store_true", help="replace existing files in DIR")
+    evaluate.add_argument("--report", action="store_true",
+                          help="write report.html, too: precision and recall of each category, thresholds, confused "
+                               "labels, and pictures of the worst misses. For coco and lvis")
+    evaluate.add_argument("--score", choices=("mean", "max"),
+                          help="for coco and lvis: score of a name, the mean (default, as published) or the maximum "
+                               "over its tokens")
+    evaluate.add_argument("--no-clip", action="store_true",
+                          help="for coco and lvis: leave parts of boxes that are outside the image, as detect does. By "
+                               "default they are clipped, except for coco with a model of the family Grounding DINO")
+    evaluate.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"),
+                          help="shortest and longest edge of the resized images, in pixels (default: the checkpoint's)")
+    evaluate.add_argument("--device", default="cpu", metavar="D", help='"cpu" (default), "cuda" or "cuda:N"')
+    _add_precision(evaluate)
+    evaluate.add_argument("--threads", type=int, metavar="N",
+                          help="number of threads (default: the CPUs that this process may use, or OMP_NUM_THREADS if "
+                               "that is less)")
+    evaluate.set_defaults(command=_evaluate, error=evaluate.error)
+
     models = commands.add_parser("models", help="list the published models: size, accuracy, licence, if cached",
                                  epilog="example: minigdino models --json")
     models.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -360,7 +408,28 @@ def _download(arguments):
 def _verify(arguments):
     from .evaluation.verify import verify
 
+    if arguments.coco:
+        return _verify_ap(arguments)
+    if arguments.limit is not None:
+        arguments.error("--limit needs --coco DIR, the folder of COCO")
     report = verify(arguments.id or hub.DEFAULT, arguments.image, arguments.model)
+    show(printable(str(report), keep=NEWLINE))
+    return report.status
+
+
+def _verify_ap(arguments):
+    from .evaluation.published_ap import LIMIT, verify_ap
+    from .progress import Progress
+
+    if arguments.image:
+        arguments.error("--image is for verify without --coco, whose images are those of the data set")
+    limit = LIMIT if arguments.limit is None else arguments.limit
+    progress = Progress(sys.stderr, limit)
+    try:
+        report = verify_ap(arguments.coco, arguments.id or hub.DEFAULT, arguments.model, limit=limit,
+                           on_image=progress.step)
+    finally:
+        progress.close()
     show(printable(str(report), keep=NEWLINE))
     return report.status
 
@@ -401,6 +470,12 @@ def _train(arguments):
         set_threads(arguments.threads)
     run(arguments, lambda line: show(printable(line)))
     return 0
+
+
+def _evaluate(arguments):
+    from .evaluation.evaluate import run
+
+    return run(arguments)
 
 
 def _bench(arguments):

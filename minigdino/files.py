@@ -226,6 +226,7 @@ class JsonLines:
             It is the first line of a new file, and must agree with that of an existing one. None for no header, and
             no comparison.
         overwrite: whether to replace an existing file. With `resume`, it is continued nevertheless.
+        option: option of the command line that names the file, for error messages.
 
     Attributes:
         path: the file.
@@ -237,15 +238,16 @@ class JsonLines:
             header, if another process writes to it, if it has a line of another format, or if it cannot be written.
     """
 
-    def __init__(self, path: str | Path, resume: bool = False, *, header: dict | None = None, overwrite: bool = False):
-        self.path = Path(path)
-        _check_kind(path)
-        self._file, is_new = _open_to_append(self.path, resume or overwrite)
+    def __init__(self, path: str | Path, resume: bool = False, *, header: dict | None = None, overwrite: bool = False,
+                 option: str = "--jsonl"):
+        self.path, self._option = Path(path), option
+        _check_kind(path, option)
+        self._file, is_new = _open_to_append(self.path, resume or overwrite, option)
         try:
             if not _lock(self._file):
                 is_new = False  # the other process may have written to it
                 raise ArgumentError(f"{path}: another process is writing to this file. Wait until it ends, or choose "
-                                    "another name for --jsonl")
+                                    f"another name for {option}")
             if not resume:
                 os.truncate(self._file.fileno(), 0)  # after the lock: no other run loses its lines
             self.failed: set[str] = set()
@@ -287,10 +289,10 @@ class JsonLines:
                         (self.failed.add if "error" in values else self.failed.discard)(name)
                     complete += len(line)
         except OSError as error:
-            raise _unwritable(self.path, error) from None
+            raise _unwritable(self.path, error, self._option) from None
         except (ValueError, LookupError, TypeError, RecursionError):
             raise ArgumentError(f'{self.path}: each line must be a JSON object with "image"; line {number} is not. '
-                                "Choose another name for --jsonl") from None
+                                f"Choose another name for {self._option}") from None
         return header, numbers, rest, complete
 
     def _ends_a_line(self, size):
@@ -303,11 +305,11 @@ class JsonLines:
         if earlier is None and (self.done or not (rest is None or _starts_a_header(rest))):
             raise ArgumentError(f"{self.path}: expected a first line that names the model and the prompt, because "
                                 "--resume adds lines for the same ones; got none, as in files of earlier versions. "
-                                "Choose another name for --jsonl")
-        if earlier and (differences := _differences(earlier, json.loads(json.dumps(header)))):
-            old, new = (" and ".join(parts) for parts in zip(*differences))
+                                f"Choose another name for {self._option}")
+        if earlier and (found := differences(earlier, json.loads(json.dumps(header)))):
+            old, new = (" and ".join(parts) for parts in zip(*found))
             raise ArgumentError(f"{self.path}: --resume needs the model and the options with which the file was begun, "
-                                f"{old}; got {new}. Give the same ones, or choose another name for --jsonl")
+                                f"{old}; got {new}. Give the same ones, or choose another name for {self._option}")
 
     def records(self) -> Iterator[dict]:
         """Yield the JSON object of each image, one by one: the last one, if the file has several for an image.
@@ -322,7 +324,7 @@ class JsonLines:
                     if self.done.get(values.get("image")) == number:
                         yield values
         except OSError as error:
-            raise _unwritable(self.path, error) from None
+            raise _unwritable(self.path, error, self._option) from None
 
     def write(self, line: dict) -> None:
         """Append one line, and wait until it is on the disk.
@@ -340,7 +342,7 @@ class JsonLines:
                 rest = rest[self._file.write(rest):]
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise _unwritable(self.path, error) from None
+            raise _unwritable(self.path, error, self._option) from None
 
     def close(self) -> None:
         """Close the file, and release its lock."""
@@ -353,7 +355,7 @@ class JsonLines:
         self.close()
 
 
-def _open_to_append(path, may_exist):
+def _open_to_append(path, may_exist, option):
     """Open a file without a buffer. Returns the file, and whether it is new."""
     try:
         return open(path, "ab", buffering=0, opener=_create), True
@@ -361,29 +363,30 @@ def _open_to_append(path, may_exist):
         if not may_exist:
             raise _exists(path) from None
     except (OSError, ValueError) as error:
-        raise _unwritable(path, error) from None
+        raise _unwritable(path, error, option) from None
     try:
         return open(path, "ab", buffering=0), False
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise _unwritable(path, error, option) from None
 
 
 def _create(path, flags):
     return os.open(path, flags | os.O_EXCL, 0o666)
 
 
-def check_lines(path: str | Path, resume: bool, overwrite: bool) -> None:
+def check_lines(path: str | Path, resume: bool, overwrite: bool, option: str = "--jsonl") -> None:
     """Check that `JsonLines` can open a file, as far as that is possible without its header. Creates its folder.
 
     Args:
         path: the file.
         resume: as in `JsonLines`.
         overwrite: as in `JsonLines`.
+        option: as in `JsonLines`.
 
     Raises:
         ArgumentError: as `JsonLines` does.
     """
-    _check_kind(path)
+    _check_kind(path, option)
     if status(path) is None:
         check_writable(path)
     elif not (resume or overwrite):
@@ -392,13 +395,14 @@ def check_lines(path: str | Path, resume: bool, overwrite: bool) -> None:
         try:
             open(path, "ab").close()
         except OSError as error:
-            raise _unwritable(path, error) from None
+            raise _unwritable(path, error, option) from None
 
 
-def _check_kind(path):
+def _check_kind(path, option):
     if (status(path) and not is_file(path)) or is_stream(path):  # opening a pipe could wait without end
-        raise ArgumentError(f"{path}: expected a regular file for --jsonl; got a folder, a pipe or a device. "
-                            "Choose another name, or - for standard output")
+        stdout = ", or - for standard output" if option == "--jsonl" else ""
+        raise ArgumentError(f"{path}: expected a regular file for {option}; got a folder, a pipe or a device. "
+                            f"Choose another name{stdout}")
 
 
 def _exists(path):
@@ -406,15 +410,22 @@ def _exists(path):
                          "another name")
 
 
-def _unwritable(path, error):
-    return ArgumentError(f"{path}: the file cannot be written ({reason(error)}). Choose another name for --jsonl")
+def _unwritable(path, error, option):
+    return ArgumentError(f"{path}: the file cannot be written ({reason(error)}). Choose another name for {option}")
 
 
-def _differences(earlier, header):
-    """Pairs (old, new) of the values that differ between two headers, in words.
+def differences(earlier: dict, header: dict) -> list[tuple[str, str]]:
+    """Compare two headers of JSON Lines.
 
     The version and the name of the model may differ: the fingerprint shows whether the model is the same. The tokens
     differ too where the phrases do, or how many of them a prompt has.
+
+    Args:
+        earlier: the old header.
+        header: the new one.
+
+    Returns:
+        Pairs (old, new) of the values that differ, in words.
     """
     def words(values, name):
         name_of_model = f"model {brief(values.get('model'))} with " if name == "fingerprint" else ""

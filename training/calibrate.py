@@ -6,9 +6,10 @@ All logits change by the same amount, so the order of boxes and the average prec
 import numpy as np
 import torch
 
-from training.evaluate import FALSE_BOX, SEED, scenes
+from training.evaluate import FALSE_BOX
 from training.model import image_processor
 from training.predict import with_network
+from training.scenes import SEED, scenes
 
 CALIBRATION_SEED = SEED + 1  # different scenes from those of the evaluation
 SCENES, ALLOWED = 1000, 0.07  # boxes per image that may score above FALSE_BOX while every phrase is absent

@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 
 from training.calibrate import ALLOWED, SCENES
-from training.evaluate import FALSE_BOX, SETS
+from training.evaluate import FALSE_BOX
 from training.outlines import SHAPES
+from training.scenes import SETS
 from training.train import ABSENT_STEPS, BATCH, NAME_BATCH, NAME_STEPS, STEPS
 from training.world import COLOURS, HELD_OUT, TILT
 
@@ -87,6 +88,7 @@ python -m training.card training/runs/figures.json minigdino/models/shapes      
 | queries | all 20 |
 | score of a phrase | the highest probability among its own tokens |
 | AP | as in COCO; a category is the meaning of a phrase |
+| measured by | `minigdino evaluate coco --score max --no-clip`, on the sets of `python -m training.sets prompts` |
 
 | scenes | AP | AP50 | AP75 |
 |---|---|---|---|

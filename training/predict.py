@@ -1,4 +1,4 @@
-"""The interface between the evaluation and a detector: predict(image, phrases) -> boxes [Q, 4], scores [Q, P].
+"""All queries of a detector: predict(image, phrases) -> boxes [Q, 4], scores [Q, P].
 
 The image is [H, W, 3] uint8; boxes are xyxy in its pixels. Each backend imports only its own library.
 """
@@ -50,14 +50,6 @@ def with_network(network, processor) -> Predict:
     return predict
 
 
-def with_transformers(folder: Path) -> Predict:
-    """Load a checkpoint folder with transformers."""
-    from transformers import GroundingDinoImageProcessorPil, MMGroundingDinoForObjectDetection
-
-    network = MMGroundingDinoForObjectDetection.from_pretrained(folder).eval()
-    return with_network(network, GroundingDinoImageProcessorPil.from_pretrained(folder))
-
-
 def with_minigdino(folder: Path) -> Predict:
     """Load a checkpoint folder with minigdino."""
     import minigdino
@@ -71,5 +63,3 @@ def with_minigdino(folder: Path) -> Predict:
 
     return predict
 
-
-BACKENDS = {"transformers": with_transformers, "minigdino": with_minigdino}

@@ -1,1 +1,1 @@
-"""Comparison of checkpoints with published results."""
+"""Evaluation by the published protocols, and comparison of checkpoints with published results."""

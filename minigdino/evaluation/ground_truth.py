@@ -50,6 +50,7 @@ class Picture:
         absent: LVIS: ids of the categories that are known to be absent. Empty in COCO.
         not_exhaustive: LVIS: ids of the categories of which some objects are not annotated. Empty in COCO.
         prompt: ids of the categories that the prompt for this image names, in order; None for all categories.
+        phrases: wording of each of them in this prompt; None for the names of the categories.
     """
 
     id: int
@@ -59,6 +60,7 @@ class Picture:
     absent: frozenset[int] = frozenset()
     not_exhaustive: frozenset[int] = frozenset()
     prompt: tuple[int, ...] | None = None
+    phrases: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +113,8 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
     An annotation without "area" has the area of its box, and one without "iscrowd" is a single object. Boxes are taken
     as they are, also where they leave the image. "segmentation" is not read.
 
-    An image can have a list "prompt" with ids of categories: evaluation then prompts for these categories only. This
-    field is an addition of minigdino.
+    An image can have a list "prompt" with ids of categories: evaluation then prompts for these categories only. A list
+    "phrases" gives their wording in this prompt. These fields are additions of minigdino.
 
     Args:
         path: the file, at most 512 MB.
@@ -179,7 +181,8 @@ def _pictures(file, categories, is_lvis):
         absent, not_exhaustive = (frozenset(_known_ids(entry, name, categories)) if is_lvis else frozenset()
                                   for name in ("neg_category_ids", "not_exhaustive_category_ids"))
         prompt = _prompt(entry, categories) if "prompt" in entry else None
-        yield Picture(number, _file_name(entry, is_lvis), width, height, absent, not_exhaustive, prompt)
+        phrases = _phrases(entry, prompt) if "phrases" in entry else None
+        yield Picture(number, _file_name(entry, is_lvis), width, height, absent, not_exhaustive, prompt, phrases)
 
 
 def _file_name(entry, is_lvis):
@@ -199,6 +202,12 @@ def _prompt(entry, categories):
         raise ArgumentError(f'{entry.place}: expected at least one category id, and each once, as "prompt"; got '
                             f"{brief(ids)}. Correct the entry")
     return tuple(ids)
+
+
+def _phrases(entry, prompt):
+    n = len(prompt or ())
+    return tuple(entry.field("phrases", lambda values: isinstance(values, list) and len(values) == n and all(
+        isinstance(value, str) for value in values), f'a list of {n} texts, one for each id of "prompt",'))
 
 
 def _rows(file, pictures, categories):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -31,12 +32,15 @@ class Protocol:
         chunk: largest number of names in a prompt; None for as many as fit.
         kept: number of boxes kept per prompt, counted over queries and classes.
         clip: whether boxes are clipped to the image; None for yes, except by models of the family Grounding DINO.
+        score: score of a query for a name, the "mean" or "max" probability of its tokens. All published figures have
+            the mean. `Model.detect` has the maximum.
     """
 
     name: str
     chunk: int | None
     kept: int
     clip: bool | None
+    score: Literal["mean", "max"] = "mean"
 
 
 COCO = Protocol("coco", chunk=None, kept=300, clip=None)
@@ -121,8 +125,8 @@ def predict(model: Model, image: ImageLike, prompts: Sequence[ClassPrompt], prot
     """Detect all classes in an image, as a protocol prescribes.
 
     There is no threshold and no NMS. The score of a query for a class is the mean probability of the tokens of its
-    name. In each prompt, the `protocol.kept` best pairs of query and class are kept. The pairs of all prompts are
-    joined, and not cut again. Image features are computed once.
+    name (`protocol.score`). In each prompt, the `protocol.kept` best pairs of query and class are kept. The pairs of
+    all prompts are joined, and not cut again. Image features are computed once.
 
     Args:
         model: the model.
@@ -141,7 +145,7 @@ def predict(model: Model, image: ImageLike, prompts: Sequence[ClassPrompt], prot
     picture = open_image(read_file(image))
     pixels = model.preprocess(picture, size=size)
     passes = zip(outputs(model, pixels, [prompt.ids for prompt in prompts]), prompts)
-    parts = [_best(logits, boxes, prompt, protocol.kept) for (logits, boxes), prompt in passes]
+    parts = [_best(logits, boxes, prompt, protocol) for (logits, boxes), prompt in passes]
     boxes, scores, category_ids = map(np.concatenate, zip(*parts))
     return Candidates(in_pixels(boxes, picture.size, clips(protocol, model)), scores, category_ids)
 
@@ -166,11 +170,11 @@ def outputs(model: Model, pixels: np.ndarray,
         yield logits, boxes
 
 
-def _best(logits, boxes, prompt, kept):
+def _best(logits, boxes, prompt, protocol):
     """Boxes [K, 4], scores [K] and category ids [K] of the best pairs of query and class."""
-    probabilities = sigmoid(logits)  # [Q, T]
-    scores = np.stack([probabilities[:, start:stop].mean(axis=1) for start, stop in prompt.spans], axis=1)  # [Q, C]
-    best = np.argsort(-scores, axis=None, kind="stable")[:kept]  # [K]
+    probabilities, score = sigmoid(logits), np.max if protocol.score == "max" else np.mean  # [Q, T]
+    scores = np.stack([score(probabilities[:, start:stop], axis=1) for start, stop in prompt.spans], axis=1)  # [Q, C]
+    best = np.argsort(-scores, axis=None, kind="stable")[: protocol.kept]  # [K]
     queries, classes = np.unravel_index(best, scores.shape)
     return boxes[queries], scores[queries, classes], prompt.category_ids[classes]
 

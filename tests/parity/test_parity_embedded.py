@@ -8,7 +8,7 @@ from oracle import close, load, numpy, run, torch, transformers
 from PIL import Image
 
 import minigdino
-from training.evaluate import scenes
+from training.scenes import scenes
 
 FOLDER = Path(minigdino.__file__).parent / "models" / "shapes"
 SCENE = Path(__file__).parents[2] / "docs" / "images" / "scene.jpg"
