@@ -267,8 +267,8 @@ def parser() -> argparse.ArgumentParser:
                          help="replace an existing file that is not such a page. The image is never replaced")
     explain.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, or "shapes"')
     explain.add_argument("--targets", metavar="FILE", type=_path,
-                         help='annotated boxes of the image, to show their matching and losses: a JSON list of {"box": '
-                              '[left, top, right, bottom], "label": "a cat"}')
+                         help="annotated boxes of the image, to show their matching and losses: COCO annotations, or a "
+                              'JSON list of {"box": [left, top, right, bottom], "label": "a cat"}')
     explain.add_argument("--guide", metavar="URL",
                          help="URL of the guide that `make docs` builds, relative to the page; captions link to it")
     explain.set_defaults(command=_explain)
@@ -457,7 +457,7 @@ def _explain(arguments):
         raise ArgumentError(f"{arguments.out}: expected the name of an HTML page for --out; got that of an image. "
                             "Choose another ending, such as .html")
     guide = None if arguments.guide is None else arguments.guide.rstrip("/") + "/"
-    targets = None if arguments.targets is None else read(arguments.targets)
+    targets = None if arguments.targets is None else read(arguments.targets, arguments.image)
     html = page(load(arguments.model), arguments.image, arguments.text, guide, targets)
     write(arguments.out, html.encode("utf-8", "backslashreplace"))
     return 0

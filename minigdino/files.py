@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -526,13 +526,23 @@ def image_id(image: str, ids: Mapping[str, int]) -> int:
     Raises:
         ArgumentError: if no end of the path has an id.
     """
-    parts = Path(image).parts
-    names = (image, *("/".join(parts[i:]) for i in range(len(parts))))
-    if (name := next((name for name in names if name in ids), None)) is None:
+    if (name := known_name(image, ids)) is None:
         raise ArgumentError(f"{image}: expected a name with an id, such as "
                             f"{', '.join(map(brief, itertools.islice(ids, 3))) or 'none, because there are none'}. Add "
                             "its id, or leave the image out")
     return ids[name]
+
+
+def known_name(image: str, names: Container[str]) -> str | None:
+    """Return the name of an image among known ones: its path, else the longest end of its path; None if it has none.
+
+    Args:
+        image: name of the image, such as "photos/a.jpg".
+        names: known names.
+    """
+    parts = Path(image).parts
+    ends = (image, *("/".join(parts[i:]) for i in range(len(parts))))
+    return next((end for end in ends if end in names), None)
 
 
 def check_new_id(number: int, image: str, names: dict[int, str]) -> None:

@@ -283,8 +283,9 @@ def test_other_formats_are_refused(folder, content):
 
 
 def test_a_file_that_cannot_be_read_is_named(folder, tmp_path, monkeypatch):
+    (folder / "latin.json").write_bytes(b'{"images": "\xe9"}')
     for path, message in (("none.json", "no such file"), ("sub", "not a readable annotation file"),
-                          ("a.png", "not a readable annotation file .*utf-8")):
+                          ("latin.json", "not a readable annotation file .*utf-8")):
         with pytest.raises(ArgumentError, match=message):
             read(folder / path)
     path = saved(tmp_path, coco())
@@ -350,3 +351,46 @@ def test_a_changed_file_gives_samples_or_an_error(folder, content):
 @given(content=values | st.text())
 def test_any_json_gives_samples_or_an_error(folder, content):
     check(folder, content if isinstance(content, str) and content.isprintable() else json.dumps(content))
+
+
+def test_an_image_as_annotations_is_called_one(folder):
+    with pytest.raises(ArgumentError, match=r"a\.png: expected COCO .*; got an image\. Give the file with its annot"):
+        read(folder / "a.png")
+
+
+# One image of a COCO file.
+
+
+@pytest.mark.parametrize("image", ["a.png", "photos/a.png", "/data/photos/a.png"])
+def test_the_annotations_of_an_image_are_found_by_its_name(folder, monkeypatch, image):
+    """In the file, the image has the longest end of its path that has an entry."""
+    expected = read(saved(folder, coco()))[0]
+    names = [image.removeprefix("/data/"), "a.png", "sub/c.png"]
+    images = [{"id": 10 + i, "file_name": name} for i, name in enumerate(dict.fromkeys(names))]
+    content = coco(images=images)
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] == 10]
+    monkeypatch.setattr(annotations, "read_size", lambda path: SIZES["a.png"])
+    sample = annotations.of_image(content, "data.json", image)
+    assert (sample.path, sample.labels) == (image, expected.labels)
+    np.testing.assert_array_equal(sample.boxes, expected.boxes)
+
+
+def test_the_annotations_of_an_image_are_checked_as_those_of_a_data_set(folder):
+    wrong = coco(images=[{"id": 10, "file_name": "a.png", "width": 30, "height": 40}])["images"]
+    outside = [{"image_id": 10, "category_id": 7, "bbox": [90, 2, 10, 20]}]
+    for content, message in ((coco(images=wrong, annotations=[]), "expected the size of the upright image"),
+                             (coco(annotations=outside), r"annotations\[0\]: expected a box"),
+                             (coco(categories=[]), "at least one category")):
+        with pytest.raises(ArgumentError, match=f"data.json.*{message}"):
+            annotations.of_image(content, "data.json", folder / "a.png")
+
+
+def test_an_image_without_an_entry_or_with_two_is_an_error(folder):
+    with pytest.raises(ArgumentError) as caught:
+        annotations.of_image(coco(), "data.json", "z.png")
+    assert str(caught.value) == (
+        'data.json: expected one entry in "images" for z.png; got none. The file has \'a.png\', \'b.jpg\', '
+        "'sub/c.png'. Give the file with the annotations of this image")
+    twice = coco(images=[{"id": i, "file_name": "a.png"} for i in (10, 12)])
+    with pytest.raises(ArgumentError, match="for a.png; got 2 of 'a.png'. The file has 'a.png', 'a.png'. Give"):
+        annotations.of_image(twice, "data.json", "a.png")

@@ -459,6 +459,22 @@ def test_the_command_shows_the_losses_of_targets(tmp_path, demo):
     assert data_of(out.read_text(encoding="utf-8"))["figures"] == data_of(demo)["figures"]
 
 
+def test_the_targets_of_the_command_can_be_a_coco_file(tmp_path, demo):
+    """With other images in it, and labels by the names of categories."""
+    boxes = [np.array(target["box"]) for target in TARGETS]
+    (tmp_path / "data.json").write_text(json.dumps({
+        "images": [{"id": 1, "file_name": "other.jpg"},
+                   {"id": 2, "file_name": SCENE.name, "width": 640, "height": 512}],
+        "categories": [{"id": 5, "name": "a purple star"}, {"id": 3, "name": "a green heart"}],
+        "annotations": [{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4]}] + [
+            {"image_id": 2, "category_id": category, "bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()]}
+            for category, box in zip((3, 5), boxes)]}))
+    out = tmp_path / "page.html"
+    arguments = ["explain", str(SCENE), TEXT, "--model", "shapes", "--out", str(out), "--targets"]
+    assert main([*arguments, str(tmp_path / "data.json")]) == 0
+    assert data_of(out.read_text(encoding="utf-8"))["figures"] == data_of(demo)["figures"]
+
+
 BOX = [17, 177, 146, 311]
 
 
@@ -467,6 +483,9 @@ BOX = [17, 177, 146, 311]
     ("[", "targets.json: expected a JSON file such as"),
     ('[{"box": 1, "box": 2}]', "repeats the key"),
     ({"box": BOX, "label": "a purple star"}, "targets must be a list such as"),
+    ({"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 1, "name": "a purple star"}],
+      "annotations": []}, 'targets.json: expected one entry in "images" for'),
+    ({"images": []}, "targets.json: expected at least one image; got none"),
     ([{"box": BOX, "label": "a purple star"}, {"bbox": BOX, "label": "a purple star"}], "targets[1] is"),
     ([BOX], "targets[0] is [17, 177, 146, 311]"),
     ([{"box": BOX, "label": "a dog"}], "labels must be phrases of the prompt or their indices, 0 to 2; got 'a dog'"),

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..checkpoints.json_file import is_folder, read_text, status, unique
 from ..errors import ArgumentError, ImageError, brief
-from ..files import MAX_CATEGORIES, MAX_FLOAT, categories_in
+from ..files import MAX_CATEGORIES, MAX_FLOAT, categories_in, known_name
 from ..image import read_size
 from ..json_object import JsonObject
 from ..prompt import as_label
@@ -91,6 +91,8 @@ def read(source: str | Path, images: str | Path | None = None) -> list[Sample]:
     except FileNotFoundError:
         raise ArgumentError(f"{source}: no such file. Give the path of an annotation file") from None
     except (OSError, ValueError) as error:
+        if _is_image(source):
+            raise ArgumentError(f"{source}: {FORMATS}; got an image. Give the file with its annotations") from None
         raise ArgumentError(f"{source}: not a readable annotation file ({brief(error)}); {FORMATS}. Check the "
                             "file") from None
     folder = os.path.dirname(source) if images is None else os.fspath(images)
@@ -102,6 +104,27 @@ def read(source: str | Path, images: str | Path | None = None) -> list[Sample]:
     return [_sample(entry, path, form) for entry, path in zip(entries, paths)]
 
 
+def of_image(content: dict[str, Any], source: str | Path, image: str | Path) -> Sample:
+    """Return the annotations of one image in the content of a COCO file.
+
+    Args:
+        content: the JSON object.
+        source: the file, used in error messages.
+        image: path of the image. Its entry is the one whose "file_name" is the longest end of this path.
+
+    Raises:
+        ArgumentError: if the file has no entry of the image, or several; or as `read` does.
+    """
+    entries = _coco(_Object(content, str(source)))
+    names = [entry.name for entry in entries]
+    if (name := known_name(os.path.abspath(image), names)) is None or names.count(name) > 1:
+        got = "none" if name is None else f"{names.count(name)} of {brief(name)}"
+        raise ArgumentError(f'{source}: expected one entry in "images" for {image}; got {got}. The file has '
+                            f"{', '.join(map(brief, names[:3]))}{', ...' * (len(names) > 3)}. Give the file with the "
+                            "annotations of this image")
+    return _sample(entries[names.index(name)], os.fspath(image), COCO)
+
+
 def _entries(text, source) -> tuple[list[_Entry], str]:
     """The entries of a file, and the order of the numbers in its boxes."""
     first, rest = _first(text, source)
@@ -110,6 +133,14 @@ def _entries(text, source) -> tuple[list[_Entry], str]:
     if isinstance(first, dict) and "images" in first and not rest:
         return _coco(JsonObject(first, str(source))), COCO
     raise ArgumentError(f"{source}: {FORMATS}; got {brief(first)}{' and more' if rest else ''}. Convert the file")
+
+
+def _is_image(path):
+    try:
+        read_size(path)
+    except ImageError:
+        return False
+    return True
 
 
 def _first(text, source):

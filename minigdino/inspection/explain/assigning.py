@@ -11,6 +11,8 @@ import numpy as np
 
 from ...checkpoints.json_file import read_text, unique
 from ...errors import ArgumentError, brief
+from ...files import MAX_CATEGORIES
+from ...learning.annotations import of_image
 from ...network.losses import giou, l1, losses, total
 from ...network.matching import class_cost, match
 from .deciding import BOXES, LOGITS
@@ -21,20 +23,28 @@ MAX_BOXES = 60  # annotated boxes in the matrix
 MAX_QUERIES = 12  # queries in the matrix, besides the matched ones
 
 
-def read(path: str | Path) -> Any:
-    """Read annotated boxes from a JSON file.
+def read(path: str | Path, image: str | Path) -> Any:
+    """Read the annotated boxes of an image from a JSON file.
 
     Args:
-        path: the file. `fields` checks its content.
+        path: the file: COCO annotations, or a list as `fields` reads it, which also checks it.
+        image: path of the image, by which its annotations in a COCO file are found.
+
+    Returns:
+        The list. The labels of COCO annotations are the names of their categories.
 
     Raises:
-        ArgumentError: if the file cannot be read or is not JSON.
+        ArgumentError: if the file cannot be read or is not JSON, or as `learning.annotations.of_image` does.
     """
     try:
-        return json.loads(read_text(path), object_pairs_hook=unique)
+        content = json.loads(read_text(path, MAX_CATEGORIES), object_pairs_hook=unique)
     except (OSError, ValueError, RecursionError) as error:
-        raise ArgumentError(f"{path}: expected a JSON file such as {EXAMPLE}; got none that can be read "
-                            f"({brief(error)}). Correct the file or its name") from None
+        raise ArgumentError(f"{path}: expected a JSON file such as {EXAMPLE}, or COCO annotations; got none that can "
+                            f"be read ({brief(error)}). Correct the file or its name") from None
+    if isinstance(content, dict) and "images" in content:
+        sample = of_image(content, path, image)
+        return [{"box": box, "label": label} for box, label in zip(sample.boxes.tolist(), sample.labels)]
+    return content
 
 
 def fields(entries: Sequence[Mapping[str, Any]]) -> tuple[list, list]:
