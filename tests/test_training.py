@@ -1,6 +1,7 @@
 """Training: the loss falls, the same seed gives the same bits, and a killed run is resumed without a difference."""
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw
 
 import minigdino
 from minigdino import ArgumentError, CheckpointError, ImageError, cli
+from minigdino.checkpoints import saving
 from minigdino.learning import command, features, state, training
 from minigdino.learning.annotations import Sample
 from minigdino.learning.curve import HEIGHT, WIDTH, curve, smoothed
@@ -252,6 +254,55 @@ def test_a_killed_run_loses_only_the_step_that_ran(samples, tmp_path):
     for _ in train(MODEL, samples, tmp_path / "whole", options):
         pass
     assert_equal(weights(run), weights(tmp_path / "whole"))
+
+
+HOLD = """
+import sys, time
+from minigdino.learning.annotations import read
+from minigdino.learning.training import train
+from test_training import FAST, MODEL
+for step in train(MODEL, read(sys.argv[1]), sys.argv[2], FAST):
+    print(step.number, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not saving.fcntl, reason="no locks of folders on this system")
+def test_a_second_process_does_not_continue_a_run_until_the_first_is_killed(samples, whole_run, tmp_path):
+    data, run = coco(samples, tmp_path), tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(data), str(run)], stdout=subprocess.PIPE, text=True,
+                          cwd=Path(__file__).parent,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1\n"
+        before = {path: path.read_bytes() for path in (run / "training").glob("*.*")}
+        for resume in (True, False):
+            with pytest.raises(ArgumentError, match="run: expected the folder of a run that no process continues"):
+                train(MODEL, samples, run, FAST, resume=resume)
+        assert {path: path.read_bytes() for path in (run / "training").glob("*.*")} == before
+        process.kill()
+    assert [step.number for step in train(MODEL, samples, run, FAST, resume=True)] == [2, 3]
+    assert_equal(weights(run), weights(whole_run[0]))
+
+
+@pytest.mark.skipif(not saving.fcntl, reason="no locks of folders on this system")
+def test_a_run_holds_its_folder_from_its_first_step_to_its_last(samples, tmp_path):
+    first, second = (train(MODEL, samples, tmp_path / "run", FAST, resume=True) for _ in range(2))
+    next(first)
+    with pytest.raises(ArgumentError, match="that no process continues"):
+        next(second)
+    first.close()
+    assert len(list(train(MODEL, samples, tmp_path / "run", FAST, resume=True))) == 2
+    assert list(train(MODEL, samples, tmp_path / "run", FAST, resume=True)) == []
+
+
+def test_a_file_system_without_locks_is_used_without(samples, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if saving.fcntl:
+        monkeypatch.setattr(saving.fcntl, "flock", refuse)
+    assert len(list(train(MODEL, samples[:1], tmp_path / "run", dataclasses.replace(FAST, steps=1)))) == 1
 
 
 def test_unfinished_files_of_a_killed_run_are_removed(samples, tmp_path):
@@ -497,6 +548,16 @@ def test_the_command_has_the_defaults_and_choices_of_the_library():
             assert getattr(found, field.name) == field.default
     for what, augment in itertools.product(TRAINED, AUGMENTS):
         cli.parser().parse_args(["train", "x", "--out", "y", "--train", what, "--augment", augment])
+
+
+@pytest.mark.parametrize(("images", "line"), [(1, "1 image with 2 boxes"), (2, "2 images with 4 boxes")])
+def test_the_command_counts_images_and_boxes(samples, tmp_path, monkeypatch, images, line):
+    lines = []
+    monkeypatch.setattr(command, "train", lambda *args, **options: iter(()))
+    arguments = cli.parser().parse_args(["train", str(coco(samples[:images], tmp_path)), "--out", "run", "--model",
+                                         "shapes"])
+    command.run(arguments, lines.append)
+    assert lines[0] == line
 
 
 def test_lines_have_an_interval(samples, tmp_path, monkeypatch):

@@ -216,42 +216,62 @@ def remove_folder(folder: str | Path) -> None:
 def _alone(directory: Path) -> Iterator[bool]:
     """Wait until no other model is being saved to a folder, and remove the files of saves that were killed.
 
-    Yields whether the folder is locked. Windows and some file systems have no locks.
+    Yields whether the folder is locked.
     """
-    descriptor, locked = None, False
+    with contextlib.ExitStack() as stack:
+        try:
+            is_locked = stack.enter_context(locked(directory, MAX_WAIT))
+        except BlockingIOError:
+            raise CheckpointError(f"{directory}: expected other saves into this folder to end within {MAX_WAIT} s; one "
+                                  "still holds it. End that process, or choose another folder") from None
+        for path in unfinished(directory, SAVING) if is_locked else ():
+            remove_folder(path)
+        yield is_locked
+
+
+@contextlib.contextmanager
+def locked(directory: str | Path, wait: float) -> Iterator[bool]:
+    """Hold the lock of a folder. The system releases it when the process ends, for whatever reason.
+
+    Args:
+        directory: the folder.
+        wait: seconds to wait for another owner of the lock. It can be a stopped process, or this one: a signal handler
+            can interrupt it.
+
+    Yields:
+        Whether the folder is locked. Windows and some file systems have no locks.
+
+    Raises:
+        BlockingIOError: if there still is another owner.
+    """
+    descriptor, is_locked = None, False
     try:
         try:
             descriptor = os.open(directory, os.O_RDONLY)
             _locks.add(descriptor)
-            _lock(descriptor, directory)
-            locked = True
-        except CheckpointError:
+            _lock(descriptor, wait)
+            is_locked = True
+        except BlockingIOError:
             raise
         except OSError as error:
             if from_signal_handler(error):
                 raise
-        for path in unfinished(directory, SAVING) if locked else ():
-            remove_folder(path)
-        yield locked
+        yield is_locked
     finally:
         if descriptor in _locks:  # not in a child that was forked meanwhile
             _locks.remove(descriptor)
-            if locked:
+            if is_locked:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)  # at once, even if another process has the descriptor
             os.close(descriptor)
 
 
-def _lock(descriptor, directory):
-    """Lock a folder. The system releases the lock when the process ends.
-
-    Waits at most `MAX_WAIT` seconds. The owner can be a stopped process, or a save that a signal handler interrupted.
-    """
-    end = time.monotonic() + MAX_WAIT
+def _lock(descriptor, wait):
+    end = time.monotonic() + wait
     while True:
-        with contextlib.suppress(BlockingIOError):
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
-        if time.monotonic() > end:
-            raise CheckpointError(f"{directory}: expected other saves into this folder to end within {MAX_WAIT} s; one "
-                                  "still holds it. End that process, or choose another folder")
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
         time.sleep(0.02)

@@ -35,7 +35,8 @@ def run(arguments: argparse.Namespace, show: Callable[[str], object],
     model = load(arguments.model, precision=arguments.precision)
     steps = train(model, samples, arguments.out, options, validation=validation, save_every=arguments.save_every,
                   resume=arguments.resume)
-    show(f"{len(samples)} images with {sum(len(sample.labels) for sample in samples)} boxes")
+    boxes = sum(len(sample.labels) for sample in samples)
+    show(f"{len(samples)} image{'s' * (len(samples) != 1)} with {boxes} box{'es' * (boxes != 1)}")
     began, shown, losses = clock(), -math.inf, []
     for done, step in enumerate(steps, start=1):
         losses.append(step.loss)

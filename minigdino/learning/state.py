@@ -7,6 +7,7 @@ only, so they are no part of the state.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -19,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.json_file import is_folder, read_json, status
+from ..checkpoints.saving import locked
 from ..checkpoints.weights import read_safetensors
 from ..errors import ArgumentError, CheckpointError, brief, from_signal_handler
-from ..writing import reason, replace_file
+from ..writing import check_writable, reason, replace_file
 from .optimizer import Moments
 
 FOLDER = "training"
@@ -122,9 +124,36 @@ def open_folder(directory: str | Path, settings: dict[str, Any], resume: bool) -
         resume: whether to continue a run. A folder that does not exist or is empty begins a new one all the same.
 
     Raises:
-        ArgumentError: if the folder has other files, is that of a run with other settings, or cannot be written.
+        ArgumentError: if the folder has other files, is that of a run with other settings or of one that another
+            process continues, or cannot be written.
     """
     path = Path(directory, FOLDER, SETTINGS)
+    if not is_folder(path.parent) and _is_empty(directory):
+        check_writable(path)  # creates the folder, which can be locked then
+    with held(directory):
+        _open_folder(directory, path, settings, resume)
+
+
+@contextlib.contextmanager
+def held(directory: str | Path) -> Iterator[None]:
+    """Hold the folder of a run, so that no other process continues the run, and fails if another one does.
+
+    Args:
+        directory: folder of the run.
+
+    Raises:
+        ArgumentError: if another process holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(Path(directory, FOLDER), wait=0))
+        except BlockingIOError:
+            raise ArgumentError(f"{directory}: expected the folder of a run that no process continues; another one "
+                                "does. Wait until it ends, end it, or choose another folder") from None
+        yield
+
+
+def _open_folder(directory, path, settings, resume):
     _remove_parts(path.parent)
     if _is_empty(directory):
         replace_file(path, json.dumps(settings, indent=2).encode() + b"\n")

@@ -211,6 +211,10 @@ class _Run:
 
     def steps(self, validation, save_every, validate_every):
         """Yield the steps of the run that are not done yet, then write the model."""
+        with states.held(self._directory):
+            yield from self._steps(validation, save_every, validate_every)
+
+    def _steps(self, validation, save_every, validate_every):
         options, state = self._options, states.read(self._directory, states.initial(self._start))
         while state.step < options.steps:
             start, rate = time.monotonic(), options.rate_of(state.step)
