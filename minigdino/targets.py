@@ -57,6 +57,25 @@ def image_targets(boxes: Sequence[Sequence[float]] | np.ndarray, labels: Sequenc
     return Targets(fractions, tokens)
 
 
+def one_per_object(targets: Targets) -> Targets:
+    """Join annotations with the same box: they are one object with several labels, such as "red star" and "star".
+
+    One query can then detect the object for each of its labels. As several targets, they would need a query each, and
+    the query for one label would learn that the others are wrong.
+
+    Args:
+        targets: targets with a phrase each.
+
+    Returns:
+        Targets with different boxes, in the order of their first ones, and the tokens of all their phrases.
+    """
+    joined: dict[tuple[float, ...], np.ndarray] = {}
+    for box, tokens in zip(map(tuple, targets.boxes.tolist()), targets.tokens):
+        joined[box] = joined[box] | tokens if box in joined else tokens
+    return Targets(np.array(list(joined), targets.boxes.dtype).reshape(-1, 4),
+                   np.array(list(joined.values()), bool).reshape(-1, targets.tokens.shape[1]))
+
+
 def clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Clip boxes to the image.
 

@@ -13,8 +13,9 @@ from PIL import Image
 from minigdino import ArgumentError, Error
 from minigdino.learning import annotations
 from minigdino.learning.annotations import read
+from minigdino.network.losses import Targets
 from minigdino.prompt import as_label
-from minigdino.targets import image_targets
+from minigdino.targets import image_targets, one_per_object
 
 SIZES = {"a.png": (40, 30), "b.jpg": (24, 32), "sub/c.png": (50, 20)}  # width, height
 CATEGORIES = [{"id": 7, "name": "a cat", "supercategory": "animal"}, {"id": 3, "name": "red hat"}]
@@ -356,6 +357,24 @@ def test_any_json_gives_samples_or_an_error(folder, content):
 def test_an_image_as_annotations_is_called_one(folder):
     with pytest.raises(ArgumentError, match=r"a\.png: expected COCO .*; got an image\. Give the file with its annot"):
         read(folder / "a.png")
+
+
+def key(box):
+    return tuple(map(float, box))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.lists(st.booleans(), min_size=5, max_size=5)), max_size=9))
+def test_annotations_with_the_same_box_are_one_object(rows):
+    """It has the tokens of all its labels. Objects are in the order of their first annotations."""
+    corners = np.float32([[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.5], [0.7, 0.7, 0.2, 0.2], [0.1, 0.2, 0.2, 0.4]])
+    boxes = corners[[place for place, _ in rows]].reshape(-1, 4)
+    tokens = np.array([row for _, row in rows], bool).reshape(-1, 5)
+    found = one_per_object(Targets(boxes, tokens))
+    assert list(map(key, found.boxes)) == list(dict.fromkeys(map(key, boxes)))
+    for box, row in zip(found.boxes, found.tokens):
+        np.testing.assert_array_equal(row, tokens[(boxes == box).all(axis=1)].any(axis=0))
+    assert (found.boxes.dtype, found.tokens.dtype) == (np.float32, bool)
+    assert found.tokens.shape == (len(found.boxes), 5)
 
 
 # One image of a COCO file.

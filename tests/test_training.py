@@ -93,6 +93,26 @@ def test_the_first_loss_is_that_of_the_model(samples, tmp_path):
     assert any(step.loss == pytest.approx(loss, rel=1e-5) for loss in losses)
 
 
+def test_an_object_with_several_labels_is_one_target(samples, tmp_path):
+    """It has a query for all its labels; a box with another label is another object."""
+    sample = dataclasses.replace(samples[0], boxes=samples[0].boxes[[0, 1, 0]], labels=("red star", "blue hat", "star"))
+    found, compute = [], training.total_loss
+
+    def total_loss(*args):
+        found.append(args[5])
+        return compute(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "total_loss", total_loss)
+        list(train(MODEL, [sample], tmp_path / "run", dataclasses.replace(FAST, steps=1, augment="none")))
+    (targets,) = found
+    size = np.array([80, 60])
+    centres = [((box[:2] + box[2:]) / 2 / size).tolist() for box in samples[0].boxes]
+    np.testing.assert_allclose(targets.boxes[:, :2], centres, rtol=1e-6)
+    assert targets.tokens.sum(axis=1).tolist() == [3, 2]  # "red star" and "star", "blue hat"
+    assert not (targets.tokens[0] & targets.tokens[1]).any()
+
+
 @pytest.mark.parametrize("what", TRAINED)
 def test_only_the_chosen_tensors_change(samples, tmp_path, what):
     options = dataclasses.replace(FAST, steps=1, train=what)

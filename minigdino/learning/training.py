@@ -29,7 +29,7 @@ from ..network.model import forward
 from ..network.swin import swin
 from ..prompt import Tokenizer
 from ..runtime import precision as precisions
-from ..targets import image_targets
+from ..targets import image_targets, one_per_object
 from ..version import __version__
 from ..writing import encoded, replace_file
 from . import state as states
@@ -288,7 +288,7 @@ class _Run:
         picture, boxes, labels, size = self._varied(sample, rng)
         phrases = mixed(labels, self._labels, rng, options.phrases, model.tokenizer, model.config.max_text_len)
         prompt = model.tokenize(phrases)
-        targets = image_targets(boxes, labels, prompt, picture.shape[1::-1], phrases)
+        targets = one_per_object(image_targets(boxes, labels, prompt, picture.shape[1::-1], phrases))
         try:
             pixels, ids = model._checked_inputs(model.preprocess(picture, size=size), prompt.ids)
         except ImageError as error:  # it names no file, because a picture has none
