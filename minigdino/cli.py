@@ -316,6 +316,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--phrases", type=int, default=20, metavar="N",
                        help="largest number of phrases in a prompt (default: 20). Those that an image does not contain "
                             "teach the model not to find them")
+    train.add_argument("--keep", type=float, default=0.0, metavar="X",
+                       help="share of the starting weights in the model that is written, 0 to 1 (default: 0). It keeps "
+                            "old abilities. With --resume, a run that is done is written with another share")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: 0)")
     train.add_argument("--resume", action="store_true",
                        help="continue the run in DIR, which was interrupted. The settings must be the same")

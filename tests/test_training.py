@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,21 @@ def test_an_image_with_a_side_in_its_labels_is_not_flipped(samples):
     sample = dataclasses.replace(samples[0], labels=("the left star", "hat"))
     for seed in range(9):
         assert run._varied(sample, np.random.default_rng(seed))[1] is sample.boxes
+
+
+def test_the_model_keeps_a_share_of_the_starting_weights(samples, whole_run, tmp_path):
+    """A run that is done can be written again with another share; the training does not depend on it."""
+    trained = dict(weights(whole_run[0]))
+    shutil.copytree(whole_run[0], tmp_path / "run")
+    for keep in (0.25, 1.0, 0.0):
+        options = dataclasses.replace(FAST, keep=keep)
+        assert list(train(MODEL, samples, tmp_path / "run", options, validation=samples, resume=True)) == []
+        for name, array in weights(tmp_path / "run").items():
+            expected = keep * MODEL.tensors[name] + (1 - keep) * trained[name]
+            np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-6)
+    assert_equal(weights(tmp_path / "run"), trained)
+    other = list(train(MODEL, samples, tmp_path / "other", dataclasses.replace(FAST, keep=0.25)))
+    assert [step.loss for step in other] == [step.loss for step in whole_run[1]]
 
 
 # The same bits.
@@ -475,7 +491,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights(samples, 
     ({"rate": float("nan")}, "rate must be a number from 0 to 1; got nan"), ({"rate": "1"}, "rate must be"),
     ({"train": "head"}, "train must be one of heads, decoder, detector, all; got 'head'"), ({"seed": -1}, "seed must"),
     ({"augment": []}, "augment must be one of"), ({"warm_up": -1}, "warm_up must be an int of 0 or more"),
-    ({"phrases": 0}, "phrases must"), ({"weight_decay": 2}, "weight_decay must be a number from 0 to 1"),
+    ({"keep": 1.5}, "keep must be a number from 0 to 1; got 1.5"), ({"phrases": 0}, "phrases must"),
+    ({"weight_decay": 2}, "weight_decay must be a number from 0 to 1"),
 ])
 def test_invalid_options_are_named(options, message):
     with pytest.raises(ArgumentError, match=message):

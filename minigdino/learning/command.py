@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace, show: Callable[[str], object],
     """
     options = Options(arguments.steps, arguments.rate, arguments.batch, arguments.train, arguments.augment,
                       tuple(arguments.size) if arguments.size else None, arguments.phrases, seed=arguments.seed,
-                      recompute=arguments.recompute)
+                      recompute=arguments.recompute, keep=arguments.keep)
     samples = read(arguments.data, arguments.images)
     validation = read(arguments.val, arguments.images) if arguments.val else []
     model = load(arguments.model, precision=arguments.precision)

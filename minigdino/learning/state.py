@@ -175,7 +175,8 @@ def _open_folder(directory, path, settings, resume):
                             f"{', '.join(differences)}. Give the same ones, or choose another folder")
 
 
-VARYING = "minigdino", "model"  # the fingerprint shows whether the model is the same
+# The fingerprint shows whether the model is the same, and `keep` only changes what is written
+VARYING = "minigdino", "model", "keep"
 
 
 def _remove_parts(folder):

@@ -89,6 +89,8 @@ class Options:
         warm_up: steps in which the rate rises; None for a twentieth of the steps.
         seed: seed of all random numbers.
         recompute: whether the backward pass computes inner steps again. This takes less memory and more time.
+        keep: share of the starting weights in the model that is written and validated, 0 to 1. It keeps old abilities
+            (arXiv 2109.01903, §3), and does not change the training itself.
     """
 
     steps: int = 1000
@@ -102,13 +104,14 @@ class Options:
     warm_up: int | None = None
     seed: int = 0
     recompute: bool = False
+    keep: float = 0.0
 
     def __post_init__(self):
         for name, low in (("steps", 1), ("batch", 1), ("phrases", 1), ("warm_up", 0), ("seed", 0)):
             value = getattr(self, name)
             if not (type(value) is int and value >= low) and not (name == "warm_up" and value is None):
                 raise ArgumentError(f"{name} must be an int of {low} or more; got {brief(value)}")
-        for name in ("rate", "weight_decay"):
+        for name in ("rate", "weight_decay", "keep"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value <= 1:
                 raise ArgumentError(f"{name} must be a number from 0 to 1; got {brief(value)}")
@@ -230,9 +233,11 @@ class _Run:
         self._finish(state)
 
     def model(self, state):
-        """The model with the tensors of a state."""
-        model = self._model
-        return Model({**model.tensors, **state.tensors}, model.config, tokenizer=model.tokenizer,
+        """The model with the tensors of a state, and the share of the starting ones that it keeps."""
+        model, tensors, keep = self._model, state.tensors, np.float32(self._options.keep)
+        if keep:
+            tensors = {name: keep * self._start[name] + (1 - keep) * array for name, array in tensors.items()}
+        return Model({**model.tensors, **tensors}, model.config, tokenizer=model.tokenizer,
                      settings=model.settings, source=self._directory, precision=model.precision)
 
     def _draw(self, state):
