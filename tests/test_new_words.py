@@ -6,7 +6,7 @@ import pytest
 import minigdino
 from minigdino.learning.annotations import read
 from minigdino.learning.training import Options, train
-from training import new_words
+from training import new_words, scenes
 from training.outlines import NEW_SHAPES, SHAPES, outline
 from training.world import COLOURS, NEW_COLOURS, SEEN, silhouette, tint
 
@@ -56,7 +56,13 @@ def test_the_pictures_and_their_annotations_fit_together(tmp_path):
     for number, sample in enumerate(samples):
         things = new_words.scene(new_words.TRAIN, number).things
         np.testing.assert_allclose(sample.boxes, [thing.box for thing in things], atol=1e-3)
-    assert (new_words.scene(new_words.TEST, 0).image != new_words.scene(new_words.TRAIN, 0).image).any()
+
+
+def test_training_validation_and_test_have_different_pictures():
+    pictures = [new_words.scene(kind, 0).image for kind in (new_words.TRAIN, new_words.VALIDATION, new_words.TEST)]
+    for i, one in enumerate(pictures):
+        assert all((one != other).any() for other in pictures[:i])
+    assert new_words.OLD_SEEDS[new_words.TEST] == scenes.SEED != new_words.OLD_SEEDS[new_words.VALIDATION]
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Data of docs/howto/fine-tune.md: pictures with a new shape, the crescent, and a new colour, turquoise.
 
 python -m training.new_words draw FOLDER [--pictures 50]     writes train.json, val.json and their pictures
-python -m training.new_words measure MODEL [--pictures 100]  prints AP50 on new and on old objects
+python -m training.new_words measure MODEL [--pictures 100]  prints AP50 on new and on old words
+                                           [--validation]    in other pictures, to choose settings by
 """
 
 import argparse
@@ -13,15 +14,16 @@ from PIL import Image
 
 import minigdino
 from minigdino.learning.average_precision import AveragePrecision
+from training import scenes
 from training.outlines import NEW_SHAPES, SHAPES
 from training.predict import with_minigdino
-from training.scenes import scenes
 from training.world import COLOURS, NEW_COLOURS, SEEN, Scene, draw_scene
 
 NEW = tuple((colour, shape) for colour in (*COLOURS, *NEW_COLOURS) for shape in (*SHAPES, *NEW_SHAPES)
             if colour in NEW_COLOURS or shape in NEW_SHAPES)
 TRAIN, VALIDATION, TEST = range(3)
 SEED = 7
+OLD_SEEDS = {VALIDATION: scenes.SEED + 1, TEST: scenes.SEED}  # of scenes with old words
 
 
 def scene(kind: int, number: int) -> Scene:
@@ -56,14 +58,19 @@ def draw(folder: Path, kind: int, pictures: int, name: str) -> None:
     (folder / f"{name}.json").write_text(json.dumps(content) + "\n")
 
 
-def measure(model: minigdino.Model, pictures: int) -> dict[str, float]:
-    """AP50 on new words in test pictures, and on old words in the scenes of the model card.
+def measure(model: minigdino.Model, pictures: int, kind: int = TEST) -> dict[str, float]:
+    """AP50 on new words, such as "red crescent", and on old words in scenes as those of the model card.
 
     A prompt names the new objects of a picture, and two new ones that it does not contain.
+
+    Args:
+        model: the model, loaded from a folder.
+        pictures: number of pictures, and of scenes.
+        kind: VALIDATION, or TEST for the scenes of the model card.
     """
     result, words = AveragePrecision(), [f"{colour} {shape}" for colour, shape in NEW]
     for number in range(pictures):
-        found = scene(TEST, number)
+        found = scene(kind, number)
         present = list(dict.fromkeys(name for t in found.things if (name := f"{t.colour} {t.shape}") in words))
         absent = [word for word in words if word not in present]
         rng = np.random.default_rng([SEED, number])
@@ -73,13 +80,13 @@ def measure(model: minigdino.Model, pictures: int) -> dict[str, float]:
             truth = np.array([t.box for t in found.things if f"{t.colour} {t.shape}" == phrase]).reshape(-1, 4)
             chosen = detections.label_ids == i
             result.add(phrase, detections.boxes[chosen], detections.scores[chosen], truth)
-    return {"new": result.mean(), "old": old(model.source, pictures)}
+    return {"new": result.mean(), "old": old(model.source, pictures, OLD_SEEDS[kind])}
 
 
-def old(folder: str | Path, pictures: int) -> float:
-    """AP50 in the scenes of the model card, as `training.evaluate` measures it."""
+def old(folder: str | Path, pictures: int, seed: int = scenes.SEED) -> float:
+    """AP50 in the scenes of the model card, as `training.evaluate` measures it, or in those of another seed."""
     result, predict = AveragePrecision(), with_minigdino(folder)
-    for found, prompt in scenes("seen", pictures):
+    for found, prompt in scenes.scenes("seen", pictures, seed):
         boxes, scores = predict(found.image, prompt.phrases)
         for meaning, score in zip(prompt.meanings, scores.T, strict=True):
             truth = np.array([thing.box for thing in found.things if meaning.fits(thing)]).reshape(-1, 4)
@@ -93,12 +100,14 @@ def main() -> None:
     parser.add_argument("command", choices=("draw", "measure"))
     parser.add_argument("path")
     parser.add_argument("--pictures", type=int)
+    parser.add_argument("--validation", action="store_true")
     options = parser.parse_args()
     if options.command == "draw":
         draw(Path(options.path), TRAIN, options.pictures or 50, "train")
         draw(Path(options.path), VALIDATION, options.pictures or 50, "val")
     else:
-        for name, value in measure(minigdino.load(options.path), options.pictures or 100).items():
+        kind = VALIDATION if options.validation else TEST
+        for name, value in measure(minigdino.load(options.path), options.pictures or 100, kind).items():
             print(f"AP50 {name} {value:.3f}")
 
 

@@ -115,7 +115,7 @@ def of_image(content: dict[str, Any], source: str | Path, image: str | Path) -> 
     Raises:
         ArgumentError: if the file has no entry of the image, or several; or as `read` does.
     """
-    entries = _coco(_Object(content, str(source)))
+    entries = _coco(JsonObject(content, str(source)))
     names = [entry.name for entry in entries]
     if (name := known_name(os.path.abspath(image), names)) is None or names.count(name) > 1:
         got = "none" if name is None else f"{names.count(name)} of {brief(name)}"
