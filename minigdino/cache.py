@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -40,7 +41,8 @@ class Cache:
             self._results[key] = result
             self._results.move_to_end(key)
             while self._total() > self.capacity:
-                self._results.popitem(last=False)
+                with contextlib.suppress(KeyError):  # a signal handler has emptied the cache since
+                    self._results.popitem(last=False)
 
     def clear(self) -> None:
         """Remove all entries."""

@@ -37,7 +37,8 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float, groups: np
     while len(left):
         best, left = left[0], left[1:]
         kept.append(best)
-        covered = iou(boxes[best : best + 1], boxes[left])[0] > threshold
+        with np.errstate(invalid="ignore"):  # of infinite boxes, which overlap nothing
+            covered = iou(boxes[best : best + 1], boxes[left])[0] > threshold
         if groups is not None:
             covered &= groups[left] == groups[best]
         left = left[~covered]

@@ -1,5 +1,7 @@
 """Intersection over union and non-maximum suppression, beside their definitions."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -48,3 +50,9 @@ def test_many_boxes_need_little_memory():
     low = rng.uniform(0, 50, (20_000, 2))
     boxes = np.concatenate([low, low + 40], axis=1)
     assert len(suppress(boxes, rng.random(20_000), 0.3)) < 100
+
+
+def test_a_box_that_is_not_finite_suppresses_nothing():
+    boxes = np.float32([[0, 0, np.inf, 10], [0, 0, np.inf, 10], [np.nan] * 4, [-np.inf, 0, 9, 9], [0, 0, 9, 9]])
+    with warnings.catch_warnings(action="error"):
+        assert suppress(boxes, np.float32([0.9, 0.8, 0.7, 0.6, 0.5]), 0).tolist() == [0, 1, 2, 3, 4]
