@@ -242,6 +242,15 @@ def test_iou_of_known_boxes():
     ([(1, found((1, 0.5, [0, 0, np.inf, 1])))], "image id 1: expected finite scores and boxes"),
     ([(2, found((1, 0.5, [0, 0, -1, 1])))], "image id 2: .* no negative width"),
     ([(2, Candidates(np.zeros((2, 4)), np.zeros(3), np.zeros(3)))], r"boxes \[K, 4\].* got \[2, 4\], \[3\] and \[3\]"),
+    ([(2, Candidates([BOX], 0.5, 1))], r"boxes \[K, 4\].* got \[1, 4\], \[\] and \[\]"),
+    ([(2, Candidates([BOX, [1]], [0.5, 0.4], [1, 1]))], r"image id 2: expected boxes \[K, 4\].* no such arrays"),
+    ([(2, Candidates([BOX], ["high"], [1]))], r"image id 2: expected boxes \[K, 4\].* no such arrays"),
+    ([(2, Candidates([BOX], [10**400], [1]))], r"image id 2: expected boxes \[K, 4\].* no such arrays"),
+    ([(2, Candidates(None, None, None))], r"image id 2: expected boxes \[K, 4\]"),
+    ([(2, Candidates([BOX], [0.5], [1.5]))], r"image id 2: expected ints as category ids; got \[1.5\]"),
+    ([(2, Candidates([BOX], [0.5], ["cat"]))], r"image id 2: expected ints as category ids; got \['cat'\]"),
+    ([(2, Candidates([BOX], [0.5], [True]))], r"image id 2: expected ints as category ids; got \[True\]"),
+    ([(2, Candidates([BOX], [0.5], [2**70]))], "image id 2: expected ints as category ids; got"),
 ])
 def test_detections_of_another_set_are_refused(detections, message):
     with pytest.raises(ArgumentError, match=message):

@@ -147,6 +147,13 @@ def test_ranked_boxes_equal_their_definition(family, spans):
     assert len(found.scores) == (30 if spans is None else 40 * len(set(found.category_ids)))
 
 
+def test_a_caption_without_phrases_has_no_boxes_and_does_not_count(tmp_path):
+    (text,) = read_captions(saved(tmp_path, changed(FLICKR, *IMAGE, tokens_positive_eval=[])))
+    found = locate(tiny.model(), PHOTO, text)
+    assert (found.boxes.shape, found.scores.shape, found.category_ids.shape) == ((0, 4), (0,), (0,))
+    assert rates([text], [(7, found)]) == {}
+
+
 def test_a_dot_is_added_once():
     one, two = (locate(tiny.model(), PHOTO, caption(text)) for text in ("the red hat", "the red hat."))
     assert np.array_equal(one.scores, two.scores)
@@ -245,9 +252,19 @@ def test_boxes_of_other_captions_are_refused(found, message):
         rates([caption(boxes=[[BOX]])], [(number, nothing) for number in found])
 
 
-def test_boxes_of_another_phrase_are_refused():
-    with pytest.raises(ArgumentError, match="caption 1: expected boxes of its 1 phrases; got some of phrase 3"):
-        rates([caption(boxes=[[BOX]])], [(1, Candidates(np.array([BOX]), np.ones(1), np.array([3])))])
+@pytest.mark.parametrize("ids", [[3, 0], [0, 3], [-1, 0]])
+def test_boxes_of_another_phrase_are_refused(ids):
+    wrong = ids[0] or ids[1]
+    with pytest.raises(ArgumentError, match=f"caption 1: expected boxes of its 1 phrases; got some of phrase {wrong}"):
+        rates([caption(boxes=[[BOX]])], [(1, Candidates(np.array([BOX, FAR]), np.ones(2), np.array(ids)))])
+
+
+def test_lists_are_arrays_too_and_other_values_are_refused():
+    assert rates([caption(boxes=[[BOX]])], [(1, Candidates([BOX], [0.5], [0]))])[""]["@1"] == 1
+    with pytest.raises(ArgumentError, match=r"caption 1: expected boxes \[K, 4\]"):
+        rates([caption(boxes=[[BOX]])], [(1, Candidates([BOX], 0.5, [0]))])
+    with pytest.raises(ArgumentError, match="caption 1: expected finite scores"):
+        rates([caption(boxes=[[BOX]])], [(1, Candidates([BOX], [np.nan], [0]))])
 
 
 # the embedded checkpoint

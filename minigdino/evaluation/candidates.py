@@ -37,11 +37,10 @@ def checked(truth: GroundTruth, detections: Iterable[tuple[int, Candidates]]) ->
         detections: pairs (image id, candidates).
 
     Yields:
-        The same pairs, with arrays in float64 and int64.
+        The same pairs, with arrays as from `arrays`.
 
     Raises:
-        ArgumentError: if an image is unknown or occurs twice, a category is unknown, the arrays have different lengths,
-            a number is not finite, or a width or height is negative.
+        ArgumentError: if an image is unknown or occurs twice, a category is unknown, or `arrays` refuses the candidates.
     """
     images = {picture.id for picture in truth.pictures}
     categories = np.array([category.id for category in truth.categories], np.int64)
@@ -55,20 +54,44 @@ def checked(truth: GroundTruth, detections: Iterable[tuple[int, Candidates]]) ->
             raise ArgumentError(f"expected the detections of each image once; got those of the image id {image_id} "
                                 "twice. Remove one of the two")
         seen.add(image_id)
-        boxes, scores = (np.asarray(values, np.float64) for values in (found.boxes, found.scores))
-        category_ids = np.asarray(found.category_ids, np.int64)
-        if not (boxes.shape == (len(scores), 4) and scores.shape == category_ids.shape == (len(scores),)):
-            raise ArgumentError(f"image id {image_id}: expected boxes [K, 4], and K scores and category ids; got "
-                                f"{list(boxes.shape)}, {list(scores.shape)} and {list(category_ids.shape)}. Repeat its "
-                                "detection")
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all() and (boxes[:, 2:] >= 0).all()):
-            raise ArgumentError(f"image id {image_id}: expected finite scores and boxes, and no negative width or "
-                                "height; got others. Repeat its detection")
-        if len(unknown := category_ids[~np.isin(category_ids, categories)]):
+        found = arrays(found, f"image id {image_id}")
+        if len(unknown := found.category_ids[~np.isin(found.category_ids, categories)]):
             raise ArgumentError(f"image id {image_id}: expected detections of the {len(categories)} categories of the "
                                 f"annotations; got some with the category id {unknown[0]}. Use the annotation file "
                                 "that the detections were made with")
-        yield image_id, Candidates(boxes, scores, category_ids)
+        yield image_id, found
+
+
+def arrays(found: Candidates, place: str) -> Candidates:
+    """Return candidates as arrays in float64 and int64, after a check of their shapes and numbers.
+
+    Args:
+        found: the candidates; lists are converted.
+        place: the image or caption, for error messages.
+
+    Returns:
+        The same candidates.
+
+    Raises:
+        ArgumentError: if the arrays have different lengths, a number is not finite, a category id is no int, or a width
+            or height is negative.
+    """
+    try:
+        boxes, scores = (np.asarray(values, np.float64) for values in (found.boxes, found.scores))
+        category_ids = np.asarray(found.category_ids)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ArgumentError(f"{place}: expected boxes [K, 4], and K scores and category ids; got values that are no "
+                            f"such arrays ({brief(error)}). Repeat its detection") from None
+    if not (scores.ndim == 1 and boxes.shape == (*scores.shape, 4) and category_ids.shape == scores.shape):
+        raise ArgumentError(f"{place}: expected boxes [K, 4], and K scores and category ids; got {list(boxes.shape)}, "
+                            f"{list(scores.shape)} and {list(category_ids.shape)}. Repeat its detection")
+    if len(scores) and category_ids.dtype.kind not in "iu":
+        raise ArgumentError(f"{place}: expected ints as category ids; got {brief(category_ids.tolist())}. Repeat its "
+                            "detection")
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all() and (boxes[:, 2:] >= 0).all()):
+        raise ArgumentError(f"{place}: expected finite scores and boxes, and no negative width or height; got others. "
+                            "Repeat its detection")
+    return Candidates(boxes, scores, category_ids.astype(np.int64))
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

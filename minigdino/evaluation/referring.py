@@ -21,7 +21,7 @@ from ..errors import ArgumentError, brief
 from ..image import open_image, read_file
 from ..json_object import JsonObject
 from ..network.boxes import sigmoid
-from .candidates import Candidates, iou
+from .candidates import Candidates, arrays, iou
 from .ground_truth import BOX, Picture, filled, image_size, is_box, new_id, read_object
 from .protocols import in_pixels, outputs
 
@@ -147,7 +147,7 @@ def locate(model: Model, image: ImageLike, caption: Caption, size: Sequence[int]
     - Referring expression: the score of a query is its highest probability over all tokens of the text. The 30 best
       are kept.
     - Phrases: the score of a query for a phrase is the mean probability of the phrase's tokens. The 300 best pairs of
-      query and phrase are kept. A phrase without tokens has no boxes.
+      query and phrase are kept. A phrase without tokens has no boxes, nor has a caption without phrases.
 
     Boxes are clipped to the image. The text is the caption as it is, with a dot at its end.
 
@@ -176,8 +176,8 @@ def locate(model: Model, image: ImageLike, caption: Caption, size: Sequence[int]
         scores, kept = probabilities.max(axis=1, keepdims=True), KEPT_EXPRESSION  # [Q, 1]
     else:
         tokens = [_tokens(spans, offsets) for spans in caption.spans]
-        scores = np.stack([probabilities[:, found].mean(axis=1) if found else np.full(len(boxes), -1.0)
-                           for found in tokens], axis=1)  # [Q, P]
+        scores = np.array([probabilities[:, found].mean(axis=1) if found else np.full(len(boxes), -1.0)
+                           for found in tokens]).reshape(-1, len(boxes)).T  # [Q, P]
         kept = KEPT_PHRASES
     best = np.argsort(-scores, axis=None, kind="stable")[:kept]  # [K]
     best = best[scores.ravel()[best] >= 0]
@@ -205,7 +205,8 @@ def rates(captions: Sequence[Caption], found: Iterable[tuple[int, Candidates]],
         {data set: {"@1", "@5", "@10": share of the phrases, 0 to 1; "phrases": number of phrases}}
 
     Raises:
-        ArgumentError: if candidates belong to an unknown caption or phrase, or to a caption twice.
+        ArgumentError: if candidates belong to an unknown caption or phrase, or to a caption twice, or
+            `candidates.arrays` refuses them.
     """
     by_id = {caption.picture.id: caption for caption in captions}
     hits: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(RANKS), np.int64))
@@ -216,11 +217,11 @@ def rates(captions: Sequence[Caption], found: Iterable[tuple[int, Candidates]],
                                 f"{brief(number)}{' twice' if number in seen else ''}. Use the annotation file that "
                                 "the boxes were made with")
         seen.add(number)
-        caption = by_id[number]
-        if any(not 0 <= i < len(caption.boxes) for i in candidates.category_ids):
+        caption, candidates = by_id[number], arrays(candidates, f"caption {number}")
+        phrases = candidates.category_ids
+        if len(unknown := phrases[(phrases < 0) | (phrases >= len(caption.boxes))]):
             raise ArgumentError(f"caption {number}: expected boxes of its {len(caption.boxes)} phrases; got some of "
-                                f"phrase {max(candidates.category_ids)}. Use the annotation file that the boxes were "
-                                "made with")
+                                f"phrase {unknown[0]}. Use the annotation file that the boxes were made with")
         for i, boxes in enumerate(caption.boxes):
             hits[caption.dataset] += _hits(candidates, i, _around(boxes) if merged else boxes)
     totals: dict[str, int] = defaultdict(int)
@@ -234,7 +235,7 @@ def _hits(candidates, phrase, boxes):
     """[3] bool: whether one of the k best candidates of a phrase has enough overlap with one of the boxes."""
     rows = np.flatnonzero(candidates.category_ids == phrase)
     rows = rows[np.argsort(-candidates.scores[rows], kind="stable")]
-    right = np.flatnonzero(iou(np.asarray(candidates.boxes[rows], np.float64), boxes).max(axis=1) >= IOU)
+    right = np.flatnonzero(iou(candidates.boxes[rows], boxes).max(axis=1) >= IOU)
     return np.array([(right < k).any() for k in RANKS])
 
 
