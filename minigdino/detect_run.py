@@ -126,7 +126,12 @@ def _options(arguments, phrases):
     """The options of `Model.detect`."""
     threshold = arguments.threshold
     if arguments.phrase_threshold:
-        named = {as_label(phrase): value for phrase, value in arguments.phrase_threshold}
+        named: dict[str, float] = {}
+        for phrase, value in arguments.phrase_threshold:
+            if (label := as_label(phrase)) in named:
+                arguments.error(f"expected --phrase-threshold once for a phrase; got {brief(label)} twice. Keep one of "
+                                "them")
+            named[label] = value
         threshold = {**dict.fromkeys(phrases, threshold), **named}
     return {"threshold": threshold, "text_threshold": arguments.text_threshold, "size": arguments.size,
             **{name: value for name, default in OPTIONAL.items()

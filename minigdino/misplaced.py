@@ -13,7 +13,7 @@ def misplaced(sources: list[str], text: str | list[str]) -> str | None:
 
     Args:
         sources: the arguments before the prompt, at least one.
-        text: TEXT, or the list of phrases of --phrase.
+        text: TEXT, or the list of phrases of --phrase or --phrases.
 
     Returns:
         A message that says what to write; None if there is no such mistake.
@@ -21,8 +21,8 @@ def misplaced(sources: list[str], text: str | list[str]) -> str | None:
     first, last = sources[0], sources[-1]
     if not isinstance(text, str):
         if _is_prompt(last) and (" " in last or last.endswith(".")):
-            return (f"expected SOURCE ... with --phrase; got {brief(last)}, which is no file. Give the prompt either "
-                    "as TEXT or by --phrase, not both")
+            return (f"expected SOURCE ... with --phrase or --phrases; got {brief(last)}, which is no file. Give the "
+                    "prompt either as TEXT or by one of these options, not both")
         return None
     if status(text) and _is_prompt(first):
         return (f"expected TEXT as the last argument; got {brief(text)}, which exists. Write: minigdino detect "

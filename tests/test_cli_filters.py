@@ -150,7 +150,9 @@ def test_a_wrong_value_is_one_message_and_no_file(detect, home, words, message):
     ("--phrase cat --phrases names.txt", "expected --phrase or --phrases; got both"),
     ("cat --score min", "invalid choice: 'min'"), ("cat --nms x", "invalid float value: 'x'"),
     ("cat --phrase-threshold cat", 'expected a phrase and a number, such as "a cat=0.4"; got \'cat\''),
-    ("cat --phrase-threshold =0.5", "got '=0.5'"), ("cat --phrase-threshold cat=x", "got 'cat=x'")])
+    ("cat --phrase-threshold =0.5", "got '=0.5'"), ("cat --phrase-threshold cat=x", "got 'cat=x'"),
+    ("cat --phrase-threshold cat=0.5 --phrase-threshold cat.=0.9",
+     "expected --phrase-threshold once for a phrase; got 'cat' twice. Keep one of them")])
 def test_words_that_cannot_be_read_are_a_usage_error(detect, words, message, capsys):
     with pytest.raises(SystemExit) as error:
         detect(*words.split())

@@ -127,6 +127,14 @@ def test_an_image_that_cannot_be_used_is_an_error_of_the_image():
     assert isinstance(error, ImageError)
 
 
+def test_a_tile_that_is_too_small_for_the_queries_is_named():
+    """The whole image has enough tokens, because it is elongated."""
+    model, photo = tiny.model(), tiny.photo(160, 1600)
+    assert len(model.detect(photo, "a cat.", size=(16, 200), threshold=0)) == 20
+    with pytest.raises(ImageError, match="so must each of its tiles; 16 x 16 pixels after resizing give 7. Use a larger `size`"):
+        model.detect(photo, "a cat.", size=(16, 200), tile=160)
+
+
 def test_only_one_tile_is_in_memory(monkeypatch):
     """The pixels of a view are released before those of the next one are made."""
     alive, preprocess = [], minigdino.detector.images.preprocess
