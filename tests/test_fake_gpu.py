@@ -97,6 +97,17 @@ def test_detect_gives_the_same_detections_with_one_fetch(models):
     assert len(gpu.fetched) == 1
 
 
+def test_long_lists_and_tiles_send_each_view_once_and_fetch_once_for_each_prompt(monkeypatch):
+    on_cpu, on_gpu, gpu = both(monkeypatch)
+    options = {"threshold": 0, "chunk": 1, "tile": 64, "nms": 1}
+    with minigdino.use("reference"):
+        expected, actual = (m.detect(tiny.photo(64, 70), ["a cat", "red"], **options) for m in (on_cpu, on_gpu))
+        views = 3  # the whole and two tiles
+        assert actual.to_dict() == expected.to_dict()
+        assert [len(shape) for shape in gpu.sent].count(3) == views
+        assert len(gpu.fetched) == 2 * views
+
+
 MAX_LAUNCHES = 922  # of a forward pass of this model; each launch costs microseconds, however little it computes
 
 
