@@ -37,10 +37,10 @@ def checked(truth: GroundTruth, detections: Iterable[tuple[int, Candidates]]) ->
         detections: pairs (image id, candidates).
 
     Yields:
-        The same pairs, with arrays as from `arrays`.
+        The same pairs, with arrays as from `as_arrays`.
 
     Raises:
-        ArgumentError: if an image is unknown or occurs twice, a category is unknown, or `arrays` refuses the candidates.
+        ArgumentError: if an image is unknown or occurs twice, a category is unknown, or `as_arrays` refuses the candidates.
     """
     images = {picture.id for picture in truth.pictures}
     categories = np.array([category.id for category in truth.categories], np.int64)
@@ -54,7 +54,7 @@ def checked(truth: GroundTruth, detections: Iterable[tuple[int, Candidates]]) ->
             raise ArgumentError(f"expected the detections of each image once; got those of the image id {image_id} "
                                 "twice. Remove one of the two")
         seen.add(image_id)
-        found = arrays(found, f"image id {image_id}")
+        found = as_arrays(found, f"image id {image_id}")
         if len(unknown := found.category_ids[~np.isin(found.category_ids, categories)]):
             raise ArgumentError(f"image id {image_id}: expected detections of the {len(categories)} categories of the "
                                 f"annotations; got some with the category id {unknown[0]}. Use the annotation file "
@@ -62,7 +62,7 @@ def checked(truth: GroundTruth, detections: Iterable[tuple[int, Candidates]]) ->
         yield image_id, found
 
 
-def arrays(found: Candidates, place: str) -> Candidates:
+def as_arrays(found: Candidates, place: str) -> Candidates:
     """Return candidates as arrays in float64 and int64, after a check of their shapes and numbers.
 
     Args:

@@ -21,7 +21,7 @@ from ..errors import ArgumentError, brief
 from ..image import open_image, read_file
 from ..json_object import JsonObject
 from ..network.boxes import sigmoid
-from .candidates import Candidates, arrays, iou
+from .candidates import Candidates, as_arrays, iou
 from .ground_truth import BOX, Picture, filled, image_size, is_box, new_id, read_object
 from .protocols import in_pixels, outputs
 
@@ -206,7 +206,7 @@ def rates(captions: Sequence[Caption], found: Iterable[tuple[int, Candidates]],
 
     Raises:
         ArgumentError: if candidates belong to an unknown caption or phrase, or to a caption twice, or
-            `candidates.arrays` refuses them.
+            `candidates.as_arrays` refuses them.
     """
     by_id = {caption.picture.id: caption for caption in captions}
     hits: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(RANKS), np.int64))
@@ -217,7 +217,7 @@ def rates(captions: Sequence[Caption], found: Iterable[tuple[int, Candidates]],
                                 f"{brief(number)}{' twice' if number in seen else ''}. Use the annotation file that "
                                 "the boxes were made with")
         seen.add(number)
-        caption, candidates = by_id[number], arrays(candidates, f"caption {number}")
+        caption, candidates = by_id[number], as_arrays(candidates, f"caption {number}")
         phrases = candidates.category_ids
         if len(unknown := phrases[(phrases < 0) | (phrases >= len(caption.boxes))]):
             raise ArgumentError(f"caption {number}: expected boxes of its {len(caption.boxes)} phrases; got some of "
