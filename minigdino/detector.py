@@ -586,9 +586,10 @@ class Model:
             raise ArgumentError(f"token_ids must have at most {bert.max_position_embeddings} elements, the text "
                                 f"positions of this model; got {len(ids)}. Use a shorter prompt")
         if (n := image_tokens(config, *pixels.shape[1:])) < config.num_queries:
+            height, width = pixels.shape[1:]
             raise ImageError(f"an image must give at least {config.num_queries} image tokens, one per query, and so "
-                             f"must each of its tiles; {pixels.shape[2]} x {pixels.shape[1]} pixels after resizing give "
-                             f"{n}. Use a larger `size`, or an image that is less elongated")
+                             f"must each of its tiles; {width} x {height} pixels after resizing give {n}. Use a larger "
+                             "`size`, or an image that is less elongated")
         return np.ascontiguousarray(pixels), ids.astype(np.int64)
 
     def _checked_selection(self, selected, pixels):

@@ -40,7 +40,8 @@ def checked(truth: GroundTruth, detections: Iterable[tuple[int, Candidates]]) ->
         The same pairs, with arrays as from `as_arrays`.
 
     Raises:
-        ArgumentError: if an image is unknown or occurs twice, a category is unknown, or `as_arrays` refuses the candidates.
+        ArgumentError: if an image is unknown or occurs twice, a category is unknown, or `as_arrays` refuses the
+            candidates.
     """
     images = {picture.id for picture in truth.pictures}
     categories = np.array([category.id for category in truth.categories], np.int64)
