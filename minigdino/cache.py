@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -24,25 +22,27 @@ class Cache:
 
     def __init__(self, capacity: int, size: Callable[[Any], int] | None = None):
         self.capacity, self.size = capacity, size or (lambda _: 1)
-        self._results: OrderedDict[Hashable, object] = OrderedDict()
-        self._lock = threading.RLock()  # a signal handler may use the cache that it interrupts
+        # A signal handler may use the cache that it interrupts: no step below relies on the entries of an earlier one
+        self._results: dict[Hashable, object] = {}  # the least recently used first
+        self._lock = threading.RLock()
         _caches.add(self)
 
     def get(self, key: Hashable) -> object | None:
         """Return the result stored under a key, or None. The entry becomes the most recently used one."""
         with self._lock:
-            if key in self._results:
-                self._results.move_to_end(key)
-            return self._results.get(key)
+            result = self._results.pop(key, None)
+            if result is not None:
+                self._results[key] = result  # at the end
+            return result
 
     def put(self, key: Hashable, result: object) -> None:
         """Store a result under a key, and evict the least recently used entries if the cache is full."""
         with self._lock:
+            self._results.pop(key, None)
             self._results[key] = result
-            self._results.move_to_end(key)
             while self._total() > self.capacity:
-                with contextlib.suppress(KeyError):  # a signal handler has emptied the cache since
-                    self._results.popitem(last=False)
+                for oldest in list(self._results)[:1]:
+                    self._results.pop(oldest, None)
 
     def clear(self) -> None:
         """Remove all entries."""
@@ -50,12 +50,12 @@ class Cache:
             self._results.clear()
 
     def _total(self):
-        return sum(map(self.size, list(self._results.values())))  # a copy, since a signal handler may change the dict
+        return sum(map(self.size, list(self._results.values())))
 
     def _renew(self):
         """Replace the lock in a forked child. Where another thread held it, an update may be incomplete."""
         if not self._lock.acquire(blocking=False):
-            self._results = OrderedDict()
+            self._results = {}
         self._lock = threading.RLock()
 
 

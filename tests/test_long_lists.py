@@ -1,7 +1,9 @@
 """`detect` with lists of phrases that are cut into several prompts."""
 
 import copy
+import itertools
 import pickle
+import sys
 
 import pytest
 import tiny
@@ -123,23 +125,35 @@ def test_a_cache_is_bounded_by_the_sum_of_sizes():
     assert [cache.get(key) for key in "cde"] == [None, None, None]
 
 
-@pytest.mark.parametrize("call", range(6))  # the last ones are of a cache that is too large
-@pytest.mark.parametrize("change", [lambda cache: cache.put("z", "1"), lambda cache: cache.clear()])
-def test_a_signal_handler_may_change_a_cache_that_adds_up_its_sizes(change, call):
-    changes = iter([lambda _: None] * call + [change])
+@pytest.mark.parametrize("change", [lambda cache: cache.put("z", "1"), lambda cache: cache.clear(),
+                                    lambda cache: cache.get("a")])
+def test_a_signal_handler_may_use_a_cache_between_any_two_steps(change):
+    """A trace function stands for the handler. It runs once, before instruction n of the cache."""
+    n = 0
+    while True:
+        cache, count = Cache(4, len), itertools.count()
 
-    def size(text):
-        next(changes, lambda _: None)(cache)
-        return len(text)
+        def handler(frame, event, _, n=n, cache=cache, count=count):
+            frame.f_trace_opcodes = frame.f_code.co_filename == minigdino.cache.__file__
+            if frame.f_trace_opcodes and event == "opcode" and next(count) == n:
+                change(cache)
+            return handler
 
-    cache = Cache(4, size)
-    for key in "abc":
-        cache.put(key, "12")
-    assert next(changes, None) is None  # it was called
-    assert cache.get("c") in ("12", None)
-    assert sum(map(len, cache._results.values())) <= 4
-    cache.put("d", "1234")
-    assert cache.get("d") == "1234"
+        before = sys.gettrace()
+        sys.settrace(handler)
+        try:
+            for key in "abca":
+                cache.put(key, "12")
+                found = cache.get(key)
+        finally:
+            sys.settrace(before)
+        assert found in ("12", None)
+        cache.put("d", "1234")
+        assert [cache.get(key) for key in "abcdz"] == [None, None, None, "1234", None]  # the bound holds
+        if next(count) <= n:  # all instructions were interrupted
+            break
+        n += 1
+    assert n > 50
 
 
 def test_text_features_are_bounded_by_their_bytes():
