@@ -572,8 +572,6 @@ def read_phrases(path: str | Path) -> list[str]:
     try:
         lines = read_text(path).removeprefix("\ufeff").splitlines()
     except (OSError, ValueError) as error:
-        if from_signal_handler(error):
-            raise
         raise ArgumentError(f"{path}: {expected} ({brief(error)}). Check the path of --phrases") from None
     if not (phrases := [line.strip() for line in lines if line.strip()]):
         raise ArgumentError(f"{path}: {expected}; it has none. Write for example: a cat")

@@ -20,6 +20,8 @@ from PIL import Image
 
 import minigdino
 from minigdino import ArgumentError, CheckpointError, ImageError, console, datasets, files, outputs, writing
+from minigdino.evaluation.candidates import Candidates, as_arrays
+from minigdino.evaluation.ground_truth import read_ground_truth
 from minigdino.image import open_image
 from minigdino.learning import state
 from minigdino.learning.features import FeatureStore
@@ -168,6 +170,9 @@ CALLS = {  # name: (what the signal interrupts, a call of minigdino)
     "parts": (os, "unlink", leave_part),
     "features": (np, "load", read_features),
     "write": (os, "fsync", lambda directory: writing.replace_file(directory / "found.json", b"{}")),
+    "phrases": (files, "read_text", lambda directory: files.read_phrases(directory / "config.json")),
+    "annotations": (json, "loads", lambda directory: read_ground_truth(directory / "config.json")),
+    "candidates": (np, "asarray", lambda _: as_arrays(Candidates([], [], []), "image id 1")),
     "array": (np, "asarray", lambda directory: minigdino.load(directory).forward(np.zeros((3, 64, 64)), [1]))}
 
 
