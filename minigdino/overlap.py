@@ -21,7 +21,7 @@ def iou(a, b):
 def suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float, groups: np.ndarray | None = None) -> np.ndarray:
     """Non-maximum suppression: keep a box unless a better one that is kept overlaps it by more than a threshold.
 
-    Memory is linear in the number of boxes, time quadratic.
+    Memory is linear in the number of boxes, time quadratic in that of a group.
 
     Args:
         boxes: [N, 4] (left, top, right, bottom).
@@ -33,13 +33,15 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float, groups: np
         [M] indices of the kept boxes, increasing.
     """
     boxes = np.asarray(boxes, np.float64)
+    if groups is not None:
+        parts = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+        return np.sort(np.concatenate([np.zeros(0, int), *(
+            rows[suppress(boxes[rows], scores[rows], threshold)] for rows in parts)]))
     left, kept = np.argsort(-scores, kind="stable"), []
     while len(left):
         best, left = left[0], left[1:]
         kept.append(best)
         with np.errstate(invalid="ignore"):  # of infinite boxes, which overlap nothing
             covered = iou(boxes[best : best + 1], boxes[left])[0] > threshold
-        if groups is not None:
-            covered &= groups[left] == groups[best]
         left = left[~covered]
     return np.sort(np.array(kept, int))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import rngs
 
+from minigdino import overlap
 from minigdino.overlap import iou, suppress
 
 
@@ -50,6 +51,15 @@ def test_many_boxes_need_little_memory():
     low = rng.uniform(0, 50, (20_000, 2))
     boxes = np.concatenate([low, low + 40], axis=1)
     assert len(suppress(boxes, rng.random(20_000), 0.3)) < 100
+
+
+def test_boxes_of_different_groups_are_not_compared(monkeypatch):
+    """Else the boxes of a list of 1,203 names would take minutes."""
+    rng, pairs = np.random.default_rng(0), []
+    boxes, groups = some_boxes(rng, 600), rng.integers(0, 200, 600)
+    monkeypatch.setattr(overlap, "iou", lambda a, b: pairs.append(len(a) * len(b)) or iou(a, b))
+    suppress(boxes, rng.random(600), 1, groups)
+    assert sum(pairs) == sum(n * (n - 1) // 2 for n in np.bincount(groups).tolist())
 
 
 def test_a_box_that_is_not_finite_suppresses_nothing():
