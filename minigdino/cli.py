@@ -374,6 +374,40 @@ def parser() -> argparse.ArgumentParser:
                                "that is less)")
     evaluate.set_defaults(command=_evaluate, error=evaluate.error)
 
+    serve = commands.add_parser("serve", help="run a web server for detection, with a page to try it in",
+                                epilog="example: minigdino serve --model shapes --port 8000")
+    serve.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, short name, or "shapes" '
+                                                    "(default: $MINIGDINO_MODEL, else grounding-dino-tiny if it is "
+                                                    "cached, else another cached model, else shapes)")
+    serve.add_argument("--workers", type=int, metavar="N",
+                       help="number of worker processes, which share the mapped weights (default: one per 2 CPUs)")
+    serve.add_argument("--threads", type=int, metavar="T",
+                       help="threads of each worker (default: the CPUs divided by the number of workers)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine "
+                                                           "only; 0.0.0.0 is every address)")
+    serve.add_argument("--port", type=int, default=8000, help="port (default: 8000); 0 for any free one")
+    serve.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N",
+                       help="largest number of pixels of an image (default: 50000000)")
+    serve.add_argument("--max-bytes", type=int, default=20_000_000, metavar="N",
+                       help="largest number of bytes of a request (default: 20000000)")
+    serve.add_argument("--queue", type=int, default=32, metavar="Q",
+                       help="largest number of requests that wait for a worker (default: 32). Others get the status "
+                            "503, with the seconds after which to try again")
+    serve.add_argument("--timeout", type=float, default=60, metavar="S",
+                       help="seconds in which a request must be answered (default: 60); else it gets the status 504")
+    _add_precision(serve)
+    serve.add_argument("--max-memory", type=int, metavar="MB",
+                       help="replace a worker after a request if its own memory, without mapped weights, exceeds this")
+    serve.add_argument("--allow-urls", action="store_true",
+                       help="accept URLs in place of images, of public addresses only")
+    serve.add_argument("--api-key", metavar="KEY",
+                       help="key that requests must have (default: $MINIGDINO_API_KEY, which other users of this "
+                            "machine cannot see; without either, none is needed)")
+    serve.add_argument("--cors", action="append", metavar="ORIGIN",
+                       help="origin of web pages that may use the server from a browser, such as https://example.org; "
+                            "repeatable")
+    serve.set_defaults(command=_serve)
+
     models = commands.add_parser("models", help="list the published models: size, accuracy, licence, if cached",
                                  epilog="example: minigdino models --json")
     models.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -479,6 +513,13 @@ def _evaluate(arguments):
     from .evaluation.evaluate import run
 
     return run(arguments)
+
+
+def _serve(arguments):
+    from .serving.server import run
+
+    run(arguments)
+    return 0
 
 
 def _bench(arguments):

@@ -16,7 +16,11 @@ COMPILED = PACKAGE.parent / "_ext"
 LEVELS = [  # a module may import from the rows below its own, never from its own row
     {"__main__"},
     {"cli"},
-    {"detect_run", "learning.command", "evaluation.evaluate", "evaluation.published_ap"},
+    {"detect_run", "learning.command", "evaluation.evaluate", "evaluation.published_ap", "serving.server"},
+    {"serving.app"},
+    {"serving.metrics", "serving.openapi", "serving.processes", "serving.web", "serving.worker"},
+    {"serving.bodies", "serving.pool"},
+    {"serving.messages", "serving.refusals"},
     {"evaluation.run"},
     {"evaluation.tasks", "evaluation.report"},
     {"evaluation.coco_ap", "evaluation.fixed_ap", "evaluation.referring", "evaluation.analysis"},

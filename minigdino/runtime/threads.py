@@ -31,6 +31,11 @@ def set_threads(n: int) -> None:
     cpus.limit(n)
 
 
+def default_threads() -> int:
+    """Return the number of threads of this process: the CPUs that it may use, unless less was set."""
+    return cpus.count()
+
+
 def follow_environment() -> None:
     """Apply MINIGDINO_THREADS at import. An invalid value gives a warning, so that the import does not fail."""
     wanted = os.environ.get("MINIGDINO_THREADS", "")

@@ -1,0 +1,338 @@
+"""The web application: routes, limits of bodies, and headers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import mimetypes
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from .. import urls
+from ..errors import ImageError
+from ..version import __version__
+from . import bodies, openapi
+from .metrics import Metrics
+from .pool import Pool
+from .refusals import FAILED, Refused
+
+PAGE = Path(__file__).parent / "page"
+LEFT = 499  # status of a request whose client has left, by the convention of nginx
+HELD = 8  # bodies of the largest size that may be in memory before others are refused
+SMALL = 2**16  # bytes of a body that is parsed at once; others are parsed in a thread
+DOWNLOADS = 4  # URLs that are downloaded at the same time
+OPEN = ("/health/", "/v2/health/", "/static/", "/docs", "/openapi.json")  # need no key; neither does the page
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
+                               "form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY"}
+# some systems have other types for these endings, which browsers then refuse
+TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the web application.
+
+    Attributes:
+        model: name of the model.
+        precision: precision of requests that name none.
+        max_bytes: largest number of bytes of a body.
+        timeout: seconds in which a body must arrive; the pool has the one for the answer.
+        allow_urls: whether images may be URLs.
+        key: key that requests must have; None for no key.
+        origins: origins of pages that may use the server from a browser.
+    """
+
+    model: str
+    precision: str = "highest"
+    max_bytes: int = 20_000_000
+    timeout: float = 60.0
+    allow_urls: bool = False
+    key: str | None = None
+    origins: Sequence[str] = ()
+
+
+def create(pool: Pool, settings: Settings) -> FastAPI:
+    """Create the web application.
+
+    Args:
+        pool: the workers, started by the caller.
+        settings: the settings.
+
+    Returns:
+        An ASGI application.
+    """
+    app = FastAPI(title="minigdino", version=__version__, description=openapi.DESCRIPTION, docs_url=None,
+                  redoc_url=None, redirect_slashes=False)
+    metrics = Metrics(pool)
+    _add_detect(app, pool, settings, metrics)
+    _add_state(app, pool, settings, metrics)
+    _add_pages(app)
+    app.add_exception_handler(Refused, _refused)  # type: ignore[arg-type]  # of handlers of a kind of exception
+    app.add_exception_handler(HTTPException, _refused_by_router)  # type: ignore[arg-type]
+    app.add_middleware(_Door, key=settings.key, metrics=metrics)
+    if settings.origins:  # outside the other one: a browser asks for permission without the key
+        app.add_middleware(CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["GET", "POST"],
+                           allow_headers=["Authorization", "Content-Type", "X-API-Key"],
+                           expose_headers=["Retry-After", "Server-Timing"])
+    return app
+
+
+def _add_detect(app, pool, settings, metrics):
+    intake = _Intake(settings.max_bytes, settings.timeout)
+    downloads = asyncio.Semaphore(DOWNLOADS)
+
+    async def downloaded(image):
+        if isinstance(image, bytes):
+            return image
+        async with downloads:
+            try:
+                found = await asyncio.to_thread(urls.download, image)
+            except ImageError as error:
+                raise Refused(422, str(error)) from None
+        if len(found) > settings.max_bytes:
+            raise Refused(413, f"an image must have at most {settings.max_bytes} bytes; the one of the URL has "
+                          f"{len(found)}. Use a smaller one")
+        return bytes(found)
+
+    @app.post("/v1/detect", summary="Detect objects", **openapi.DETECT)
+    async def detect(request: Request) -> Response:
+        """Detect the objects that a prompt names, in one or several images."""
+        pool.check_open()
+        async with intake.read(request) as body:
+            kind = request.headers.get("content-type", "")
+            arguments = body, kind, settings.allow_urls
+            query = (bodies.parse(*arguments) if len(body) <= SMALL
+                     else await asyncio.to_thread(bodies.parse, *arguments))
+            if query.model not in (None, settings.model):
+                raise Refused(422, f"model must be {settings.model!r}, the one of this server; got another one. See "
+                              "/v1/models")
+            images = [await downloaded(image) for image in query.images]
+            header = {"kind": "detect", "text": query.text, "options": query.options, "precision": query.precision,
+                      "draw": query.draw}
+            found, blocks = await _unless_gone(request, pool.ask(header, images, query.digests))
+        metrics.observe(found["seconds"])
+        timing = ", ".join(f"{name};dur={1000 * value:.1f}" for name, value in found["seconds"].items())
+        if "error" in found:
+            raise Refused(found["status"], found["error"], {"Server-Timing": timing})
+        return Response(blocks[0], found["status"], {"Server-Timing": timing}, found["type"])
+
+
+def _add_state(app, pool, settings, metrics):
+    """Routes for the model and the health of the server, with those of the Open Inference Protocol."""
+    live, ready = {"live": True}, {503: {"description": "No worker has made progress lately, or the server ends."}}
+
+    def readiness():
+        found = {"ready": pool.ready > 0 and not pool.draining, "queue": pool.waiting, "workers": pool.ready,
+                 "busy": pool.busy}
+        return JSONResponse(found, 200 if found["ready"] else 503)
+
+    def known(name):
+        if name != settings.model:
+            raise Refused(404, "expected the name of the model of this server; got another one. See /v1/models")
+
+    @app.get("/v1/models", summary="The model of this server")
+    async def models() -> Any:
+        """Name, version and precision of the model."""
+        return {"models": [{"name": settings.model, "version": __version__, "precision": settings.precision}]}
+
+    @app.get("/v2/health/live", include_in_schema=False)
+    @app.get("/health/live", summary="Whether the web process answers")
+    async def is_live() -> Any:
+        """Answer 200."""
+        return live
+
+    @app.get("/v2/health/ready", include_in_schema=False)
+    @app.get("/health/ready", summary="Whether requests would be processed", responses=ready)
+    async def is_ready() -> Response:
+        """Answer 200 if a worker has made progress lately, else 503. `queue` is the number of waiting requests."""
+        return readiness()
+
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    async def figures() -> Response:
+        """Requests, seconds, queue, memory and restarts, in the text format of Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v2", include_in_schema=False)
+    async def server() -> Any:
+        return {"name": "minigdino", "version": __version__, "extensions": []}
+
+    @app.get("/v2/models/{name:path}/ready", include_in_schema=False)
+    async def model_is_ready(name: str) -> Response:
+        known(name)
+        return readiness()
+
+    @app.get("/v2/models/{name:path}", include_in_schema=False)
+    async def model(name: str) -> Any:
+        known(name)
+        return {"name": name, "versions": [__version__], "platform": "minigdino",
+                "inputs": [{"name": "images", "datatype": "BYTES", "shape": [-1]},
+                           {"name": "phrases", "datatype": "BYTES", "shape": [-1]}],
+                "outputs": [{"name": "results", "datatype": "BYTES", "shape": [-1]}]}
+
+
+def _add_pages(app):
+    for ending, kind in TYPES.items():
+        mimetypes.add_type(kind, ending)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(openapi.page(app.openapi()), media_type="text/html")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response((PAGE / "index.html").read_bytes(), media_type="text/html")
+
+    app.mount("/static", StaticFiles(directory=PAGE, check_dir=False))
+
+
+async def _refused(_: Request, error: Refused) -> Response:
+    return JSONResponse({"error": str(error)}, error.status, error.headers)
+
+
+async def _refused_by_router(_: Request, error: HTTPException) -> Response:
+    texts = {404: "expected a path of this server; got another one. See /docs",
+             405: "expected another method for this path. See /docs"}
+    return JSONResponse({"error": texts.get(error.status_code, str(error.detail))}, error.status_code, error.headers)
+
+
+async def _unless_gone(request: Request, answer: Awaitable[Any]) -> Any:
+    """Await an answer, and cancel it if the client leaves."""
+    async def gone():
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(answer), asyncio.create_task(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise Refused(LEFT, "the client has left")
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Intake:
+    """Reads bodies, with limits for each and for all of them together.
+
+    Args:
+        max_bytes: largest number of bytes of a body.
+        timeout: seconds in which a body must arrive.
+    """
+
+    def __init__(self, max_bytes, timeout):
+        self._max_bytes, self._timeout, self._held = max_bytes, timeout, 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Read a body, which counts as held until the end of the block."""
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and (len(length) > 18 or int(length) > self._max_bytes):
+            raise self._too_large()
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self._timeout):
+                async for part in request.stream():
+                    parts.append(part)
+                    size += len(part)
+                    self._held += len(part)
+                    if size > self._max_bytes:
+                        raise self._too_large()
+                    if self._held > HELD * self._max_bytes:
+                        raise Refused(503, "the server is busy: it receives many large images. Try again in 1 s",
+                                      {"Retry-After": "1"})
+            yield b"".join(parts)
+        except TimeoutError:
+            raise Refused(408, f"expected the whole request within {self._timeout:g} s; a part is missing. Send it "
+                          "again", {"Connection": "close"}) from None
+        except ClientDisconnect:
+            raise Refused(LEFT, "the client has left") from None
+        finally:
+            self._held -= size
+
+    def _too_large(self):
+        return Refused(413, f"a request must have at most {self._max_bytes} bytes; got more. Send a smaller or more "
+                       "compressed image")
+
+
+class _Door:
+    """Middleware: checks the key, adds headers, counts requests, and answers HEAD as GET.
+
+    Args:
+        app: the ASGI application.
+        key: the key; None for none.
+        metrics: where requests are counted.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], key: str | None, metrics: Metrics):
+        self._app, self._key, self._metrics = app, key and _digest(key.encode()), metrics
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Process a request, as ASGI calls it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope = {**scope, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
+        added = HEADERS if scope["path"].startswith("/static/") else {**HEADERS, "Cache-Control": "no-store"}
+        status = 0
+
+        async def send_with_headers(message):
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": _with(message["headers"], added)}
+            await send(message)
+
+        try:
+            app = self._app if self._is_allowed(scope) else KEY_NEEDED
+            await app(scope, receive, send_with_headers)
+        except Exception:
+            traceback.print_exc()
+            if status:  # a part of the answer is sent
+                raise
+            await BROKEN(scope, receive, send_with_headers)
+        finally:
+            self._metrics.count(getattr(scope.get("route"), "path", "other"), status)
+
+    def _is_allowed(self, scope):
+        if self._key is None or scope["path"] == "/" or scope["path"].startswith(OPEN):
+            return True
+        headers = {name: value for name, value in scope["headers"] if name in (b"authorization", b"x-api-key")}
+        kind, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        given = bearer.strip() if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        return hmac.compare_digest(_digest(given), self._key)
+
+
+KEY_NEEDED = JSONResponse({"error": "expected the key of this server, in the header Authorization: Bearer KEY or "
+                           "X-API-Key: KEY; got none or another one"}, 401, {"WWW-Authenticate": "Bearer"})
+BROKEN = JSONResponse({"error": FAILED}, 500)
+
+
+def _with(headers, added):
+    """Headers with further ones, unless they are present."""
+    present = {name.lower() for name, _ in headers}
+    pairs = ((name.lower().encode(), value.encode()) for name, value in added.items())
+    return [*headers, *(pair for pair in pairs if pair[0] not in present)]
+
+
+def _digest(key):
+    """A digest of a key: comparing those does not reveal its length either."""
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,359 @@
+"""The workers of the server and the requests that wait for them: bounds, deadlines, retries and replacement.
+
+A `Pool` knows neither HTTP nor processes. It gets a function that starts a worker, so tests run it with workers that
+compute nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..detector import IMAGE_CACHE
+from ..errors import Error
+from .messages import Message
+from .refusals import Refused
+
+PING = 2.0  # seconds between two checks of an idle worker
+STALE = 3 * PING  # seconds without a sign of life after which an idle worker does not count as ready
+PING_LIMIT = 30.0  # seconds after which an idle worker that gives no answer is replaced
+PAUSE, MAX_PAUSE = 0.1, 5.0  # seconds before a worker is started again, if it ended without an answer
+SMOOTHING = 0.1  # weight of the newest request in the mean of the computing seconds
+
+
+class WorkerEnded(Exception):
+    """A worker has ended, and gives no answer any more."""
+
+
+class Worker(Protocol):
+    """One worker, which processes a message at a time.
+
+    Attributes:
+        pid: its process id.
+        ended: a future that is done once the worker has ended.
+    """
+
+    pid: int
+    ended: asyncio.Future[None]
+
+    async def ask(self, header: dict[str, Any], blocks: Sequence[bytes] = ()) -> Message:
+        """Send a message, and return the answer. Raises WorkerEnded if the worker ends before."""
+        ...
+
+    def kill(self) -> None:
+        """End the worker at once. An ended one is left alone."""
+        ...
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request on its way to an answer."""
+
+    header: dict[str, Any]
+    blocks: Sequence[bytes]
+    digests: Sequence[str]
+    arrived: float
+    answer: asyncio.Future[Message]
+    tries: int = 0
+
+    def fail(self, status: int, text: str) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(Refused(status, text))
+
+
+@dataclass(eq=False)
+class _Slot:
+    """The place of a worker, which its successors take over.
+
+    Attributes:
+        worker: the worker; None while it is started.
+        offer: future of the next job, while the worker is idle.
+        job: the job that the worker processes.
+        began: when it began.
+        seen: when the worker gave its last sign of life.
+        memory: bytes of the worker's own memory, as it reported last.
+        recent: digests of the images whose features the worker has.
+    """
+
+    worker: Worker | None = None
+    offer: asyncio.Future[_Job] | None = None
+    job: _Job | None = None
+    began: float = 0.0
+    seen: float = 0.0
+    memory: int = 0
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=IMAGE_CACHE))
+
+
+class Pool:
+    """Worker processes and a bounded queue of requests.
+
+    Args:
+        start: function that starts a worker.
+        workers: number of workers.
+        queue: largest number of requests that wait for a worker.
+        timeout: seconds from the arrival of a request to its answer. A worker that needs longer is replaced.
+        max_memory: bytes of a worker's own memory above which it is replaced after the request; None for no limit.
+        log: function that receives a line for each worker that ended.
+        clock: function that returns the time in seconds.
+
+    Attributes:
+        restarts: number of workers that were replaced, by reason: "died", "stuck" or "memory".
+        draining: whether new requests are refused.
+    """
+
+    def __init__(self, start: Callable[[], Awaitable[Worker]], workers: int, *, queue: int, timeout: float,
+                 max_memory: int | None = None, log: Callable[[str], object] = lambda _: None,
+                 clock: Callable[[], float] = time.monotonic):
+        self._start, self._log, self._clock = start, log, clock
+        self._queue, self._timeout, self._max_memory = queue, timeout, max_memory
+        self._slots = [_Slot() for _ in range(workers)]
+        self._idle: list[_Slot] = []  # the one that is idle longest comes first
+        self._waiting: deque[_Job] = deque()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._open = 0  # requests without an answer
+        self._seconds = 0.0  # mean time of a request in a worker
+        self.restarts = Counter(died=0, stuck=0, memory=0)
+        self.draining = False
+
+    async def start(self) -> None:
+        """Start all workers, and wait until they are ready.
+
+        Raises:
+            Error: that of the first worker which cannot start.
+        """
+        started = [asyncio.get_running_loop().create_future() for _ in self._slots]
+        self._tasks = [asyncio.create_task(self._keep(*pair)) for pair in zip(self._slots, started)]
+        try:
+            await asyncio.gather(*started)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def ask(self, header: dict[str, Any], blocks: Sequence[bytes] = (), digests: Sequence[str] = ()) -> Message:
+        """Process a request in a worker.
+
+        If the caller is cancelled, a request that no worker has begun is dropped.
+
+        Args:
+            header: header of the message to the worker, which also gets "waited", the seconds in the queue.
+            blocks: blocks of the message.
+            digests: digests of the images. A worker with features of the first one is preferred.
+
+        Returns:
+            The answer of the worker.
+
+        Raises:
+            Refused: 503 if the queue is full or the pool drains, 504 after the timeout, 500 if two workers have died.
+        """
+        self.check_open()
+        job = _Job(header, blocks, digests, self._clock(), asyncio.get_running_loop().create_future())
+        job.answer.add_done_callback(_retrieve)
+        if not self._give(job):
+            if len(self._waiting) >= self._queue:
+                seconds = self.wait_seconds()
+                raise Refused(503, f"the server is busy: its queue of {self._queue} requests is full. Try again in "
+                              f"{seconds} s", {"Retry-After": str(seconds)})
+            self._waiting.append(job)
+        self._open += 1
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await job.answer
+        except TimeoutError:
+            raise self._late() from None
+        finally:
+            self._open -= 1
+            job.answer.cancel()
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(job)
+
+    def check_open(self) -> None:
+        """Raise Refused, 503, if the pool drains."""
+        if self.draining:
+            raise Refused(503, "the server is shutting down. Send the request to another server, or try again later",
+                          {"Retry-After": str(self.wait_seconds()), "Connection": "close"})
+
+    def _late(self):
+        return Refused(504, f"expected an answer within {self._timeout:g} s; there was none. Send a smaller request, "
+                       "or try again when the server is less busy")
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests in the queue."""
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> int:
+        """The number of workers that process a request."""
+        return sum(slot.job is not None for slot in self._slots)
+
+    @property
+    def memory(self) -> list[int]:
+        """Bytes of the own memory of each worker, as it reported them last."""
+        return [slot.memory for slot in self._slots]
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers that have started."""
+        return [slot.worker.pid for slot in self._slots if slot.worker]
+
+    @property
+    def ready(self) -> int:
+        """The number of workers that have made progress lately.
+
+        An idle worker has answered a message within the last seconds. A busy one has begun its request within the
+        timeout.
+        """
+        now = self._clock()
+        return sum(slot.worker is not None and
+                   (now - slot.began < self._timeout if slot.job else now - slot.seen < STALE) for slot in self._slots)
+
+    def wait_seconds(self) -> int:
+        """Estimate the seconds after which a new request would be answered, from the measured ones; at least 1."""
+        return max(1, math.ceil(self._seconds * (self.waiting + self.busy) / len(self._slots)))
+
+    async def drain(self) -> None:
+        """Refuse new requests, and wait until all accepted ones are answered. It takes no longer than the timeout."""
+        self.draining = True
+        while self._open:
+            await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """End all workers."""
+        self.draining = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill all workers, without an event loop."""
+        for slot in self._slots:
+            if slot.worker:
+                slot.worker.kill()
+
+    def _give(self, job):
+        """Give a job to an idle worker, preferably one that knows its first image. Returns whether there is one."""
+        if not self._idle:
+            return False
+        first = job.digests[0] if job.digests else None
+        slot = next((slot for slot in self._idle if first in slot.recent), self._idle[0])
+        self._idle.remove(slot)
+        slot.offer.set_result(job)
+        return True
+
+    async def _keep(self, slot, started):
+        """Keep a worker running: start one, and a new one whenever it ends."""
+        pause = PAUSE
+        while True:
+            try:
+                worker = await self._start()
+            except Error as error:
+                if not started.done():
+                    started.set_exception(error)
+                    return
+                self._log(f"a worker cannot start, and is tried again: {error}")
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, MAX_PAUSE)
+                continue
+            if not started.done():
+                started.set_result(None)
+            try:
+                slot.worker, slot.seen = worker, self._clock()
+                reason, answers = await self._work(slot, worker)
+            finally:
+                slot.worker, slot.job, slot.memory = None, None, 0
+                slot.recent.clear()
+                worker.kill()
+            self.restarts[reason] += 1
+            self._log(f"worker {worker.pid} is replaced: {REASONS[reason]}")
+            pause = PAUSE if answers else min(2 * pause, MAX_PAUSE)
+            if not answers:
+                await asyncio.sleep(pause)
+
+    async def _work(self, slot, worker):
+        """Give one job after the other to a worker. Returns why it must be replaced, and its number of answers."""
+        answers = 0
+        while True:
+            try:
+                job = await self._next(slot, worker)
+                if job is None:
+                    header, _ = await asyncio.wait_for(worker.ask({"kind": "ping"}), PING_LIMIT)
+                else:
+                    header = await self._process(slot, worker, job)
+                    answers += 1
+            except WorkerEnded:
+                return "died", answers
+            except TimeoutError:
+                return "stuck", answers
+            slot.seen, slot.memory = self._clock(), header.get("memory", 0)
+            if self._max_memory is not None and slot.memory > self._max_memory:
+                return "memory", answers
+            if header.get("ends"):
+                return "died", answers
+
+    async def _next(self, slot, worker):
+        """Wait for the next job of a worker. Returns None if the worker is idle for so long that it is checked."""
+        while self._waiting:
+            job = self._waiting.popleft()
+            if not job.answer.done():
+                return job
+        slot.offer = asyncio.get_running_loop().create_future()
+        self._idle.append(slot)
+        try:
+            await asyncio.wait({slot.offer, worker.ended}, timeout=PING, return_when=asyncio.FIRST_COMPLETED)
+            if slot.offer.done():
+                return slot.offer.result()
+            if worker.ended.done():
+                raise WorkerEnded
+            return None
+        finally:
+            if slot in self._idle:
+                self._idle.remove(slot)
+            slot.offer = None
+
+    async def _process(self, slot, worker, job):
+        """Have a worker process a job. Returns the header of its answer."""
+        slot.job, slot.began = job, self._clock()
+        job.tries += 1
+        slot.recent.extend(job.digests)
+        header = {**job.header, "waited": slot.began - job.arrived}
+        try:
+            message = await asyncio.wait_for(worker.ask(header, job.blocks), self._timeout)
+        except WorkerEnded:
+            self._again(job)
+            raise
+        except TimeoutError:  # the deadline of the job was earlier
+            job.fail(504, str(self._late()))
+            raise
+        finally:
+            slot.job = None
+        if not job.answer.done():
+            job.answer.set_result(message)
+        seconds = self._clock() - slot.began
+        self._seconds += (seconds - self._seconds) * (SMOOTHING if self._seconds else 1)
+        return message[0]
+
+    def _again(self, job):
+        """Try a job again whose worker has died. One that has killed two workers fails."""
+        if job.answer.done():
+            return
+        if job.tries > 1:
+            job.fail(500, "the server could not process this request: two workers have ended while they processed it. "
+                     "Send a smaller image, or another format")
+        elif not self._give(job):
+            self._waiting.appendleft(job)
+
+
+def _retrieve(answer):
+    """Mark the exception of a future as seen, also if its caller has left in the meantime."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+REASONS = {"died": "it has ended", "stuck": "it gave no answer in time", "memory": "its memory exceeds --max-memory"}

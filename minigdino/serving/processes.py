@@ -1,0 +1,107 @@
+"""Worker processes, as the web process sees them: start, messages, end."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import CheckpointError
+from .messages import Message, packed, read
+from .pool import WorkerEnded
+
+START_LIMIT = 300.0  # seconds in which a worker loads its model
+SPAWN = multiprocessing.get_context("spawn")  # a fork would copy the event loop, its sockets and its threads
+
+
+class Process:
+    """A worker process. Create one with `start`.
+
+    Attributes:
+        pid: its process id.
+        ended: a future that is done once the process has closed its end of the connection.
+    """
+
+    def __init__(self, process: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        self.pid = process.pid
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._process, self._writer = process, writer
+        self._answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()  # the first message
+        self._listener = asyncio.create_task(self._listen(reader))
+
+    @classmethod
+    async def start(cls, target: Callable[..., object], *arguments: Any) -> Process:
+        """Start a worker, and wait until it is ready.
+
+        Args:
+            target: function that the process runs, with its end of the connection as the first argument.
+            arguments: further arguments, which can be pickled.
+
+        Returns:
+            The worker.
+
+        Raises:
+            CheckpointError: if it cannot load its model, or ends before it is ready.
+        """
+        ours, theirs = socket.socketpair()
+        process = SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
+        try:
+            process.start()
+        finally:
+            theirs.close()
+        worker = cls(process, *await asyncio.open_connection(sock=ours))
+        try:
+            async with asyncio.timeout(START_LIMIT):
+                header, _ = await worker._answered()
+        except (WorkerEnded, TimeoutError) as error:
+            worker.kill()
+            process.join(1)
+            problem = "did not become ready" if isinstance(error, TimeoutError) else f"ended ({process.exitcode})"
+            raise CheckpointError(f"expected a worker that loads the model; the process {problem}. Check that there is "
+                                  "enough memory for each worker, or use fewer --workers") from None
+        except BaseException:
+            worker.kill()
+            raise
+        if "error" in header:
+            worker.kill()
+            raise CheckpointError(header["error"])
+        return worker
+
+    async def ask(self, header: dict[str, Any], blocks: Sequence[bytes] = ()) -> Message:
+        """Send a message, and return the answer. One message is processed at a time.
+
+        Raises:
+            WorkerEnded: if the process ends before it answers.
+        """
+        self._answer = asyncio.get_running_loop().create_future()
+        try:
+            self._writer.writelines(packed(header, blocks))
+            await self._writer.drain()
+        except OSError:
+            raise WorkerEnded from None
+        return await self._answered()
+
+    async def _answered(self):
+        await asyncio.wait({self._answer, self.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._answer.done():
+            raise WorkerEnded
+        return self._answer.result()
+
+    async def _listen(self, reader):
+        try:
+            while True:
+                message = await read(reader)
+                if not self._answer.done():
+                    self._answer.set_result(message)
+        except (OSError, EOFError, ValueError):  # the last: a message that was cut
+            self.ended.set_result(None)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._listener.cancel()
+        self._writer.transport.abort()
+        self._process.kill()
+        if not self.ended.done():
+            self.ended.cancel()

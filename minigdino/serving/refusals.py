@@ -1,0 +1,21 @@
+"""Answers of the server to requests that it cannot fulfil."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+FAILED = "the server failed to process this request. Its log has the reason"
+
+
+class Refused(Exception):
+    """A request gets an HTTP error.
+
+    Args:
+        status: the HTTP status, 400 to 599.
+        text: what was expected, what came, and the next step. It becomes "error" in the answer.
+        headers: further headers of the answer.
+    """
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None):
+        super().__init__(text)
+        self.status, self.headers = status, dict(headers or {})
