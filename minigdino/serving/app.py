@@ -96,20 +96,7 @@ def create(pool: Pool, settings: Settings) -> FastAPI:
 
 def _add_detect(app, pool, settings, metrics):
     intake = _Intake(settings.max_bytes, settings.timeout)
-    downloads = asyncio.Semaphore(DOWNLOADS)
-
-    async def downloaded(image):
-        if isinstance(image, bytes):
-            return image
-        async with downloads:
-            try:
-                found = await asyncio.to_thread(urls.download, image)
-            except ImageError as error:
-                raise Refused(422, str(error)) from None
-        if len(found) > settings.max_bytes:
-            raise Refused(413, f"an image must have at most {settings.max_bytes} bytes; the one of the URL has "
-                          f"{len(found)}. Use a smaller one")
-        return bytes(found)
+    fetch = _Downloads(settings.max_bytes, settings.timeout)
 
     @app.post("/v1/detect", summary="Detect objects", **openapi.DETECT)
     async def detect(request: Request) -> Response:
@@ -123,7 +110,7 @@ def _add_detect(app, pool, settings, metrics):
             if query.model not in (None, settings.model):
                 raise Refused(422, f"model must be {settings.model!r}, the one of this server; got another one. See "
                               "/v1/models")
-            images = [await downloaded(image) for image in query.images]
+            images = await fetch.all(query.images)
             header = {"kind": "detect", "text": query.text, "options": query.options, "precision": query.precision,
                       "draw": query.draw}
             found, blocks = await _unless_gone(request, pool.ask(header, images, query.digests))
@@ -247,7 +234,16 @@ class _Intake:
         length = request.headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 18 or int(length) > self._max_bytes):
             raise self._too_large()
-        parts, size = [], 0
+        parts: list[bytes] = []
+        try:
+            await self._collect(request, parts)
+            yield b"".join(parts)
+        finally:
+            self._held -= sum(map(len, parts))
+
+    async def _collect(self, request, parts):
+        """Append the parts of a body to a list."""
+        size = 0
         try:
             async with asyncio.timeout(self._timeout):
                 async for part in request.stream():
@@ -259,18 +255,46 @@ class _Intake:
                     if self._held > HELD * self._max_bytes:
                         raise Refused(503, "the server is busy: it receives many large images. Try again in 1 s",
                                       {"Retry-After": "1"})
-            yield b"".join(parts)
         except TimeoutError:
             raise Refused(408, f"expected the whole request within {self._timeout:g} s; a part is missing. Send it "
                           "again", {"Connection": "close"}) from None
         except ClientDisconnect:
             raise Refused(LEFT, "the client has left") from None
-        finally:
-            self._held -= size
 
     def _too_large(self):
         return Refused(413, f"a request must have at most {self._max_bytes} bytes; got more. Send a smaller or more "
                        "compressed image")
+
+
+class _Downloads:
+    """Downloads images, in threads.
+
+    Args:
+        max_bytes: largest number of bytes of an image.
+        timeout: seconds for all images of a request.
+    """
+
+    def __init__(self, max_bytes, timeout):
+        self._max_bytes, self._timeout, self._free = max_bytes, timeout, asyncio.Semaphore(DOWNLOADS)
+
+    async def all(self, images: Sequence[bytes | str]) -> list[bytes]:
+        """Return images as bytes: those of a URL are downloaded."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return [image if isinstance(image, bytes) else await self._one(image) for image in images]
+        except TimeoutError:
+            raise Refused(504, f"expected to download all images within {self._timeout:g} s; some are missing. Send "
+                          "their bytes") from None
+        except ImageError as error:
+            raise Refused(422, str(error)) from None
+
+    async def _one(self, url):
+        async with self._free:
+            found = await asyncio.to_thread(urls.download, url)
+        if len(found) > self._max_bytes:
+            raise Refused(413, f"an image must have at most {self._max_bytes} bytes; the one of the URL has "
+                          f"{len(found)}. Use a smaller one")
+        return bytes(found)
 
 
 class _Door:

@@ -42,6 +42,7 @@ class Query:
         precision: precision of the matrix products; None for that of the server.
         draw: "png", "jpeg" or "webp" if the answer is a picture; None for JSON.
         model: name of the model that the client expects; None for any.
+        digests: digests of the images that are no URLs, by which repeated ones are known.
     """
 
     images: Sequence[bytes | str]
@@ -50,11 +51,7 @@ class Query:
     precision: str | None
     draw: str | None
     model: str | None
-
-    @property
-    def digests(self) -> list[str]:
-        """Digests of the images, by which repeated ones are known."""
-        return [hashlib.blake2b(image, digest_size=16).hexdigest() for image in self.images if isinstance(image, bytes)]
+    digests: Sequence[str]
 
 
 def parse(body: bytes, content_type: str, allow_urls: bool) -> Query:
@@ -113,6 +110,7 @@ def _decoded(image):
 def _form(body, boundary):
     """Images and fields of a multipart form."""
     images: list[bytes] = []
+    phrases: list[str] = []
     fields: dict[str, Any] = {}
     for name, is_file, content in _parts(body, boundary):
         if name == "image":
@@ -125,13 +123,13 @@ def _form(body, boundary):
         except UnicodeDecodeError:
             raise ArgumentError(f"the field {brief(name)} must be text in UTF-8; got other bytes") from None
         if name == "phrase":
-            fields.setdefault("phrases", []).append(value)
+            phrases.append(value)
         elif name in fields:
             raise ArgumentError(f"the field {brief(name)} must be given once; got it twice. Only image and phrase can "
                                 "be repeated")
         else:
             fields[name] = READ[name](value, name) if name in READ else value
-    return images, fields
+    return images, {**fields, **({"phrases": phrases} if phrases else {})}
 
 
 def _parts(body, boundary):
@@ -247,7 +245,8 @@ def _query(images, fields, allow_urls):
     if checked.size and checked.size[0] * checked.size[1] > MAX_RESIZED:
         raise ArgumentError(f"size must be two edges whose product is at most {MAX_RESIZED}; got "
                             f"{checked.size[0]} and {checked.size[1]}. Use a smaller size")
-    return Query(images, _text(fields), chosen, precision, draw, fields.get("model"))
+    digests = [hashlib.blake2b(image, digest_size=16).hexdigest() for image in images if isinstance(image, bytes)]
+    return Query(images, _text(fields), chosen, precision, draw, fields.get("model"), digests)
 
 
 def _draw(value):

@@ -63,6 +63,7 @@ class _Job:
     tries: int = 0
 
     def fail(self, status: int, text: str) -> None:
+        """Answer with an error, unless there is an answer."""
         if not self.answer.done():
             self.answer.set_exception(Refused(status, text))
 
@@ -283,14 +284,15 @@ class Pool:
             try:
                 job = await self._next(slot, worker)
                 if job is None:
-                    header, _ = await asyncio.wait_for(worker.ask({"kind": "ping"}), PING_LIMIT)
+                    async with asyncio.timeout(PING_LIMIT):
+                        header, _ = await worker.ask({"kind": "ping"})
                 else:
                     header = await self._process(slot, worker, job)
-                    answers += 1
             except WorkerEnded:
                 return "died", answers
             except TimeoutError:
                 return "stuck", answers
+            answers += 1
             slot.seen, slot.memory = self._clock(), header.get("memory", 0)
             if self._max_memory is not None and slot.memory > self._max_memory:
                 return "memory", answers
@@ -324,7 +326,8 @@ class Pool:
         slot.recent.extend(job.digests)
         header = {**job.header, "waited": slot.began - job.arrived}
         try:
-            message = await asyncio.wait_for(worker.ask(header, job.blocks), self._timeout)
+            async with asyncio.timeout(self._timeout):  # `wait_for` can lose a cancellation in Python 3.11
+                message = await worker.ask(header, job.blocks)
         except WorkerEnded:
             self._again(job)
             raise

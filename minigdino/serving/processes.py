@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
+from ..writing import reason
 from .messages import Message, packed, read
 from .pool import WorkerEnded
 
@@ -49,6 +50,10 @@ class Process:
         process = SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
         try:
             process.start()
+        except OSError as error:
+            ours.close()
+            raise CheckpointError(f"expected to start a worker process; the system refused ({reason(error)}). Use "
+                                  "fewer --workers") from None
         finally:
             theirs.close()
         worker = cls(process, *await asyncio.open_connection(sock=ours))

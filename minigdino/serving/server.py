@@ -82,20 +82,22 @@ async def _serve(arguments, key, listener):
                 max_memory=arguments.max_memory and arguments.max_memory * 10**6,
                 log=lambda line: complain(f"minigdino: {printable(line)}"))
     service = Service(pool, create(pool, settings), listener)
-    host, port = listener.getsockname()[:2]
-
-    def announce():
-        complain(f"serving {printable(name)} at http://{f'[{host}]' if ':' in host else host}:{port} with {workers} "
-                 f"worker{'s' * (workers != 1)} of {threads} thread{'s' * (threads != 1)}. Ctrl-C ends the server")
-        if key is None and not ipaddress.ip_address(host).is_loopback:
-            complain(f"minigdino: warning: everyone who reaches {host} can use this server. Set a key by ${KEY}")
-
     handlers = _handle_signals(service.stop)
     try:
-        await service.run(announce)
+        await service.run(lambda: _announce(name, listener, workers, threads, key))
+    except asyncio.CancelledError:  # after a second signal
+        complain("minigdino: stopped without answering all requests")
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _announce(name, listener, workers, threads, key):
+    host, port = listener.getsockname()[:2]
+    complain(f"serving {printable(name)} at http://{f'[{host}]' if ':' in host else host}:{port} with {workers} "
+             f"worker{'s' * (workers != 1)} of {threads} thread{'s' * (threads != 1)}. Ctrl-C ends the server")
+    if key is None and not ipaddress.ip_address(host).is_loopback:
+        complain(f"minigdino: warning: everyone who reaches {host} can use this server. Set a key by ${KEY}")
 
 
 def _handle_signals(stop):

@@ -14,41 +14,53 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .pool import Pool
 
-HEAD_SECONDS = 10.0  # in which the head of a request must arrive
+HEAD_SECONDS = 20.0  # in which the head of a request must arrive, and the rest of a body that is refused
+SEND_SECONDS = 120.0  # in which a client must accept an answer that fills the buffers
 KEEP_ALIVE = 15  # seconds after which a connection without requests is closed
 FLUSH = 5  # seconds after the last answer in which connections must end
 
 
 class _Protocol(H11Protocol):
-    """Connections as uvicorn handles them, which also end if the head of a request does not arrive in time."""
+    """Connections as uvicorn handles them, but with an end for clients that stop to send or to receive."""
 
-    _timer: asyncio.TimerHandle | None = None
+    _receiving: asyncio.TimerHandle | None = None
+    _sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Start the time for the first request."""
         super().connection_made(transport)
-        self._start()
+        self._expect()
 
     def data_received(self, data: bytes) -> None:
-        """Process data. If a head is incomplete after it, its time runs on."""
+        """Process data. The time runs on if a head is incomplete after it, or if it belongs to a refused body."""
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-            self._start()
+        if h11.IDLE is self.conn.their_state or h11.DONE is self.conn.our_state:
+            self._expect()
         else:
-            self._stop()
+            self._receiving = _stopped(self._receiving)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self._stop()
+        self._receiving, self._sending = _stopped(self._receiving), _stopped(self._sending)
         super().connection_lost(exc)
 
-    def _start(self):
-        self._timer = self._timer or self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+    def pause_writing(self) -> None:
+        """Start the time in which the client must accept the answer."""
+        super().pause_writing()
+        self._sending = self._sending or self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
-    def _stop(self):
-        if self._timer:
-            self._timer.cancel()
-        self._timer = None
+    def resume_writing(self) -> None:
+        """Stop that time."""
+        super().resume_writing()
+        self._sending = _stopped(self._sending)
+
+    def _expect(self):
+        self._receiving = self._receiving or self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+
+def _stopped(timer):
+    if timer:
+        timer.cancel()
 
 
 class _Server(uvicorn.Server):
@@ -75,6 +87,7 @@ class Service:
             access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=FLUSH))
         self._stopped = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
 
     async def run(self, on_start: Callable[[], object]) -> None:
         """Serve until `stop` is called, then answer all accepted requests.
@@ -84,7 +97,9 @@ class Service:
 
         Raises:
             Error: if the workers cannot start.
+            CancelledError: after the second call of `stop`.
         """
+        self._running = asyncio.current_task()
         try:
             await self._pool.start()
             serving = asyncio.create_task(self._server.serve([self._listener]))
@@ -102,8 +117,7 @@ class Service:
 
     def stop(self) -> None:
         """Refuse new requests, and end once the accepted ones are answered. A second call ends at once."""
-        if self._stopped.is_set():
-            self._server.force_exit = self._server.should_exit = True
-            self._pool.kill()
         self._pool.draining = True
+        if self._stopped.is_set() and self._running:
+            self._running.cancel()
         self._stopped.set()
