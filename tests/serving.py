@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from PIL import Image
 from minigdino.serving import worker as real
 from minigdino.serving.app import Settings, create
 from minigdino.serving.pool import Pool, WorkerEnded
+from minigdino.serving.web import Service
 
 ROOT = Path(__file__).parent.parent
 SCENE = (ROOT / "docs" / "images" / "scene.jpg").read_bytes()
@@ -173,13 +175,38 @@ def local_app(pool_options=None, setup_options=None, **settings):
     return create(pool, Settings(**{"model": "tiny", **settings})), pool
 
 
+@contextlib.contextmanager
+def served(app, pool):
+    """Serve an application in a thread, without processes. Yields the port and the service."""
+    started = threading.Event()
+    found = []
+
+    async def serve():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            service = Service(pool, app, listener)
+            found.append((listener.getsockname()[1], service, asyncio.get_running_loop()))
+            await service.run(started.set)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert started.wait(20)
+        port, service, loop = found[0]
+        yield port, service
+    finally:
+        with contextlib.suppress(RuntimeError):  # it has ended
+            loop.call_soon_threadsafe(service.stop)
+        thread.join(30)
+        assert not thread.is_alive()
+
+
 class Server:
     """A server in a process of its own: `minigdino serve` with the embedded checkpoint."""
 
     def __init__(self, *options, **environment):
         env = {k: v for k, v in os.environ.items() if not k.startswith("MINIGDINO")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "minigdino", "serve", "--port", "0", "--model", "shapes", *options], cwd=ROOT,
+            [sys.executable, "-m", "minigdino", "serve", "--port", "0", *(options or ("--model", "shapes"))], cwd=ROOT,
             env={**env, **environment}, stderr=subprocess.PIPE, text=True)
         self.lines, self.started = [], threading.Event()
         self._reader = threading.Thread(target=self._read)
@@ -217,12 +244,14 @@ class Server:
         return found
 
     def stop(self, number=signal.SIGTERM, timeout=30):
-        """Send a signal, and return the exit status."""
+        """Send a signal, unless the server has ended. Returns the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        try:
-            return self.process.wait(timeout)
-        finally:
-            self.process.kill()
-            self._reader.join()
-            self.process.stderr.close()
+        return self.process.wait(timeout)
+
+    def kill(self):
+        """End the server, if it still runs, and close what belongs to it."""
+        self.process.kill()
+        self.process.wait(10)
+        self._reader.join()
+        self.process.stderr.close()

@@ -24,7 +24,6 @@ MAX_IMAGES = 16
 MAX_PHRASES = 2000
 MAX_RESIZED = 2**22  # pixels of a resized image; a forward pass needs about 250 bytes of memory for each
 MAX_PARTS = MAX_PHRASES + MAX_IMAGES + 32  # of a form
-MAX_HEADER = 2**13  # bytes of the headers of a part
 DRAWN = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 DEFAULTS: dict[str, Any] = {  # options of `Model.detect` in requests
     "threshold": 0.25, "text_threshold": 0.25, "size": None, "score": "max", "max_area": None, "nms": None,
@@ -124,6 +123,8 @@ def _form(body, boundary):
             raise ArgumentError(f"the field {brief(name)} must be text in UTF-8; got other bytes") from None
         if name == "phrase":
             phrases.append(value)
+        elif name == "phrases":
+            raise ArgumentError("a form must have each phrase in a field phrase; got the field phrases. Rename it")
         elif name in fields:
             raise ArgumentError(f"the field {brief(name)} must be given once; got it twice. Only image and phrase can "
                                 "be repeated")
@@ -146,8 +147,6 @@ def _parts(body, boundary):
     def add(i):
         def callback(data, start, end):
             header[i] += data[start:end]
-            if sum(map(len, header)) > MAX_HEADER:
-                raise ArgumentError(f"a header of a form must have at most {MAX_HEADER} bytes; got more")
         return callback
 
     def end_header():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ipaddress
+import logging
 import os
 import pickle
 import signal
@@ -68,6 +69,7 @@ async def _serve(arguments, key, listener):
     from .web import Service
     from .worker import Setup, run
 
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs each malformed form
     threads = default_threads()
     workers = arguments.workers or max(1, threads // (arguments.threads or 2))
     threads = arguments.threads or max(1, threads // workers)

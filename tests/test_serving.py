@@ -1,0 +1,476 @@
+"""`minigdino serve` as a process: its workers, signals, and what clients and kills do to it."""
+
+import argparse
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import serving
+import tiny
+from serving import SCENE, Server, as_json, fake_pool, form, local_app, served
+
+import minigdino
+from minigdino import ArgumentError, CheckpointError, cli, urls
+from minigdino.checkpoints import hub
+from minigdino.serving import processes, server, web, worker
+from minigdino.serving.app import Settings, create
+from minigdino.serving.messages import packed, read, receive
+from minigdino.serving.pool import WorkerEnded
+from minigdino.serving.processes import Process
+
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+PHRASES = ["a red star", "a blue circle"]
+SHAPES = form([("image", SCENE), *(("phrase", phrase) for phrase in PHRASES), ("size", "96,160")])
+
+
+@contextlib.contextmanager
+def started(*options):
+    """A server, which must end with status 0."""
+    server = Server(*options)
+    try:
+        yield server
+        assert server.stop() == 0
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    """A server with one worker."""
+    with started("--model", "shapes", "--workers", "1", "--threads", "1") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("secret") / "tiny-model"
+    tiny.model().save(path)
+    return path
+
+
+def test_the_server_answers_as_detect_does(shapes):
+    status, headers, content = shapes.detect(SHAPES)
+    answer = json.loads(content)
+    expected = minigdino.detect(SCENE, PHRASES, model="shapes", size=(96, 160))
+    assert (status, headers["content-type"]) == (200, "application/json")
+    assert answer["model"] == "shapes"
+    assert answer["results"] == [expected.to_dict()]
+    assert answer["seconds"]["computed"] > 0
+
+
+def test_the_start_states_model_address_and_workers(shapes):
+    assert re.fullmatch(r"serving shapes at http://127\.0\.0\.1:\d+ with 1 worker of 1 thread\. Ctrl-C ends the "
+                        r"server\n", shapes.lines[0])
+
+
+def test_several_requests_of_one_connection(shapes):
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", shapes.port, timeout=30)) as connection:
+        for _ in range(3):
+            connection.request("POST", "/v1/detect", *SHAPES)
+            answer = connection.getresponse()
+            assert (answer.status, len(json.loads(answer.read())["results"])) == (200, 1)
+        connection.request("HEAD", "/health/ready")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b"")
+
+
+@LINUX
+def test_the_memory_of_a_worker_is_measured(shapes):
+    shapes.detect(SHAPES)
+    text = shapes.ask("GET", "/metrics")[2].decode()
+    (size,) = re.findall(r'^minigdino_worker_memory_bytes{worker="0"} (\S+)$', text, re.MULTILINE)
+    assert 10**7 < float(size) < 10**9
+
+
+@LINUX
+def test_a_killed_worker_is_replaced_and_no_request_is_lost(directory):
+    """While clients send requests, workers are killed. Each request gets one answer, that of its own prompt."""
+    with started("--model", str(directory), "--workers", "2", "--threads", "1", "--queue", "100") as server:
+        results = []
+
+        def client(number):
+            for i in range(8):
+                phrase = tiny.WORDS[3 + (number + i) % 5]
+                status, _, content = server.detect(form([("image", serving.picture(seed=number)), ("phrase", phrase),
+                                                         ("threshold", "0"), ("max_detections", "1")]))
+                results.append((status, json.loads(content), phrase))
+                if number == 0 and i % 4 == 2:
+                    os.kill(server.workers()[0], signal.SIGKILL)
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(results) == 48
+        for status, answer, phrase in results:
+            if status == 200:
+                assert answer["results"][0]["detections"][0]["label"] == phrase
+            else:  # two workers of one request were killed
+                assert (status, "two workers have ended" in answer["error"]) == (500, True)
+        assert sum(status == 200 for status, *_ in results) >= 46
+        text = server.ask("GET", "/metrics")[2].decode()
+        assert float(re.search(r'restarts_total{reason="died"} (\S+)', text)[1]) >= 1
+    assert any("is replaced: it has ended" in line for line in server.lines)
+    assert not server.workers()
+
+
+@LINUX
+def test_workers_share_the_mapped_weights_and_answers_name_no_path(directory):
+    with started("--model", str(directory), "--workers", "2", "--threads", "1") as server:
+        maps = [Path(f"/proc/{pid}/maps").read_text() for pid in server.workers()]
+        assert len(maps) == 2
+        inodes = {line.split()[4] for text in maps for line in text.splitlines() if "model.safetensors" in line}
+        assert len(inodes) == 1
+        for path in ("/v1/models", "/openapi.json", "/metrics", "/docs"):
+            assert str(directory.parent).encode() not in server.ask("GET", path)[2]
+        assert json.loads(server.ask("GET", "/v1/models")[2])["models"][0]["name"] == "tiny-model"
+
+
+@LINUX
+def test_sigterm_answers_accepted_requests_and_refuses_new_ones():
+    results = []
+
+    def client(server):
+        while True:
+            try:
+                status, _, content = server.detect(form([("image", SCENE), ("text", "a star."), ("size", "192,320")]))
+            except (ConnectionError, http.client.HTTPException) as error:
+                results.append(error)
+                return
+            results.append(status)
+            if status == 503:
+                assert "shutting down" in json.loads(content)["error"]
+                return
+            assert json.loads(content)["results"]
+
+    with started("--model", "shapes", "--workers", "1", "--threads", "1", "--timeout", "30") as server:
+        threads = [threading.Thread(target=client, args=(server,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while results.count(200) < 4:
+            time.sleep(0.01)
+        for pid in server.workers():  # a service manager signals the whole group
+            os.kill(pid, signal.SIGTERM)
+        began = time.monotonic()
+    assert time.monotonic() - began < 20
+    for thread in threads:
+        thread.join()
+    assert results.count(200) >= 4 + 7  # those that were accepted, too
+    assert all(result in (200, 503) or isinstance(result, ConnectionRefusedError) for result in results), results
+
+
+@LINUX
+def test_workers_end_when_the_server_is_killed(directory):
+    server = Server("--model", str(directory), "--workers", "1", "--threads", "1")
+    workers = server.workers()
+    assert len(workers) == 1
+    assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    server.kill()
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in workers):
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("a worker is left")
+
+
+def test_ctrl_c_ends_the_server(directory):
+    with started("--model", str(directory), "--workers", "1") as server:
+        assert server.stop(signal.SIGINT) == 0
+
+
+def raw(port, data, seconds=5):
+    """Send bytes, and return all that comes until the server closes the connection, and the seconds until then."""
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), seconds) as connection:
+        connection.sendall(data)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                answer += part
+    return answer, time.monotonic() - began
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /health/live HTTP/1.1\r\nHost: x\r\n", b"POST"])
+def test_a_connection_without_a_complete_head_ends(monkeypatch, start):
+    monkeypatch.setattr(web, "HEAD_SECONDS", 0.2)
+    with served(*local_app()) as (port, _):
+        answer, seconds = raw(port, start)
+        assert answer == b""
+        assert 0.1 < seconds < 3
+
+
+def test_a_head_that_arrives_slowly_is_answered(monkeypatch):
+    monkeypatch.setattr(web, "HEAD_SECONDS", 1.0)
+    with served(*local_app()) as (port, _), socket.create_connection(("127.0.0.1", port), 5) as connection:
+        for _ in range(2):
+            for part in (b"GET /health/live HT", b"TP/1.1\r\n", b"Host: x\r\n\r\n"):
+                connection.sendall(part)
+                time.sleep(0.02)
+            answer = b""
+            while b'{"live":true}' not in answer:
+                answer += connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_body_costs_nothing():
+    body, headers = SHAPES
+    head = "POST /v1/detect HTTP/1.1\r\nHost: x\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+    with served(*local_app()) as (port, _):
+        for n in (0, 1, 5000):
+            with socket.create_connection(("127.0.0.1", port), 5) as connection:
+                connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:n])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        with contextlib.closing(connection):
+            for _ in range(100):
+                connection.request("GET", "/metrics")
+                text = connection.getresponse().read().decode()
+                if 'status="499"} 3.0' in text:
+                    break
+                time.sleep(0.02)
+            assert 'minigdino_requests_total{path="/v1/detect",status="499"} 3.0' in text
+            connection.request("POST", "/v1/detect", *as_json(text="a cat."))
+            assert connection.getresponse().status == 200
+
+
+def test_a_body_that_stops_gets_408_and_the_connection_ends():
+    with served(*local_app(timeout=0.2)) as (port, _):
+        answer, seconds = raw(port, b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert seconds < 3
+
+
+def test_the_rest_of_a_refused_body_is_not_awaited_for_long(monkeypatch):
+    monkeypatch.setattr(web, "HEAD_SECONDS", 0.3)
+    with served(*local_app(max_bytes=1000)) as (port, _):
+        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+            connection.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+            with pytest.raises(ConnectionError):
+                for _ in range(100):
+                    connection.sendall(b"x" * 100)
+                    time.sleep(0.03)
+
+
+def test_an_answer_that_a_client_does_not_take_is_dropped(monkeypatch):
+    monkeypatch.setattr(web, "SEND_SECONDS", 0.2)
+
+    async def large(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 50_000_000})
+
+    pool, _ = fake_pool(None)
+    with served(large, pool) as (port, service), socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(100):
+            time.sleep(0.05)
+            if not service._server.server_state.connections:
+                break
+        assert not service._server.server_state.connections
+
+
+def test_a_second_signal_ends_the_server_at_once():
+    async def forever(header):
+        await asyncio.sleep(100)
+
+    async def test():
+        pool, _ = fake_pool(forever, timeout=100)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            service = web.Service(pool, create(pool, Settings("tiny")), listener)
+            running = asyncio.create_task(service.run(lambda: None))
+            while not pool.ready:
+                await asyncio.sleep(0.01)
+            asked = asyncio.create_task(pool.ask({"kind": "detect"}))
+            await asyncio.sleep(0.02)
+            service.stop()
+            await asyncio.sleep(0.05)
+            assert not running.done()
+            service.stop()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(running, 5)
+            asked.cancel()
+
+    asyncio.run(test())
+
+
+# --- worker processes ---
+
+
+def echo(connection, kind):
+    """A worker that answers with what it gets."""
+    with connection, connection.makefile("rwb") as file:
+        def send(*message):
+            file.writelines(packed(*message))
+            file.flush()
+
+        if kind == "ends":
+            return
+        send({"error": "no model"} if kind == "fails" else {})
+        while message := receive(file):
+            if message[0]["kind"] == "end":
+                return
+            send(*message)
+
+
+def test_a_worker_process_answers_and_ends():
+    async def test():
+        process = await Process.start(echo, "works")
+        for blocks in ([], [b""], [b"a" * 3_000_000, b"\x00\xff"]):
+            assert await process.ask({"kind": "x", "text": "é\ud800"}, blocks) == ({"kind": "x", "text": "é\ud800"},
+                                                                                  blocks)
+        with pytest.raises(WorkerEnded):
+            await process.ask({"kind": "end"})
+        await asyncio.wait_for(process.ended, 10)
+        with pytest.raises(WorkerEnded):
+            await process.ask({"kind": "x"})
+        process.kill()
+        process.kill()
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(("kind", "text"), [("fails", "^no model$"), ("ends", r"the process ended \(0\). Check that")])
+def test_a_worker_that_cannot_start_is_an_error(kind, text):
+    async def test():
+        with pytest.raises(CheckpointError, match=text):
+            await Process.start(echo, kind)
+
+    asyncio.run(test())
+
+
+def test_a_system_without_room_for_a_process_is_an_error(monkeypatch):
+    class Refusing:
+        def __init__(self, **_):
+            pass
+
+        def start(self):
+            raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes, "SPAWN", argparse.Namespace(Process=Refusing))
+    with pytest.raises(CheckpointError, match=r"refused \(Resource temporarily unavailable\). Use fewer --workers"):
+        asyncio.run(Process.start(echo, "works"))
+
+
+def test_a_message_that_is_cut_is_the_end(tmp_path):
+    whole = b"".join(packed({"kind": "x"}, [b"abc"]))
+    (tmp_path / "m").write_bytes(whole)
+    with open(tmp_path / "m", "rb") as file:
+        assert receive(file) == ({"kind": "x"}, [b"abc"])
+        assert receive(file) is None
+
+    async def cut(n):
+        reader = asyncio.StreamReader()
+        reader.feed_data(whole[:n])
+        reader.feed_eof()
+        return await read(reader)
+
+    assert asyncio.run(cut(len(whole))) == ({"kind": "x"}, [b"abc"])
+    for n in range(len(whole)):
+        with pytest.raises(EOFError):
+            asyncio.run(cut(n))
+
+
+# --- the command ---
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    (["--workers", "0"], "--workers must be 1 to 1024; got 0"),
+    (["--threads", "-1"], "--threads must be 1 to 1024; got -1"),
+    (["--port", "70000"], "--port must be 0 to 65535; got 70000"),
+    (["--max-pixels", "0"], "--max-pixels must be 1 to"), (["--max-bytes", "0"], "--max-bytes must be 1 to"),
+    (["--queue", "-1"], "--queue must be 0 to"), (["--timeout", "nan"], "--timeout must be 0.001 to 86400; got nan"),
+    (["--max-memory", "0"], "--max-memory must be 1 to"),
+    (["--api-key", " "], "--api-key or $MINIGDINO_API_KEY must not be empty; got ' '"),
+    (["--host", "no.such.host.invalid"], "no.such.host.invalid:8000: cannot listen there"),
+    (["--port", "0", "--model", "nowhere/at/all"], "nowhere/at/all: no such file or directory")])
+def test_wrong_options_are_errors(options, text, capsys):
+    assert cli.main(["serve", *options]) == 1
+    assert f"minigdino: {text}" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_an_error(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", "--port", str(port)]) == 1
+    assert re.search(rf"127\.0\.0\.1:{port}: cannot listen there \(Address already in use.*\)\. Choose another",
+                     capsys.readouterr().err)
+
+
+def test_private_urls_are_not_served(monkeypatch, capsys):
+    monkeypatch.setenv(urls.PRIVATE, "1")
+    assert cli.main(["serve", "--allow-urls"]) == 1
+    assert "Unset the variable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", server.PACKAGES)
+def test_a_missing_package_is_named(monkeypatch, capsys, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    assert cli.main(["serve"]) == 1
+    text = capsys.readouterr().err
+    assert f"minigdino serve needs the package {server.PACKAGES[name]}, which is not installed" in text
+    assert 'pip install "minigdino[serve]"' in text
+
+
+@pytest.mark.parametrize(("cached", "given", "set_to", "expected"), [
+    ([], None, None, "shapes"), (["a/b"], None, None, "a/b"), (["a/b", hub.DEFAULT], None, None, hub.DEFAULT),
+    ([], "folder", "other", "folder"), ([], None, "other", "other")])
+def test_the_model_without_a_name_is_a_cached_one_or_the_embedded_one(monkeypatch, capsys, cached, given, set_to,
+                                                                    expected):
+    monkeypatch.setattr(hub, "cached", lambda: cached)
+    monkeypatch.delenv("MINIGDINO_MODEL", raising=False)
+    if set_to:
+        monkeypatch.setenv("MINIGDINO_MODEL", set_to)
+    assert server._source(given) == expected
+    assert ("serving the embedded checkpoint" in capsys.readouterr().err) == (expected == "shapes")
+
+
+@pytest.mark.parametrize(("source", "name"), [
+    ("shapes", "shapes"), ("llmdet_tiny", "iSEE-Laboratory/llmdet_tiny"), ("owner/model", "owner/model"),
+    ("/srv/models/mine", "mine"), ("/srv/models/mine/", "mine"), ("/srv/mine/model.safetensors", "model"),
+    (".", Path.cwd().name)])
+def test_the_name_of_a_model_has_no_path(source, name):
+    assert server.model_name(source) == name
+
+
+@pytest.mark.parametrize(("host", "key", "warned"), [("127.0.0.1", None, False), ("0.0.0.0", None, True),
+                                                     ("0.0.0.0", "k", False)])
+def test_an_open_server_without_a_key_is_announced_with_a_warning(capsys, host, key, warned):
+    with server._listener(host, 0) as listener:
+        server._announce("shapes", listener, 2, 1, key)
+    lines = capsys.readouterr().err.splitlines()
+    assert f"http://{host}:" in lines[0]
+    assert "with 2 workers of 1 thread." in lines[0]
+    assert (len(lines) == 2 and "everyone who reaches" in lines[1]) == warned
+
+
+def test_the_import_of_the_package_stays_light():
+    code = ("import sys, minigdino, minigdino.cli\n"
+            "print([m for m in ('fastapi', 'uvicorn', 'asyncio') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=serving.ROOT, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_own_memory_counts_what_is_allocated():
+    before = worker.own_memory()
+    if not before:
+        pytest.skip("unknown on this system")
+    held = bytearray(50_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    assert worker.own_memory() - before > 40_000_000
+
+
+def test_an_argument_error_has_its_type():
+    with pytest.raises(ArgumentError, match="cannot listen"):
+        server._listener("256.256.256.256", 1)
