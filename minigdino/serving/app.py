@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h11
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -328,6 +329,8 @@ class _Door:
         try:
             app = self._app if self._is_allowed(scope) else KEY_NEEDED
             await app(scope, receive, send_with_headers)
+        except h11.LocalProtocolError:  # the client broke the protocol, and its connection takes no answer any more
+            raise
         except Exception:
             traceback.print_exc()
             if status:  # a part of the answer is sent

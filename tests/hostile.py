@@ -1,0 +1,329 @@
+"""Send hostile requests to `minigdino serve`, and check every answer.
+
+    python tests/hostile.py --requests 100000 --seed 0      prints a table; status 1 after a failure
+    python tests/hostile.py --seed 0 --only 1234            one request again, with its answer
+
+(seed, number) determine a request. A request fails if
+
+- it gets no answer within HANG seconds, or none although it is complete;
+- its status is not in EXPECTED: no request may make the server fail;
+- its error is no JSON with one short, printable text, or names a path of this machine;
+- a header that protects browsers is missing.
+
+After every CHECK requests, an intact request must get the same answer as at the start. At the end, every worker must be
+the one of the start, and the log of the server must have no traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import http.client
+import json
+import random
+import re
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import fuzz
+import serving
+
+import minigdino
+from minigdino.serving.app import HEADERS
+
+HANG = 30.0  # seconds for an answer
+CHECK = 500  # requests between two intact ones
+CLIENTS = 4  # requests at the same time
+PIXELS = 20_000  # limit of the server for an image
+BYTES = 200_000  # limit of the server for a body
+MESSAGE = 600  # characters of the longest allowed error
+EXPECTED = {200, 206, 400, 404, 405, 413, 415, 416, 422}
+JSON = "application/json"
+HOST = "Host: 127.0.0.1"
+PRIVATE = re.compile(r"Traceback|site-packages|\.py\b|(?<!\w)/(tmp|root|home|usr|work|var|opt)/")
+NUMBERS = ("", " ", "0", "-1", "1e400", "nan", "inf", "-inf", "0x10", "1_0", "١", "9" * 5000, "0.5,0.5", "1e-320", "½", "\0")
+TEXTS = ("", ".", "?", "a" * 50_000, "a. " * 3000, "[SEP]", "[CLS] [MASK]", "\0", "é" * 300, "\u202e", "😀" * 99, "a cat. a cat.",
+         "<script>alert(1)</script>", "{{7*7}}", "../../etc/passwd", "'; --", "null", '{"a": 1}')
+FIELDS = ("image", "images", "text", "phrase", "phrases", "threshold", "text_threshold", "size", "score", "max_area", "nms",
+          "class_agnostic", "max_detections", "tile", "precision", "draw", "model", "chunk", "", "__proto__", "x" * 3000)
+VALID = (("text", "a cat. a dog."), ("threshold", "0.3"), ("text_threshold", "0"), ("size", "64,85"), ("score", "mean"),
+         ("max_area", "0.9"), ("nms", "0.5"), ("class_agnostic", "true"), ("max_detections", "3"), ("precision", "medium"),
+         ("draw", "png"), ("phrase", "a cat"), ("phrase", "a dog"), ("tile", "64"))
+PATHS = ("/", "/docs", "/openapi.json", "/metrics", "/v1/models", "/v1/detect", "/health/ready", "/static/docs.css", "/static/",
+         "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static/%00", "/static/" + "a/" * 999, "//", "/%ff",
+         "/v2/models/" + "x" * 3000, "/v2/models/%2e%2e/ready", "/v2/models//ready", "/v1/detect/", "/V1/DETECT", "/static/\\..\\app.py",
+         "/static/%252e%252e/app.py", "/.git/config", "/?" + "a=1&" * 3000, "/static//etc/passwd", "/" + "a" * 60_000, "*", "http://x/", "")
+METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "PATCH", "CONNECT", "get", "G\tT", "", "X" * 3000)
+LINES = ("Content-Length: -1", "Content-Length: 5, 6", "Content-Length: 1e3", "Content-Length: 99999999999999999999", "Content-Length: 0",
+         "Transfer-Encoding: chunked", "Transfer-Encoding: gzip, chunked", "Transfer-Encoding: identity", "Expect: 100-continue",
+         "Connection: upgrade\r\nUpgrade: websocket", "Connection: upgrade\r\nUpgrade: h2c", "X: " + "y" * 70_000, ": y", " folded", "X\0: y",
+         "Content-Type: multipart/form-data", "Content-Type: " + ";" * 3000, "Content-Encoding: gzip", "Authorization: Bearer " + "é" * 99,
+         "Range: bytes=0-0,1-1,2-2", "If-Modified-Since: x", "Host: y", "Origin: null", "Cookie: " + "a=b;" * 999, "Accept: ,;q=,")
+CHUNKS = (b"0\r\n\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"ffffffffffffffff\r\n", b"-1\r\n", b"5;x=y\r\nhello\r\n0\r\nTrailer: 1\r\n\r\n", b"zz\r\n",
+          b"5\nhello", b"")
+
+
+class Attack(NamedTuple):
+    """A request: its bytes, its method, and whether it is complete, so that it must get an answer."""
+
+    data: bytes
+    method: str = "POST"
+    complete: bool = True
+
+
+# ---- kinds of requests
+
+
+def post(body, content_type=JSON, more=""):
+    """A complete request for detections."""
+    head = f"POST /v1/detect HTTP/1.1\r\n{HOST}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
+    return Attack(head.encode(errors="surrogateescape") + body)
+
+
+@functools.cache
+def photo():
+    """An intact image."""
+    return serving.picture()
+
+
+def picked(rng, choices):
+    """Some of the choices, in their order."""
+    return [one for one in choices if rng.random() < 2 / len(choices)]
+
+
+def values(rng):
+    """Valid JSON of a wrong shape, or almost JSON."""
+    fields = {"images": [base64.b64encode(photo()).decode()], "phrases": ["a cat", "a dog"], "threshold": 0.3, "nms": 0.5,
+              "size": [64, 85], "max_detections": 3, "tile": 64, "draw": None, "text": None, "precision": "high"}
+    body = fuzz.change_json(rng, json.dumps(fields).encode())
+    if rng.random() < 0.1:
+        body = body.decode(errors="replace").encode(rng.choice(("utf-16", "utf-8-sig", "utf-32")))
+    return post(body[:BYTES], rng.choice((JSON, JSON, JSON, JSON + "; charset=utf-16", "APPLICATION/JSON")))
+
+
+def fields(rng):
+    """A well-formed form with other fields and values than documented."""
+    parts = [("image", photo()) for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 17)))] + picked(rng, VALID)
+    for _ in range(rng.randint(0, 3)):
+        name, value = rng.choice(FIELDS), rng.choice((*NUMBERS, *TEXTS, b"", b"\xff\xfe", photo()))
+        parts.insert(rng.randint(0, len(parts)), (name, value))
+    return post(serving.form(parts)[0], f"multipart/form-data; boundary={serving.BOUNDARY}")
+
+
+def bombs(rng):
+    """Forms with very many or very large parts and headers."""
+    line, n = f"--{serving.BOUNDARY}\r\n".encode(), rng.choice((1, 10, 3000))
+    part = line + b'Content-Disposition: form-data; name="phrase"\r\n\r\na\r\n'
+    body = rng.choice((part * n, line * n, line + b"X: y\r\n" * n, line + b"X" * 20 * n, line + b"X:" + b"y" * 60 * n,
+                       part + b"\r\n" * n, line + b'Content-Disposition: form-data; name="' + b"\\" * n, b"-" * n, part[:-1] * n,
+                       line + b"Content-Disposition: " + b"a=b;" * n + b"\r\n\r\n"))
+    body += rng.choice((b"", line[:-2] + b"--\r\n", b"\0" * n, line))
+    return post(body[:BYTES], rng.choice((f"multipart/form-data; boundary={serving.BOUNDARY}", "multipart/form-data; boundary=",
+                                          "multipart/form-data; boundary=" + "-" * 300, 'multipart/form-data; boundary="é')))
+
+
+def forms(rng):
+    """A form with changed bytes."""
+    body = fuzz.change_bytes(rng, serving.form([("image", photo()), *VALID[:3]])[0], photo())
+    return post(body[:BYTES], f"multipart/form-data; boundary={serving.BOUNDARY}")
+
+
+def images(rng):
+    """A form with a corrupted or another kind of image."""
+    image = rng.choice(fuzz.pictures())
+    image = rng.choice((fuzz.change_picture(rng, image), image, bomb(rng), b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+                        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", rng.randbytes(99), b"GIF89a"))
+    return post(serving.form([("image", image), ("text", "a cat."), *picked(rng, [("draw", "webp"), ("threshold", "0")])])[0][:BYTES],
+                f"multipart/form-data; boundary={serving.BOUNDARY}")
+
+
+def bomb(rng):
+    """A PNG of a few bytes that states a large size."""
+    png, at = bytearray(photo()), photo().index(b"IHDR") + 4
+    png[at : at + 8] = b"".join(rng.choice((0, 1, 200, 70_000, 2**31 - 1)).to_bytes(4, "big") for _ in range(2))
+    return fuzz.with_checksums(bytes(png))
+
+
+def sizes(rng):
+    """A body that is larger than allowed."""
+    body = b"x" * rng.choice((BYTES + 1, 2 * BYTES, 5 * BYTES))
+    return post(body, rng.choice((JSON, "multipart/form-data; boundary=x", "text/plain", "")))
+
+
+def routes(rng):
+    """Other paths and methods."""
+    method, path = rng.choice(METHODS), rng.choice(PATHS)
+    head = f"{method} {path} HTTP/{rng.choice(('1.1', '1.1', '1.1', '1.0', '2.0', '9'))}\r\n{HOST}\r\nConnection: close\r\n\r\n"
+    return Attack(head.encode(), method, True)
+
+
+def heads(rng):
+    """Wrong, doubled and very long headers, and bodies in chunks."""
+    lines = [HOST, *picked(rng, LINES), *(picked(rng, LINES) if rng.random() < 0.3 else [])]
+    method = rng.choice(METHODS[:3])
+    head = f"{method} {rng.choice(PATHS[:8])} HTTP/1.1\r\n" + "".join(line + "\r\n" for line in lines) + "\r\n"
+    return Attack(head.encode() + rng.choice(CHUNKS), method, False)
+
+
+def bytes_(rng):
+    """Any bytes of a request changed, its head included."""
+    intact = rng.choice((values, fields, routes))(rng)
+    return Attack(fuzz.change_bytes(rng, intact.data[:BYTES], rng.randbytes(600)), intact.method, False)
+
+
+KINDS = {"values": values, "fields": fields, "bombs": bombs, "forms": forms, "images": images, "sizes": sizes, "routes": routes,
+         "heads": heads, "bytes": bytes_}
+
+
+def attack(seed: int, number: int) -> tuple[str, Attack]:
+    """Return a request and its kind."""
+    rng = random.Random(f"{seed} {number}")
+    kind = rng.choice(list(KINDS))
+    return kind, KINDS[kind](rng)
+
+
+# ---- answers
+
+
+class Answer(NamedTuple):
+    """An answer, or why there is none: "closed" or "hang"."""
+
+    status: int | str
+    headers: dict[str, str] = {}  # noqa: RUF012
+    content: bytes = b""
+
+
+def send(port: int, request: Attack) -> Answer:
+    """Send a request over a connection of its own. One that may be incomplete ends with the end of the stream."""
+    with contextlib.closing(socket.create_connection(("127.0.0.1", port), HANG)) as connection:
+        with contextlib.suppress(ConnectionError):  # the server may refuse before it has read everything
+            connection.sendall(request.data)
+            if not request.complete:
+                connection.shutdown(socket.SHUT_WR)
+        try:
+            answer = http.client.HTTPResponse(connection, method=request.method.upper())
+            answer.begin()
+            return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+        except TimeoutError:
+            return Answer("hang")
+        except (http.client.HTTPException, ConnectionError):
+            return Answer("closed")
+
+
+def fault(request: Attack, answer: Answer) -> str | None:
+    """Return what is wrong with an answer; None for nothing."""
+    if answer.status == "closed":
+        return "no answer" if request.complete else None
+    if answer.status not in EXPECTED:
+        return f"status {answer.status}"
+    if answer.headers.get("content-type", "").startswith("text/plain") and answer.status == 400:
+        return None  # no HTTP, which the application does not see
+    if missing := [name for name in HEADERS if name.lower() not in answer.headers]:
+        return f"the header {missing[0]} is missing"
+    if answer.status >= 400 and request.method.upper() != "HEAD":
+        try:
+            (text,) = json.loads(answer.content).values()
+        except (ValueError, AttributeError):
+            return "the error is not JSON with one text"
+        if not (isinstance(text, str) and 0 < len(text) <= MESSAGE and text.isprintable()):
+            return "the error is not a short, printable text"
+        if PRIVATE.search(text):
+            return "the error names a path"
+    return None
+
+
+@dataclass
+class Tally:
+    """Counts of the answers to one kind of requests."""
+
+    statuses: collections.Counter = field(default_factory=collections.Counter)
+    slowest: float = 0.0
+
+    def row(self, kind: str) -> str:
+        """Return the row of the table."""
+        counts = ", ".join(f"{n} × {status}" for status, n in sorted(self.statuses.items(), key=lambda one: -one[1]))
+        return f"| {kind} | {self.statuses.total()} | {counts} | {self.slowest:.2f} s |"
+
+
+@contextlib.contextmanager
+def target():
+    """A server with low limits and a model of few channels."""
+    with tempfile.TemporaryDirectory() as folder:
+        minigdino.Model.random(fuzz.config(), tokenizer=fuzz.tiny.tokenizer(), settings=fuzz.SETTINGS).save(folder)
+        server = serving.Server("--model", folder, "--workers", "2", "--threads", "1", "--max-pixels", str(PIXELS), "--max-bytes",
+                                str(BYTES), "--queue", "100", "--timeout", str(HANG))
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def known(server) -> bytes:
+    """The answer to an intact request, without its seconds."""
+    status, _, content = server.detect(serving.form([("image", photo()), ("text", "a cat. a dog."), ("threshold", "0")]))
+    return b"%d " % status + re.sub(rb'"seconds": {[^}]*}', b"", content)
+
+
+def run(server, requests: int, seed: int, seconds: float = float("inf")) -> tuple[dict[str, Tally], list[str]]:
+    """Send requests 0, 1, ... Returns the counts of each kind, and what failed."""
+    tallies = {kind: Tally() for kind in KINDS}
+    failures: list[str] = []
+    expected, workers, started, logged = known(server), sorted(server.workers()), time.monotonic(), len(server.lines)
+
+    def one(number):
+        kind, request = attack(seed, number)
+        began = time.monotonic()
+        answer = send(server.port, request)
+        return number, kind, fault(request, answer), answer, time.monotonic() - began
+
+    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as threads:
+        for first in range(0, requests, CHECK):
+            if time.monotonic() - started > seconds:
+                break
+            for number, kind, problem, answer, took in threads.map(one, range(first, min(first + CHECK, requests))):
+                tallies[kind].statuses[answer.status] += 1
+                tallies[kind].slowest = max(tallies[kind].slowest, took)
+                if problem:
+                    failures.append(f"{problem}: python tests/hostile.py --seed {seed} --only {number}   ({kind})")
+            if known(server) != expected:
+                failures.append(f"after request {first + CHECK}, an intact request got another answer")
+                break
+    if sorted(server.workers()) != workers:
+        failures.append("workers were replaced")
+    failures += [f"log: {line.rstrip()}" for line in server.lines[logged:] if "Error" in line or "Traceback" in line]
+    return tallies, failures
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end earlier")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, metavar="N", help="send one request, and print it with its answer")
+    options = parser.parse_args()
+    with target() as server:
+        if options.only is not None:
+            kind, request = attack(options.seed, options.only)
+            answer = send(server.port, request)
+            print(kind, request.data[:3000], *answer, fault(request, answer), *server.lines[1:], sep="\n")
+            return 0
+        tallies, failures = run(server, options.requests, options.seed, options.seconds)
+    print("| requests | sent | answers | slowest |\n|---|---|---|---|")
+    print(*(tally.row(kind) for kind, tally in tallies.items()), sep="\n")
+    print(f"\n{sum(tally.statuses.total() for tally in tallies.values())} requests, {len(failures)} failures")
+    print(*failures[:40], sep="\n")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
