@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -72,6 +73,21 @@ def test_the_server_answers_as_detect_does(shapes):
 def test_the_start_states_model_address_and_workers(shapes):
     assert re.fullmatch(r"serving shapes at http://127\.0\.0\.1:\d+ with 1 worker of 1 thread\. Ctrl-C ends the "
                         r"server\n", shapes.lines[0])
+
+
+def test_the_examples_of_the_page_run_and_print_what_it_shows(shapes, capsys):
+    page = (serving.ROOT / "docs" / "howto" / "server.md").read_text()
+    python, shown = re.search(r"```py\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL).groups()
+    assert "127.0.0.1:8000" in python
+    with contextlib.chdir(serving.ROOT):
+        exec(python.replace(":8000", f":{shapes.port}"), {})
+        assert capsys.readouterr().out == shown
+        if shutil.which("curl"):
+            (command,) = re.findall(r"```sh\n(curl.*?)```", page, re.DOTALL)
+            done = subprocess.run(command.replace(":8000", f":{shapes.port}"), shell=True, capture_output=True,
+                                  check=True)
+            labels = [found["label"] for found in json.loads(done.stdout)["results"][0]["detections"]]
+            assert labels == ["a red star", "a blue circle"]
 
 
 def test_several_requests_of_one_connection(shapes):
@@ -254,14 +270,13 @@ def test_a_body_that_stops_gets_408_and_the_connection_ends():
 
 def test_the_rest_of_a_refused_body_is_not_awaited_for_long(monkeypatch):
     monkeypatch.setattr(web, "HEAD_SECONDS", 0.3)
-    with served(*local_app(max_bytes=1000)) as (port, _):
-        with socket.create_connection(("127.0.0.1", port), 5) as connection:
-            connection.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
-            with pytest.raises(ConnectionError):
-                for _ in range(100):
-                    connection.sendall(b"x" * 100)
-                    time.sleep(0.03)
+    with served(*local_app(max_bytes=1000)) as (port, _), socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+        with pytest.raises(ConnectionError):
+            for _ in range(100):
+                connection.sendall(b"x" * 100)
+                time.sleep(0.03)
 
 
 def test_an_answer_that_a_client_does_not_take_is_dropped(monkeypatch):

@@ -337,7 +337,7 @@ class _Door:
                 raise
             await BROKEN(scope, receive, send_with_headers)
         finally:
-            self._metrics.count(getattr(scope.get("route"), "path", "other"), status)
+            self._metrics.count(getattr(scope.get("route"), "path", "other"), status or LEFT)
 
     def _is_allowed(self, scope):
         if self._key is None or scope["path"] == "/" or scope["path"].startswith(OPEN):

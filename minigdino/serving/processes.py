@@ -61,7 +61,7 @@ class Process:
             async with asyncio.timeout(START_LIMIT):
                 header, _ = await worker._answered()
         except (WorkerEnded, TimeoutError) as error:
-            await asyncio.to_thread(process.join, 1)
+            await asyncio.to_thread(process.join, 10)
             worker.kill()
             problem = "did not become ready" if isinstance(error, TimeoutError) else f"ended ({process.exitcode})"
             raise CheckpointError(f"expected a worker that loads the model; the process {problem}. Check that there is "
