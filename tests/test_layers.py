@@ -18,7 +18,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"cli"},
     {"detect_run", "learning.command", "evaluation.evaluate", "evaluation.published_ap", "serving.server"},
     {"serving.app"},
-    {"serving.metrics", "serving.openapi", "serving.processes", "serving.web", "serving.worker"},
+    {"serving.intake", "serving.metrics", "serving.openapi", "serving.processes", "serving.web", "serving.worker"},
     {"serving.bodies", "serving.pool"},
     {"serving.messages", "serving.refusals"},
     {"evaluation.run"},

@@ -143,6 +143,16 @@ def test_a_killed_worker_is_replaced_and_no_request_is_lost(directory):
 
 
 @LINUX
+def test_a_worker_with_too_much_memory_is_replaced_between_requests(directory):
+    with started("--model", str(directory), "--workers", "1", "--max-memory", "1") as server:
+        for _ in range(2):
+            status, _, content = server.detect(as_json(text="a cat."))
+            assert (status, len(json.loads(content)["results"])) == (200, 1)
+        text = server.ask("GET", "/metrics")[2].decode()
+        assert float(re.search(r'restarts_total{reason="memory"} (\S+)', text)[1]) >= 1
+
+
+@LINUX
 def test_workers_share_the_mapped_weights_and_answers_name_no_path(directory):
     with started("--model", str(directory), "--workers", "2", "--threads", "1") as server:
         maps = [Path(f"/proc/{pid}/maps").read_text() for pid in server.workers()]
@@ -270,7 +280,8 @@ def test_a_body_that_stops_gets_408_and_the_connection_ends():
 
 def test_the_rest_of_a_refused_body_is_not_awaited_for_long(monkeypatch):
     monkeypatch.setattr(web, "HEAD_SECONDS", 0.3)
-    with served(*local_app(max_bytes=1000)) as (port, _), socket.create_connection(("127.0.0.1", port), 5) as connection:
+    with (served(*local_app(max_bytes=1000)) as (port, _),
+          socket.create_connection(("127.0.0.1", port), 5) as connection):
         connection.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
         with pytest.raises(ConnectionError):

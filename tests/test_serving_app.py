@@ -18,7 +18,7 @@ import minigdino
 from minigdino import urls
 from minigdino.network import model as network
 from minigdino.serving import app as apps
-from minigdino.serving import worker
+from minigdino.serving import bodies, intake, worker
 from minigdino.serving.app import Settings, create
 from minigdino.writing import encoded
 
@@ -227,7 +227,7 @@ def test_a_body_that_does_not_arrive_in_time_is_refused():
 
 
 def test_many_large_bodies_at_once_are_refused(monkeypatch):
-    monkeypatch.setattr(apps, "HELD", 2)
+    monkeypatch.setattr(intake, "HELD", 2)
 
     async def test(send, pool):
         opened = asyncio.Event()
@@ -430,7 +430,7 @@ def test_an_unexpected_error_is_a_500_without_details(monkeypatch, capsys):
     assert detect(as_json(text="a cat.")) == (500, {"error": "the server failed to process this request. Its log has "
                                                             "the reason"})
     assert "/root/secret" in capsys.readouterr().err
-    monkeypatch.setattr(apps.bodies, "parse", broken)
+    monkeypatch.setattr(bodies, "parse", broken)
     status, headers, content = ask("POST", "/v1/detect", *as_json(text="a cat."))
     assert (status, b"secret" in content, headers["x-frame-options"]) == (500, False, "DENY")
     assert "/root/secret" in capsys.readouterr().err
@@ -468,10 +468,10 @@ def test_a_path_of_the_machine_is_in_no_answer(monkeypatch, text, capsys):
 def test_the_description_names_every_field_and_status():
     description = json.loads(ask("GET", "/openapi.json")[2])
     route = description["paths"]["/v1/detect"]["post"]
-    bodies = route["requestBody"]["content"]
-    fields = {"text", "precision", "draw", "model", *apps.bodies.DEFAULTS}
-    assert set(bodies["application/json"]["schema"]["properties"]) == {"images", "phrases", *fields}
-    assert set(bodies["multipart/form-data"]["schema"]["properties"]) == {"image", "phrase", *fields}
+    kinds = route["requestBody"]["content"]
+    fields = {"text", "precision", "draw", "model", *bodies.DEFAULTS}
+    assert set(kinds["application/json"]["schema"]["properties"]) == {"images", "phrases", *fields}
+    assert set(kinds["multipart/form-data"]["schema"]["properties"]) == {"image", "phrase", *fields}
     assert set(route["responses"]) == {"200", "401", "408", "413", "415", "422", "500", "503", "504"}
     assert {"/v1/models", "/health/live", "/health/ready", "/metrics"} <= description["paths"].keys()
     status, answer = detect(as_json(text="a cat.", threshold=0.01))

@@ -1,14 +1,13 @@
-"""The web application: routes, limits of bodies, and headers."""
+"""The web application: routes, the key, and headers."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import mimetypes
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,18 @@ import h11
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from .. import urls
-from ..errors import ImageError
 from ..version import __version__
-from . import bodies, openapi
+from . import openapi
+from .intake import Downloads, Intake
 from .metrics import Metrics
 from .pool import Pool
-from .refusals import FAILED, Refused
+from .refusals import FAILED, LEFT, Refused
 
 PAGE = Path(__file__).parent / "page"
-LEFT = 499  # status of a request whose client has left, by the convention of nginx
-HELD = 8  # bodies of the largest size that may be in memory before others are refused
-SMALL = 2**16  # bytes of a body that is parsed at once; others are parsed in a thread
-DOWNLOADS = 4  # URLs that are downloaded at the same time
 OPEN = ("/health/", "/v2/health/", "/static/", "/docs", "/openapi.json")  # need no key; neither does the page
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -96,22 +90,18 @@ def create(pool: Pool, settings: Settings) -> FastAPI:
 
 
 def _add_detect(app, pool, settings, metrics):
-    intake = _Intake(settings.max_bytes, settings.timeout)
-    fetch = _Downloads(settings.max_bytes, settings.timeout)
+    intake = Intake(settings.max_bytes, settings.timeout, settings.allow_urls)
+    downloads = Downloads(settings.max_bytes, settings.timeout)
 
     @app.post("/v1/detect", summary="Detect objects", **openapi.DETECT)
     async def detect(request: Request) -> Response:
         """Detect the objects that a prompt names, in one or several images."""
         pool.check_open()
-        async with intake.read(request) as body:
-            kind = request.headers.get("content-type", "")
-            arguments = body, kind, settings.allow_urls
-            query = (bodies.parse(*arguments) if len(body) <= SMALL
-                     else await asyncio.to_thread(bodies.parse, *arguments))
+        async with intake.read(request) as query:
             if query.model not in (None, settings.model):
                 raise Refused(422, f"model must be {settings.model!r}, the one of this server; got another one. See "
                               "/v1/models")
-            images = await fetch.all(query.images)
+            images = await downloads.all(query.images)
             header = {"kind": "detect", "text": query.text, "options": query.options, "precision": query.precision,
                       "draw": query.draw}
             found, blocks = await _unless_gone(request, pool.ask(header, images, query.digests))
@@ -218,86 +208,6 @@ async def _unless_gone(request: Request, answer: Awaitable[Any]) -> Any:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Intake:
-    """Reads bodies, with limits for each and for all of them together.
-
-    Args:
-        max_bytes: largest number of bytes of a body.
-        timeout: seconds in which a body must arrive.
-    """
-
-    def __init__(self, max_bytes, timeout):
-        self._max_bytes, self._timeout, self._held = max_bytes, timeout, 0
-
-    @contextlib.asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """Read a body, which counts as held until the end of the block."""
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and (len(length) > 18 or int(length) > self._max_bytes):
-            raise self._too_large()
-        parts: list[bytes] = []
-        try:
-            await self._collect(request, parts)
-            yield b"".join(parts)
-        finally:
-            self._held -= sum(map(len, parts))
-
-    async def _collect(self, request, parts):
-        """Append the parts of a body to a list."""
-        size = 0
-        try:
-            async with asyncio.timeout(self._timeout):
-                async for part in request.stream():
-                    parts.append(part)
-                    size += len(part)
-                    self._held += len(part)
-                    if size > self._max_bytes:
-                        raise self._too_large()
-                    if self._held > HELD * self._max_bytes:
-                        raise Refused(503, "the server is busy: it receives many large images. Try again in 1 s",
-                                      {"Retry-After": "1"})
-        except TimeoutError:
-            raise Refused(408, f"expected the whole request within {self._timeout:g} s; a part is missing. Send it "
-                          "again", {"Connection": "close"}) from None
-        except ClientDisconnect:
-            raise Refused(LEFT, "the client has left") from None
-
-    def _too_large(self):
-        return Refused(413, f"a request must have at most {self._max_bytes} bytes; got more. Send a smaller or more "
-                       "compressed image")
-
-
-class _Downloads:
-    """Downloads images, in threads.
-
-    Args:
-        max_bytes: largest number of bytes of an image.
-        timeout: seconds for all images of a request.
-    """
-
-    def __init__(self, max_bytes, timeout):
-        self._max_bytes, self._timeout, self._free = max_bytes, timeout, asyncio.Semaphore(DOWNLOADS)
-
-    async def all(self, images: Sequence[bytes | str]) -> list[bytes]:
-        """Return images as bytes: those of a URL are downloaded."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                return [image if isinstance(image, bytes) else await self._one(image) for image in images]
-        except TimeoutError:
-            raise Refused(504, f"expected to download all images within {self._timeout:g} s; some are missing. Send "
-                          "their bytes") from None
-        except ImageError as error:
-            raise Refused(422, str(error)) from None
-
-    async def _one(self, url):
-        async with self._free:
-            found = await asyncio.to_thread(urls.download, url)
-        if len(found) > self._max_bytes:
-            raise Refused(413, f"an image must have at most {self._max_bytes} bytes; the one of the URL has "
-                          f"{len(found)}. Use a smaller one")
-        return bytes(found)
-
-
 class _Door:
     """Middleware: checks the key, adds headers, counts requests, and answers HEAD as GET.
 
@@ -308,7 +218,8 @@ class _Door:
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], key: str | None, metrics: Metrics):
-        self._app, self._key, self._metrics = app, key and _digest(key.encode()), metrics
+        self._app, self._metrics = app, metrics
+        self._key = None if key is None else _digest(key.encode())
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Process a request, as ASGI calls it."""

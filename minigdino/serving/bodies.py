@@ -258,19 +258,21 @@ def _draw(value):
     return kind
 
 
-def _text(fields):
+def _text(fields: Mapping[str, Any]) -> str | list[str]:
     """The prompt: a str or a list of phrases."""
     text, phrases = fields.get("text"), fields.get("phrases")
     if (text is None) == (phrases is None):
         raise ArgumentError(f"expected either text or phrases; got {'neither' if text is None else 'both'}. Give for "
                             'example the text "a cat. a dog."')
-    if text is not None and not isinstance(text, str):
+    if isinstance(text, str):
+        return text
+    if text is not None:
         raise ArgumentError(f"text must be a text such as \"a cat. a dog.\"; got {brief(text)}")
-    if phrases is not None and not (isinstance(phrases, list) and all(isinstance(one, str) for one in phrases)):
+    if not isinstance(phrases, list) or not all(isinstance(one, str) for one in phrases):
         raise ArgumentError(f'phrases must be a list such as ["a cat", "a dog"]; got {brief(phrases)}')
-    if phrases is not None and len(phrases) > MAX_PHRASES:
+    if len(phrases) > MAX_PHRASES:
         raise ArgumentError(f"expected at most {MAX_PHRASES} phrases; got {len(phrases)}. Send several requests")
-    if phrases is not None and sum(map(len, phrases)) > MAX_CHARACTERS:
+    if sum(map(len, phrases)) > MAX_CHARACTERS:
         raise ArgumentError(f"phrases must have at most {MAX_CHARACTERS} characters in total; got more. Send several "
                             "requests")
-    return text if text is not None else phrases
+    return phrases

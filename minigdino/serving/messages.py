@@ -6,9 +6,10 @@ The header is not pickled: a worker decodes images of strangers, and its message
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 Message: TypeAlias = "tuple[dict[str, Any], list[bytes]]"
 PREFIX = 4  # bytes that state the length of the header
@@ -28,7 +29,7 @@ def packed(header: dict[str, Any], blocks: Sequence[bytes] = ()) -> Iterable[byt
     return [len(text).to_bytes(PREFIX, "big") + text, *blocks]
 
 
-def receive(file: BinaryIO) -> Message | None:
+def receive(file: io.BufferedReader | io.BufferedRWPair) -> Message | None:
     """Read a message from a blocking file.
 
     Args:

@@ -33,7 +33,8 @@ COMMON: dict[str, Any] = {  # fields of both kinds of bodies
     "draw": {"enum": ["png", "jpeg", "webp"], "description": "Format of a picture with the boxes, which is then the "
              "answer. For one image."},
     "model": {"type": "string", "description": "Name of the model that is expected; see /v1/models."}}
-FORM = {"type": "object", "required": ["image"], "additionalProperties": False, "properties": {
+FORM = {"type": "object", "required": ["image"], "additionalProperties": False,
+        "oneOf": [{"required": ["text"]}, {"required": ["phrase"]}], "properties": {
     "image": {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES,
               "items": {"type": "string", "format": "binary"}, "description": "Image files; repeat the field."},
     "phrase": {"type": "array", "maxItems": MAX_PHRASES, "items": {"type": "string"},
@@ -41,7 +42,8 @@ FORM = {"type": "object", "required": ["image"], "additionalProperties": False, 
     "threshold": {"type": "string", "default": "0.25",
                   "description": "Score that a detection must exceed, or JSON with one for each phrase."},
     "size": {"type": "string", "pattern": r"^\d+,\d+$", "examples": ["800,1333"], "description": SIZE}, **COMMON}}
-OBJECT = {"type": "object", "required": ["images"], "additionalProperties": False, "properties": {
+OBJECT = {"type": "object", "required": ["images"], "additionalProperties": False,
+          "oneOf": [{"required": ["text"]}, {"required": ["phrases"]}], "properties": {
     "images": {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": {"type": "string"},
                "description": "Images in base64, or URLs if the server allows them."},
     "phrases": {"type": "array", "maxItems": MAX_PHRASES, "items": {"type": "string"},

@@ -245,6 +245,7 @@ class Pool:
         first = job.digests[0] if job.digests else None
         slot = next((slot for slot in self._idle if first in slot.recent), self._idle[0])
         self._idle.remove(slot)
+        assert slot.offer is not None  # of every idle one
         slot.offer.set_result(job)
         return True
 

@@ -56,7 +56,12 @@ class Process:
                                   "fewer --workers") from None
         finally:
             theirs.close()
-        worker = cls(process, *await asyncio.open_connection(sock=ours))
+        try:
+            worker = cls(process, *await asyncio.open_connection(sock=ours))
+        except BaseException:
+            process.kill()
+            ours.close()
+            raise
         try:
             async with asyncio.timeout(START_LIMIT):
                 header, _ = await worker._answered()

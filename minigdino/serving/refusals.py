@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+LEFT = 499  # status of a request whose client has left, by the convention of nginx
 FAILED = "the server failed to process this request. Its log has the reason"
 
 

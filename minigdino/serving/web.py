@@ -105,7 +105,8 @@ class Service:
             serving = asyncio.create_task(self._server.serve([self._listener]))
             while not (self._server.started or serving.done()):
                 await asyncio.sleep(0.01)
-            on_start()
+            if self._server.started:
+                on_start()
             stopped = asyncio.create_task(self._stopped.wait())
             await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
