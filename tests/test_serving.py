@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import http.client
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 import serving
 import tiny
+from PIL import Image
 from serving import SCENE, Server, as_json, fake_pool, form, local_app, served
 
 import minigdino
@@ -88,6 +90,15 @@ def test_the_examples_of_the_page_run_and_print_what_it_shows(shapes, capsys):
                                   check=True)
             labels = [found["label"] for found in json.loads(done.stdout)["results"][0]["detections"]]
             assert labels == ["a red star", "a blue circle"]
+
+
+@pytest.mark.parametrize("edge", [8000, 11_000])  # Pillow warns of the first, and refuses the second
+def test_an_image_with_too_many_pixels_is_refused(shapes, edge):
+    file = io.BytesIO()
+    Image.new("1", (edge, edge)).save(file, "PNG", compress_level=1)
+    status, _, content = shapes.detect(form([("image", file.getvalue()), ("text", "a star.")]))
+    assert (status, json.loads(content)["error"]) == (413, "an image must have at most 50000000 pixels; got more. Send "
+                                                           "a smaller one")
 
 
 def test_several_requests_of_one_connection(shapes):

@@ -184,6 +184,14 @@ def test_a_picture_that_its_format_cannot_hold_is_an_error():
         worker._drawn(nothing, "webp")
 
 
+@pytest.mark.parametrize("limit", [1000, 2000])  # of 2400 pixels; Pillow refuses twice as many, and warns of fewer
+def test_an_image_with_too_many_pixels_is_not_decoded(monkeypatch, limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # as the worker process does
+    monkeypatch.setattr(minigdino.image, "to_rgb", None)
+    assert detect(as_json(text="a cat."), options=({}, {"max_pixels": limit})) == (
+        413, {"error": f"an image must have at most {limit} pixels; got more. Send a smaller one"})
+
+
 def test_a_body_that_is_announced_as_too_large_is_not_read():
     taken = []
     body = (taken.append(i) or b"x" for i in range(3))
