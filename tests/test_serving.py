@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import json
+import mmap
 import os
 import re
 import shutil
@@ -60,6 +61,13 @@ def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("secret") / "tiny-model"
     tiny.model().save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def pair(directory):
+    """A server with two workers and a model whose weights are mapped."""
+    with started("--model", str(directory), "--workers", "2", "--threads", "1", "--queue", "100") as server:
+        yield server
 
 
 def test_the_server_answers_as_detect_does(shapes):
@@ -121,58 +129,57 @@ def test_the_memory_of_a_worker_is_measured(shapes):
 
 
 @LINUX
-def test_a_killed_worker_is_replaced_and_no_request_is_lost(directory):
-    """While clients send requests, workers are killed. Each request gets one answer, that of its own prompt."""
-    with started("--model", str(directory), "--workers", "2", "--threads", "1", "--queue", "100") as server:
-        results = []
-
-        def client(number):
-            for i in range(8):
-                phrase = tiny.WORDS[3 + (number + i) % 5]
-                status, _, content = server.detect(form([("image", serving.picture(seed=number)), ("phrase", phrase),
-                                                         ("threshold", "0"), ("max_detections", "1")]))
-                results.append((status, json.loads(content), phrase))
-                if number == 0 and i % 4 == 2:
-                    os.kill(server.workers()[0], signal.SIGKILL)
-
-        threads = [threading.Thread(target=client, args=(number,)) for number in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(results) == 48
-        for status, answer, phrase in results:
-            if status == 200:
-                assert answer["results"][0]["detections"][0]["label"] == phrase
-            else:  # two workers of one request were killed
-                assert (status, "two workers have ended" in answer["error"]) == (500, True)
-        assert sum(status == 200 for status, *_ in results) >= 46
-        text = server.ask("GET", "/metrics")[2].decode()
-        assert float(re.search(r'restarts_total{reason="died"} (\S+)', text)[1]) >= 1
-    assert any("is replaced: it has ended" in line for line in server.lines)
-    assert not server.workers()
+def test_workers_share_the_mapped_weights_and_answers_name_no_path(pair, directory):
+    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in pair.workers()]
+    assert len(maps) == 2
+    inodes = {line.split()[4] for text in maps for line in text.splitlines() if "model.safetensors" in line}
+    assert len(inodes) == 1
+    for path in ("/v1/models", "/openapi.json", "/metrics", "/docs"):
+        assert str(directory.parent).encode() not in pair.ask("GET", path)[2]
+    assert json.loads(pair.ask("GET", "/v1/models")[2])["models"][0]["name"] == "tiny-model"
 
 
 @LINUX
-def test_a_worker_with_too_much_memory_is_replaced_between_requests(directory):
+def test_a_killed_worker_is_replaced_and_no_request_is_lost(pair):
+    """While clients send requests, workers are killed. Each request gets one answer, that of its own prompt."""
+    results = []
+
+    def client(number):
+        for i in range(8):
+            phrase = tiny.WORDS[3 + (number + i) % 5]
+            status, _, content = pair.detect(form([("image", serving.picture(seed=number)), ("phrase", phrase),
+                                                   ("threshold", "0"), ("max_detections", "1")]))
+            results.append((status, json.loads(content), phrase))
+            if number == 0 and i % 4 == 2:
+                os.kill(pair.workers()[0], signal.SIGKILL)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 48
+    for status, answer, phrase in results:
+        if status == 200:
+            assert answer["results"][0]["detections"][0]["label"] == phrase
+        else:  # two workers of one request were killed
+            assert (status, "two workers have ended" in answer["error"]) == (500, True)
+    assert sum(status == 200 for status, *_ in results) >= 46
+    text = pair.ask("GET", "/metrics")[2].decode()
+    assert float(re.search(r'restarts_total{reason="died"} (\S+)', text)[1]) >= 1
+    assert any("is replaced: it has ended" in line for line in pair.lines)
+
+
+@LINUX
+def test_a_worker_with_too_much_memory_is_replaced_between_requests_and_ctrl_c_ends_the_server(directory):
     with started("--model", str(directory), "--workers", "1", "--max-memory", "1") as server:
         for _ in range(2):
             status, _, content = server.detect(as_json(text="a cat."))
             assert (status, len(json.loads(content)["results"])) == (200, 1)
         text = server.ask("GET", "/metrics")[2].decode()
         assert float(re.search(r'restarts_total{reason="memory"} (\S+)', text)[1]) >= 1
-
-
-@LINUX
-def test_workers_share_the_mapped_weights_and_answers_name_no_path(directory):
-    with started("--model", str(directory), "--workers", "2", "--threads", "1") as server:
-        maps = [Path(f"/proc/{pid}/maps").read_text() for pid in server.workers()]
-        assert len(maps) == 2
-        inodes = {line.split()[4] for text in maps for line in text.splitlines() if "model.safetensors" in line}
-        assert len(inodes) == 1
-        for path in ("/v1/models", "/openapi.json", "/metrics", "/docs"):
-            assert str(directory.parent).encode() not in server.ask("GET", path)[2]
-        assert json.loads(server.ask("GET", "/v1/models")[2])["models"][0]["name"] == "tiny-model"
+        assert server.stop(signal.SIGINT) == 0
+    assert not server.workers()
 
 
 @LINUX
@@ -221,11 +228,6 @@ def test_workers_end_when_the_server_is_killed(directory):
         time.sleep(0.05)
     else:
         raise AssertionError("a worker is left")
-
-
-def test_ctrl_c_ends_the_server(directory):
-    with started("--model", str(directory), "--workers", "1") as server:
-        assert server.stop(signal.SIGINT) == 0
 
 
 def raw(port, data, seconds=5):
@@ -503,9 +505,9 @@ def test_own_memory_counts_what_is_allocated():
     before = worker.own_memory()
     if not before:
         pytest.skip("unknown on this system")
-    held = bytearray(50_000_000)
-    held[::4096] = b"x" * len(held[::4096])
-    assert worker.own_memory() - before > 40_000_000
+    with mmap.mmap(-1, 50_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
+        held.write(b"x" * len(held))
+        assert worker.own_memory() - before > 40_000_000
 
 
 def test_an_argument_error_has_its_type():

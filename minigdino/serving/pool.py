@@ -302,10 +302,8 @@ class Pool:
 
     async def _next(self, slot, worker):
         """Wait for the next job of a worker. Returns None if the worker is idle for so long that it is checked."""
-        while self._waiting:
-            job = self._waiting.popleft()
-            if not job.answer.done():
-                return job
+        if self._waiting:
+            return self._waiting.popleft()
         slot.offer = asyncio.get_running_loop().create_future()
         self._idle.append(slot)
         try:

@@ -100,7 +100,6 @@ def _prepared(setup):
     """The model, after the settings of the process."""
     set_threads(setup.threads)
     Image.MAX_IMAGE_PIXELS = setup.max_pixels
-    warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow refuses twice as many pixels only
     endings()  # imports the decoders, so that the first request does not wait for them
     model = pickle.loads(setup.model)
     model.tokenize("a cat")  # an error of the tokenizer ends the start, and not each request
@@ -128,7 +127,7 @@ def answer(model: Model, setup: Setup, header: dict[str, Any], images: list[byte
     seconds = {"waited": header["waited"], "decoded": 0.0, "computed": 0.0}
     try:
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow only refuses twice as many pixels
             warnings.simplefilter("always", PromptWarning)
             model.precision = header["precision"] or setup.precision
             kind, content = _content(model, setup, header, images, seconds, caught)
