@@ -32,7 +32,7 @@ DEMO_TEXT = "a purple star. a green heart. an orange ring."
 test: build  ## the plain test suite: no PyTorch, no network access
 	$(BIN)/python -m pytest --ignore tests/parity $(PYTEST_ARGS)
 
-test-browser: $(VENV)/browser  ## the page of minigdino explain in a headless Chromium, which must be installed
+test-browser: $(VENV)/browser  ## the pages of minigdino explain and serve in a headless Chromium, which must be installed
 	MINIGDINO_BROWSER=required $(BIN)/python -m pytest tests/browser
 
 $(VENV)/browser: $(VENV)/built

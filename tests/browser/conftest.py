@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of the page.
+"""A headless Chromium for the tests of the pages, and a server for those of its page.
 
 Without one, the tests are skipped, or fail if MINIGDINO_BROWSER=required.
 """
@@ -8,6 +8,8 @@ import os
 import shutil
 
 import pytest
+
+import minigdino
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -42,3 +44,45 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def model():
+    return minigdino.load("shapes")
+
+
+@pytest.fixture(scope="session")
+def site():
+    """URL of a server with the embedded checkpoint."""
+    from serving_page import serving  # beside this file, which the tests of the guide import from elsewhere
+
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture
+def visit(chromium, site):
+    """visit(url, **options) -> a tab with the page of a server
+
+    `messages`: from console and errors; `requests`: (method, URL)
+    """
+    contexts = []
+
+    def visit_page(url=site, *, width=1280, height=800, init=None, **options):
+        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(10_000)
+        tab.messages, tab.requests = [], []
+        tab.on("console", lambda message: tab.messages.append(message.text))
+        tab.on("pageerror", lambda error: tab.messages.append(str(error)))
+        tab.on("request", lambda request: tab.requests.append((request.method, request.url)))
+        if init:
+            tab.add_init_script(init)
+        tab.goto(url)
+        tab.wait_for_selector("html[data-ready]")
+        return tab
+
+    yield visit_page
+    for context in contexts:
+        context.close()
