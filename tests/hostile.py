@@ -11,7 +11,7 @@
 - a header that protects browsers is missing.
 
 After every CHECK requests, an intact request must get the same answer as at the start. At the end, every worker must be
-the one of the start, and the log of the server must have no traceback.
+the one of the start, the log of the server must have no traceback, and the server must not have connected to TRAP.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import fuzz
@@ -42,6 +41,7 @@ from minigdino.serving.app import HEADERS
 
 HANG = 30.0  # seconds for an answer
 CHECK = 500  # requests between two intact ones
+TRAP = b"12345"  # in requests, in place of a port of this machine to which the server must not connect
 CLIENTS = 4  # requests at the same time
 PIXELS = 20_000  # limit of the server for an image
 BYTES = 200_000  # limit of the server for a body
@@ -50,26 +50,35 @@ EXPECTED = {200, 206, 400, 404, 405, 413, 415, 416, 422}
 JSON = "application/json"
 HOST = "Host: 127.0.0.1"
 PRIVATE = re.compile(r"Traceback|site-packages|\.py\b|(?<!\w)/(tmp|root|home|usr|work|var|opt)/")
-NUMBERS = ("", " ", "0", "-1", "1e400", "nan", "inf", "-inf", "0x10", "1_0", "١", "9" * 5000, "0.5,0.5", "1e-320", "½", "\0")
-TEXTS = ("", ".", "?", "a" * 50_000, "a. " * 3000, "[SEP]", "[CLS] [MASK]", "\0", "é" * 300, "\u202e", "😀" * 99, "a cat. a cat.",
-         "<script>alert(1)</script>", "{{7*7}}", "../../etc/passwd", "'; --", "null", '{"a": 1}')
-FIELDS = ("image", "images", "text", "phrase", "phrases", "threshold", "text_threshold", "size", "score", "max_area", "nms",
-          "class_agnostic", "max_detections", "tile", "precision", "draw", "model", "chunk", "", "__proto__", "x" * 3000)
-VALID = (("text", "a cat. a dog."), ("threshold", "0.3"), ("text_threshold", "0"), ("size", "64,85"), ("score", "mean"),
-         ("max_area", "0.9"), ("nms", "0.5"), ("class_agnostic", "true"), ("max_detections", "3"), ("precision", "medium"),
-         ("draw", "png"), ("phrase", "a cat"), ("phrase", "a dog"), ("tile", "64"))
-PATHS = ("/", "/docs", "/openapi.json", "/metrics", "/v1/models", "/v1/detect", "/health/ready", "/static/docs.css", "/static/",
-         "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static/%00", "/static/" + "a/" * 999, "//", "/%ff",
-         "/v2/models/" + "x" * 3000, "/v2/models/%2e%2e/ready", "/v2/models//ready", "/v1/detect/", "/V1/DETECT", "/static/\\..\\app.py",
-         "/static/%252e%252e/app.py", "/.git/config", "/?" + "a=1&" * 3000, "/static//etc/passwd", "/" + "a" * 60_000, "*", "http://x/", "")
-METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "PATCH", "CONNECT", "get", "G\tT", "", "X" * 3000)
-LINES = ("Content-Length: -1", "Content-Length: 5, 6", "Content-Length: 1e3", "Content-Length: 99999999999999999999", "Content-Length: 0",
-         "Transfer-Encoding: chunked", "Transfer-Encoding: gzip, chunked", "Transfer-Encoding: identity", "Expect: 100-continue",
-         "Connection: upgrade\r\nUpgrade: websocket", "Connection: upgrade\r\nUpgrade: h2c", "X: " + "y" * 70_000, ": y", " folded", "X\0: y",
-         "Content-Type: multipart/form-data", "Content-Type: " + ";" * 3000, "Content-Encoding: gzip", "Authorization: Bearer " + "é" * 99,
-         "Range: bytes=0-0,1-1,2-2", "If-Modified-Since: x", "Host: y", "Origin: null", "Cookie: " + "a=b;" * 999, "Accept: ,;q=,")
-CHUNKS = (b"0\r\n\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"ffffffffffffffff\r\n", b"-1\r\n", b"5;x=y\r\nhello\r\n0\r\nTrailer: 1\r\n\r\n", b"zz\r\n",
-          b"5\nhello", b"")
+NUMBERS = ("", " ", "0", "-1", "1e400", "nan", "inf", "-inf", "0x10", "1_0", "١", "9" * 5000, "0.5,0.5", "1e-320",
+           "½", "\0")
+TEXTS = ("", ".", "?", "a" * 50_000, "a. " * 3000, "[SEP]", "[CLS] [MASK]", "\0", "é" * 300, "\u202e", "😀" * 99,
+         "null", "a cat. a cat.", "<script>alert(1)</script>", "{{7*7}}", "../../etc/passwd", "'; --", '{"a": 1}')
+FIELDS = ("image", "images", "text", "phrase", "phrases", "threshold", "text_threshold", "size", "score", "max_area",
+          "nms", "class_agnostic", "max_detections", "tile", "precision", "draw", "model", "chunk", "", "__proto__",
+          "x" * 3000)
+VALID = (("text", "a cat. a dog."), ("threshold", "0.3"), ("text_threshold", "0"), ("size", "64,85"),
+         ("score", "mean"), ("max_area", "0.9"), ("nms", "0.5"), ("class_agnostic", "true"), ("max_detections", "3"),
+         ("precision", "medium"), ("draw", "png"), ("phrase", "a cat"), ("phrase", "a dog"), ("tile", "64"))
+PATHS = ("/", "/docs", "/openapi.json", "/metrics", "/v1/models", "/v1/detect", "/health/ready", "/static/docs.css",
+         "/static/", "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static/%00",
+         "/static/" + "a/" * 999, "//", "/%ff", "/v2/models/" + "x" * 3000, "/v2/models/%2e%2e/ready",
+         "/v2/models//ready", "/v1/detect/", "/V1/DETECT", "/static/\\..\\app.py", "/static/%252e%252e/app.py",
+         "/.git/config", "/?" + "a=1&" * 3000, "/static//etc/passwd", "/" + "a" * 60_000, "*", "http://x/", "")
+METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "PATCH", "CONNECT", "get", "G\tT", "",
+           "X" * 3000)
+LINES = ("Content-Length: -1", "Content-Length: 5, 6", "Content-Length: 1e3", "Content-Length: 99999999999999999999",
+         "Content-Length: 0", "Transfer-Encoding: chunked", "Transfer-Encoding: gzip, chunked",
+         "Transfer-Encoding: identity", "Expect: 100-continue", "Connection: upgrade\r\nUpgrade: websocket",
+         "Connection: upgrade\r\nUpgrade: h2c", "X: " + "y" * 70_000, ": y", " folded", "X\0: y",
+         "Content-Type: multipart/form-data", "Content-Type: " + ";" * 3000, "Content-Encoding: gzip",
+         "Authorization: Bearer " + "é" * 99, "Range: bytes=0-0,1-1,2-2", "If-Modified-Since: x", "Host: y",
+         "Origin: null", "Cookie: " + "a=b;" * 999, "Accept: ,;q=,")
+CHUNKS = (b"0\r\n\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"ffffffffffffffff\r\n", b"-1\r\n", b"zz\r\n", b"5\nhello", b"",
+          b"5;x=y\r\nhello\r\n0\r\nTrailer: 1\r\n\r\n")
+HOSTS = ("127.0.0.1", "localhost", "[::1]", "0.0.0.0", "0", "2130706433", "0x7f.1", "127.1", "[::ffff:127.0.0.1]",
+         "x@127.0.0.1", "127.0.0.1.", "[::]", "127.0.0.1:80@127.0.0.1")
+FORM = f"multipart/form-data; boundary={serving.BOUNDARY}"
 
 
 class Attack(NamedTuple):
@@ -83,10 +92,10 @@ class Attack(NamedTuple):
 # ---- kinds of requests
 
 
-def post(body, content_type=JSON, more=""):
+def post(body, content_type=JSON):
     """A complete request for detections."""
-    head = f"POST /v1/detect HTTP/1.1\r\n{HOST}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
-    return Attack(head.encode(errors="surrogateescape") + body)
+    lines = "POST /v1/detect HTTP/1.1", HOST, f"Content-Type: {content_type}", f"Content-Length: {len(body)}"
+    return Attack("".join(line + "\r\n" for line in lines).encode() + b"\r\n" + body)
 
 
 @functools.cache
@@ -102,8 +111,9 @@ def picked(rng, choices):
 
 def values(rng):
     """Valid JSON of a wrong shape, or almost JSON."""
-    fields = {"images": [base64.b64encode(photo()).decode()], "phrases": ["a cat", "a dog"], "threshold": 0.3, "nms": 0.5,
-              "size": [64, 85], "max_detections": 3, "tile": 64, "draw": None, "text": None, "precision": "high"}
+    fields = {"images": [base64.b64encode(photo()).decode()], "phrases": ["a cat", "a dog"], "threshold": 0.3,
+              "nms": 0.5, "size": [64, 85], "max_detections": 3, "tile": 64, "draw": None, "text": None,
+              "precision": "high"}
     body = fuzz.change_json(rng, json.dumps(fields).encode())
     if rng.random() < 0.1:
         body = body.decode(errors="replace").encode(rng.choice(("utf-16", "utf-8-sig", "utf-32")))
@@ -116,7 +126,7 @@ def fields(rng):
     for _ in range(rng.randint(0, 3)):
         name, value = rng.choice(FIELDS), rng.choice((*NUMBERS, *TEXTS, b"", b"\xff\xfe", photo()))
         parts.insert(rng.randint(0, len(parts)), (name, value))
-    return post(serving.form(parts)[0], f"multipart/form-data; boundary={serving.BOUNDARY}")
+    return post(serving.form(parts)[0], FORM)
 
 
 def bombs(rng):
@@ -124,17 +134,17 @@ def bombs(rng):
     line, n = f"--{serving.BOUNDARY}\r\n".encode(), rng.choice((1, 10, 3000))
     part = line + b'Content-Disposition: form-data; name="phrase"\r\n\r\na\r\n'
     body = rng.choice((part * n, line * n, line + b"X: y\r\n" * n, line + b"X" * 20 * n, line + b"X:" + b"y" * 60 * n,
-                       part + b"\r\n" * n, line + b'Content-Disposition: form-data; name="' + b"\\" * n, b"-" * n, part[:-1] * n,
-                       line + b"Content-Disposition: " + b"a=b;" * n + b"\r\n\r\n"))
+                       part + b"\r\n" * n, line + b'Content-Disposition: form-data; name="' + b"\\" * n, b"-" * n,
+                       part[:-1] * n, line + b"Content-Disposition: " + b"a=b;" * n + b"\r\n\r\n"))
     body += rng.choice((b"", line[:-2] + b"--\r\n", b"\0" * n, line))
-    return post(body[:BYTES], rng.choice((f"multipart/form-data; boundary={serving.BOUNDARY}", "multipart/form-data; boundary=",
-                                          "multipart/form-data; boundary=" + "-" * 300, 'multipart/form-data; boundary="é')))
+    kind, _, boundary = FORM.partition("=")
+    return post(body[:BYTES], f"{kind}={rng.choice((boundary, boundary, '', '-' * 300, chr(34) + 'é'))}")
 
 
 def forms(rng):
     """A form with changed bytes."""
     body = fuzz.change_bytes(rng, serving.form([("image", photo()), *VALID[:3]])[0], photo())
-    return post(body[:BYTES], f"multipart/form-data; boundary={serving.BOUNDARY}")
+    return post(body[:BYTES], FORM)
 
 
 def images(rng):
@@ -142,8 +152,8 @@ def images(rng):
     image = rng.choice(fuzz.pictures())
     image = rng.choice((fuzz.change_picture(rng, image), image, bomb(rng), b"<svg xmlns='http://www.w3.org/2000/svg'/>",
                         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", rng.randbytes(99), b"GIF89a"))
-    return post(serving.form([("image", image), ("text", "a cat."), *picked(rng, [("draw", "webp"), ("threshold", "0")])])[0][:BYTES],
-                f"multipart/form-data; boundary={serving.BOUNDARY}")
+    more = picked(rng, [("draw", "webp"), ("threshold", "0")])
+    return post(serving.form([("image", image), ("text", "a cat."), *more])[0][:BYTES], FORM)
 
 
 def bomb(rng):
@@ -162,8 +172,8 @@ def sizes(rng):
 def routes(rng):
     """Other paths and methods."""
     method, path = rng.choice(METHODS), rng.choice(PATHS)
-    head = f"{method} {path} HTTP/{rng.choice(('1.1', '1.1', '1.1', '1.0', '2.0', '9'))}\r\n{HOST}\r\nConnection: close\r\n\r\n"
-    return Attack(head.encode(), method, True)
+    first = f"{method} {path} HTTP/{rng.choice(('1.1', '1.1', '1.1', '1.0', '2.0', '9'))}"
+    return Attack(f"{first}\r\n{HOST}\r\nConnection: close\r\n\r\n".encode(), method)
 
 
 def heads(rng):
@@ -174,14 +184,21 @@ def heads(rng):
     return Attack(head.encode() + rng.choice(CHUNKS), method, False)
 
 
-def bytes_(rng):
+def changed(rng):
     """Any bytes of a request changed, its head included."""
     intact = rng.choice((values, fields, routes))(rng)
     return Attack(fuzz.change_bytes(rng, intact.data[:BYTES], rng.randbytes(600)), intact.method, False)
 
 
-KINDS = {"values": values, "fields": fields, "bombs": bombs, "forms": forms, "images": images, "sizes": sizes, "routes": routes,
-         "heads": heads, "bytes": bytes_}
+def addresses(rng):
+    """Images at URLs of this machine, which the server must not request."""
+    urls = [f"{rng.choice(('http', 'http', 'HTTP', 'https', 'file', 'ftp'))}://{rng.choice(HOSTS)}:{TRAP.decode()}/"
+            for _ in range(rng.choice((1, 1, 3)))]
+    return post(json.dumps({"images": urls, "text": "a cat."}).encode())
+
+
+KINDS = {"values": values, "fields": fields, "bombs": bombs, "forms": forms, "images": images, "sizes": sizes,
+         "routes": routes, "heads": heads, "bytes": changed, "addresses": addresses}
 
 
 def attack(seed: int, number: int) -> tuple[str, Attack]:
@@ -255,12 +272,28 @@ class Tally:
 
 
 @contextlib.contextmanager
+def trap():
+    """Listen. Yields the port as bytes, of as many digits as TRAP, and a function: whether there was a connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+
+        def connected():
+            try:
+                listener.accept()[0].close()
+            except BlockingIOError:
+                return False
+            return True
+
+        yield b"%05d" % listener.getsockname()[1], connected
+
+
+@contextlib.contextmanager
 def target():
     """A server with low limits and a model of few channels."""
     with tempfile.TemporaryDirectory() as folder:
         minigdino.Model.random(fuzz.config(), tokenizer=fuzz.tiny.tokenizer(), settings=fuzz.SETTINGS).save(folder)
-        server = serving.Server("--model", folder, "--workers", "2", "--threads", "1", "--max-pixels", str(PIXELS), "--max-bytes",
-                                str(BYTES), "--queue", "100", "--timeout", str(HANG))
+        server = serving.Server("--model", folder, "--workers", "2", "--threads", "1", "--max-pixels", str(PIXELS),
+                                "--max-bytes", str(BYTES), "--queue", "100", "--timeout", str(HANG), "--allow-urls")
         try:
             yield server
         finally:
@@ -269,7 +302,8 @@ def target():
 
 def known(server) -> bytes:
     """The answer to an intact request, without its seconds."""
-    status, _, content = server.detect(serving.form([("image", photo()), ("text", "a cat. a dog."), ("threshold", "0")]))
+    intact = serving.form([("image", photo()), ("text", "a cat. a dog."), ("threshold", "0")])
+    status, _, content = server.detect(intact)
     return b"%d " % status + re.sub(rb'"seconds": {[^}]*}', b"", content)
 
 
@@ -282,10 +316,10 @@ def run(server, requests: int, seed: int, seconds: float = float("inf")) -> tupl
     def one(number):
         kind, request = attack(seed, number)
         began = time.monotonic()
-        answer = send(server.port, request)
+        answer = send(server.port, request._replace(data=request.data.replace(TRAP, port)))
         return number, kind, fault(request, answer), answer, time.monotonic() - began
 
-    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as threads:
+    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as threads, trap() as (port, connected):
         for first in range(0, requests, CHECK):
             if time.monotonic() - started > seconds:
                 break
@@ -297,6 +331,7 @@ def run(server, requests: int, seed: int, seconds: float = float("inf")) -> tupl
             if known(server) != expected:
                 failures.append(f"after request {first + CHECK}, an intact request got another answer")
                 break
+        failures += ["the server has requested a URL of this machine"] * connected()
     if sorted(server.workers()) != workers:
         failures.append("workers were replaced")
     failures += [f"log: {line.rstrip()}" for line in server.lines[logged:] if "Error" in line or "Traceback" in line]

@@ -1,5 +1,7 @@
 """The benchmarks of minigdino, and beside other programs, on small inputs; benchmarks.gpu has tests of its own."""
 
+import argparse
+import asyncio
 import json
 import mmap
 import os
@@ -12,7 +14,20 @@ import numpy as np
 import pytest
 
 import minigdino
-from benchmarks import agreement, case, learning, long_lists, peers, processes, products, stages, throughput, worker
+from benchmarks import (
+    agreement,
+    case,
+    learning,
+    load,
+    long_lists,
+    peers,
+    processes,
+    products,
+    serving,
+    stages,
+    throughput,
+    worker,
+)
 from minigdino.runtime.bench import STAGES
 
 pytestmark = pytest.mark.once
@@ -231,3 +246,80 @@ def test_the_device_report_shows_a_part_that_failed(device):
     assert status == 1
     assert "FAILED with exit status 2" in report
     assert "invalid int value: 'wide'" in report
+
+
+def test_clients_count_every_answer_and_wait_as_the_server_says():
+    """A server that answers a connection with 200, refuses the second request of it, and then closes it."""
+    waited = []
+
+    async def serve(reader, writer):
+        for i in range(3):
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.partition(b"Content-Length: ")[2].split()[0]))
+            waited.append(i)
+            content = json.dumps({"results": [i]}).encode()
+            writer.write((b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content,
+                          b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 1\r\n\r\nx", b"HTTP/1.1 200")[i])
+        writer.close()
+
+    async def test():
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            clients = load.Load(port, [load.request(load.body(b"picture", {"text": "a"}))])
+            seconds = await clients.run(2, count=6)
+            assert 0 < max(clients.latencies) <= seconds
+            assert clients.statuses == {"200": 2, "503": 2, "broken": 2}
+            assert clients.digests == {0: {load.digest([0])}}
+            assert await load.Load(port, [b""]).run(2, seconds=0) < 1  # no time, no request
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+    assert sorted(waited) == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_server_beside_the_bare_detector(inputs):
+    where = case.Case(inputs.parent, case.SHAPES, inputs)
+    options = argparse.Namespace(size=(64, 85), text="a star.", threads=1, rounds=1, clients=[3], requests=6)
+    serving.write_once(where, options.size)
+    found = serving.throughput(where, options)
+    assert found.keys() == {(1, 1, 0), (1, 1, 3)}
+    ((server,), (bare,)) = found[1, 1, 3], found[1, 1, 0]
+    assert server["statuses"] == {"200": 6}
+    assert server["digests"] == bare["digests"]
+    assert len(server["digests"]) == len(server["latencies"]) == 6
+    with serving.served(where.checkpoint, 1, 1) as running:
+        web, (worker,) = serving.memory(running.process.pid), [serving.memory(pid) for pid in running.pids()]
+        assert all(0 < one.own <= one.pss for one in (web, worker))
+        seconds, answer = serving.asked(running.port, serving.files(where)[0], "a star.", options.size)
+        assert seconds > answer["seconds"]["computed"] > 0
+    with pytest.raises(SystemExit, match="serve failed:\n.*/missing"), serving.served("/missing", 1, 1):
+        pass
+
+
+def test_a_server_that_refuses_or_differs_ends_the_benchmark():
+    with pytest.raises(SystemExit, match="'503': 1"):
+        serving.check({"statuses": {"200": 5, "503": 1}, "digests": {}}, clients=1)
+    with pytest.raises(SystemExit, match="two answers"):
+        serving.check({"statuses": {"200": 5}, "digests": {"0": ["a", "b"]}}, clients=1)
+    one, other = {"digests": {"0": ["a"], "1": ["b"]}}, {"digests": {"1": ["b"], "2": ["c"]}}
+    assert serving.same_pictures([one, other], one) == serving.same_pictures([one, other], other) == {1: ["b"]}
+
+
+def test_the_tables_of_the_server():
+    def results(*rates, latencies=()):
+        return [{"rate": rate, "latencies": list(latencies)} for rate in rates]
+
+    found = {(2, 1, 0): results(2.0, 4.0), (2, 1, 8): results(1.0, 4.0, latencies=[3.0, 1.0, 2.0])}
+    assert serving.throughput_table(found, cpus=2)[2:] == ["| bare detector | 2 × 1 |  | 3 | 5400 | 1.00 |  |  |",
+                                                           "| server | 2 × 1 | 8 | 2.5 | 4500 | 0.75 | 2 | 3 |"]
+    megabytes = {n: (serving.Memory(50 * 10**6, 40 * 10**6), n * [serving.Memory((30 + 70 // n) * 10**6, 30 * 10**6)])
+                 for n in (1, 2)}
+    assert serving.memory_table(megabytes)[2:] == ["| 1 | 150 |  | 30 | 40 |", "| 2 | 180 | 30 | 30 | 40 |"]
+    times = {"start": [1.0], "first answer": [3.0], "new picture": [2.0], "same picture, new prompt": [0.5]}
+    assert serving.single_table(times)[2] == "| 1 | 3 | 2 | 0.5 | 0.25 |"
+
+
+@pytest.mark.parametrize(("totals", "expected"), [(range(8), 4.0), ([9, 9] + 6 * [5], 0.0), ([5], 0.0)])
+def test_growth_is_between_the_second_and_the_last_quarter(totals, expected):
+    before, after = serving.growth([(0.0, [total // 2, total - total // 2]) for total in totals])
+    assert after - before == expected
