@@ -297,7 +297,7 @@ def target():
         try:
             yield server
         finally:
-            server.stop()
+            server.kill()
 
 
 def known(server) -> bytes:

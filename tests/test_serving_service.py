@@ -58,7 +58,7 @@ def running(folder, workers=2, **options):
     try:
         yield server
     finally:
-        server.stop()
+        server.kill()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,361 @@
+"""The files in examples/: their steps, commands, paths and limits work, and fit the server."""
+
+import contextlib
+import functools
+import http.client
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import tomllib
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+import serving
+import yaml
+
+from minigdino import cli
+from minigdino.serving import web
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+DOCKERFILE = EXAMPLES / "docker" / "Dockerfile"
+IGNORED = (EXAMPLES / "docker" / "Dockerfile.dockerignore").read_text().split()
+COMPOSE = yaml.safe_load((EXAMPLES / "docker" / "compose.yaml").read_text())
+PROMETHEUS = yaml.safe_load((EXAMPLES / "docker" / "prometheus.yml").read_text())
+UNIT = (EXAMPLES / "minigdino.service").read_text()
+NGINX = (EXAMPLES / "nginx.conf").read_text()
+DEPLOYMENT, SERVICE = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
+POD = DEPLOYMENT["spec"]["template"]["spec"]
+UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "Mi": 2**20, "Gi": 2**30}
+
+
+def steps():
+    """[(instruction, its arguments)] of the Dockerfile."""
+    lines = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)).splitlines()
+    return [(first, rest) for first, _, rest in (line.partition(" ") for line in lines if line)]
+
+
+def step(name):
+    """The arguments of an instruction that occurs once."""
+    (found,) = (rest for instruction, rest in steps() if instruction == name)
+    return found
+
+
+def options(words):
+    """The options of `minigdino serve`, as the parser reads them."""
+    assert words[:2] == ["minigdino", "serve"]
+    return cli.parser().parse_args(words[1:])
+
+
+def number(text):
+    """A size such as 5g or 3Gi, in bytes; seconds such as 70s."""
+    value, unit = re.fullmatch(r"(\d+)(\w*)", str(text)).groups()
+    return int(value) * (1 if unit in ("", "s") else UNITS[unit])
+
+
+@functools.cache
+def paths():
+    """The paths of the server."""
+    return set(serving.local_app()[0].openapi()["paths"])
+
+
+ENTRYPOINT = json.loads(step("ENTRYPOINT"))
+HEALTH = json.loads(step("HEALTHCHECK").partition(" CMD ")[2])
+IN_COMPOSE = options(ENTRYPOINT + COMPOSE["services"]["minigdino"]["command"])
+IN_UNIT = options(["minigdino", *shlex.split(re.search(r"^ExecStart=(.*)$", UNIT, re.MULTILINE)[1])[1:]])
+IN_POD = options(ENTRYPOINT + POD["containers"][0]["args"])
+
+
+# ---- Docker
+
+
+def copied():
+    """[(source, target)] of the files that the Dockerfile copies from the repository."""
+    for instruction, rest in steps():
+        if instruction == "COPY" and not rest.startswith("--from"):
+            *sources, target = rest.split()
+            yield from ((source, target) for source in sources)
+
+
+def is_ignored(path):
+    """Whether a file of the repository is left out, as Docker reads the list of ignored files."""
+    ignored = False
+    for pattern in IGNORED:
+        keeps, pattern = pattern.startswith("!"), pattern.removeprefix("!")
+        parents = [path, *path.parents]
+        if any(fnmatchcase(str(one), pattern) or (
+                "**" in pattern and fnmatchcase(one.name, pattern.removeprefix("**/"))) for one in parents):
+            ignored = not keeps
+    return ignored
+
+
+def test_the_image_has_what_an_installation_needs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    sources = {source for source, _ in copied()}
+    assert {"pyproject.toml", "setup.py", project["readme"], *project["license-files"], "_ext", "minigdino"} <= sources
+    for source in sources:
+        assert (ROOT / source).exists()
+        assert not is_ignored(Path(source))
+    assert not is_ignored(Path("minigdino/serving/page/docs.css")) and not is_ignored(Path("_ext/product.h"))
+    for left_out in ("tests", ".git", "minigdino/__pycache__", "_ext/ops.c", "_ext/avx2/ops.cpython-312.so"):
+        assert is_ignored(Path(left_out)), left_out
+    assert ENTRYPOINT[0] in project["scripts"]
+    minimum = re.search(r"[\d.]+", project["requires-python"])[0]
+    for instruction, rest in steps():
+        if instruction == "FROM":
+            version = re.match(r"python:([\d.]+)-slim\b", rest)[1]
+            assert [int(part) for part in version.split(".")] >= [int(part) for part in minimum.split(".")]
+            assert f"Programming Language :: Python :: {version}" in project["classifiers"]
+
+
+def test_the_image_runs_without_root_and_checks_its_health():
+    assert int(step("USER")) == POD["securityContext"]["runAsUser"] > 0
+    assert step("EXPOSE") == str(options(ENTRYPOINT).port)
+    (url,) = re.findall(r"http://127\.0\.0\.1:(\d+)(/[\w/]+)", HEALTH[2])
+    assert url[0] == step("EXPOSE") and url[1] in paths()
+    assert [HEALTH[:2], compile(HEALTH[2], "", "exec") and HEALTH[3:]] == [["python", "-c"], []]
+
+
+def run_steps(folder):
+    """Run the steps of the Dockerfile in a folder that takes the place of the root. Returns the environment."""
+    where, work = {"/opt/": f"{folder}/opt/", "/source": f"{folder}/source", "/models": f"{folder}/models"}, folder
+    kept = {name: value for name, value in os.environ.items() if name == "HOME" or name.startswith(("PIP_", "SSL_"))}
+    environment = {**kept, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+
+    def here(text):
+        return functools.reduce(lambda text, pair: text.replace(*pair), where.items(), text)
+
+    for instruction, rest in steps():
+        if instruction == "WORKDIR":
+            work = Path(here(rest))
+            work.mkdir()
+        elif instruction == "COPY" and not rest.startswith("--from"):
+            *sources, target = rest.split()
+            for source in sources:
+                copy(ROOT / source, work / target / (source if target == "./" else ""))
+        elif instruction == "ENV":
+            for name, _, value in (pair.partition("=") for pair in rest.split()):
+                environment[name] = here(value).replace("$PATH", environment["PATH"])
+        elif instruction == "RUN" and re.match("apt-get|useradd", rest):  # of the system: only root may run them
+            for command in rest.split(" && "):
+                assert shutil.which(command.split()[0]) or not shutil.which("apt-get"), command
+        elif instruction == "RUN":
+            done = subprocess.run(["sh", "-c", here(rest)], cwd=work, env=environment, capture_output=True, text=True)
+            if "Could not find a version" in done.stderr or "ConnectionError" in done.stderr:
+                pytest.skip("pip cannot install packages here")
+            assert done.returncode == 0, done.stdout + done.stderr
+    return environment
+
+
+def copy(source, target):
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=lambda folder, names: [
+            name for name in names if is_ignored((Path(folder) / name).relative_to(ROOT))])
+    else:
+        shutil.copy(source, target)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_image_run(tmp_path):
+    """In a new virtual environment: the installation, the server, its health, and its end."""
+    environment, port = run_steps(tmp_path), str(free_port())
+
+    def ready():
+        return not subprocess.run([word.replace(":8000", f":{port}") for word in HEALTH], env=environment, cwd=tmp_path,
+                                  check=False, capture_output=True).returncode
+
+    command = [{"0.0.0.0": "127.0.0.1", "8000": port}.get(word, word) for word in ENTRYPOINT]
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert any(line.startswith("serving shapes at") for line in server.stderr)  # nothing is cached
+            assert ready()
+            connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+            with contextlib.closing(connection):
+                connection.request("POST", "/v1/detect", *serving.form([("image", serving.SCENE), ("text", "a star.")]))
+                answer = connection.getresponse()
+                assert answer.status == 200
+                assert json.loads(answer.read())["results"][0]["detections"]
+                connection.request("GET", "/docs")
+                assert connection.getresponse().status == 200  # the page is installed
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(30) == 0
+            assert not ready()
+        finally:
+            server.kill()
+
+
+def test_compose_starts_the_image_and_gives_it_time_to_end():
+    service, files = COMPOSE["services"]["minigdino"], EXAMPLES / "docker"
+    build = service["build"]
+    assert (files / build["context"]).resolve() == ROOT
+    assert (files / build["context"] / build["dockerfile"]).resolve() == DOCKERFILE
+    assert number(service["stop_grace_period"]) > IN_COMPOSE.timeout + web.FLUSH
+    assert number(service["mem_limit"]) > IN_COMPOSE.workers * IN_COMPOSE.max_memory * 10**6
+    assert service["cpus"] == IN_COMPOSE.workers * IN_COMPOSE.threads
+    assert service["ports"] == [f"127.0.0.1:{IN_COMPOSE.port}:{IN_COMPOSE.port}"]
+    assert service["volumes"] == [f"models:{step('VOLUME')}"] and "models" in COMPOSE["volumes"]
+    assert set(service["environment"]) <= {"MINIGDINO_API_KEY", "MINIGDINO_MODEL"}
+
+
+def test_prometheus_reads_the_figures_with_the_key():
+    prometheus = COMPOSE["services"]["prometheus"]
+    source, target, _ = prometheus["volumes"][0].split(":")
+    assert (EXAMPLES / "docker" / source).is_file() and target == "/etc/prometheus/prometheus.yml"
+    (job,) = PROMETHEUS["scrape_configs"]
+    assert job["metrics_path"] in paths()
+    assert job["static_configs"] == [{"targets": [f"minigdino:{IN_COMPOSE.port}"]}]
+    (secret,) = prometheus["secrets"]
+    assert COMPOSE["secrets"][secret]["environment"] == "MINIGDINO_API_KEY"
+    assert job["authorization"]["credentials_file"] == f"/run/secrets/{secret}"
+    app, _ = serving.local_app(key="abc")
+    assert serving.call(app, "GET", job["metrics_path"])[0] == 401
+    assert serving.call(app, "GET", job["metrics_path"], headers={"Authorization": "Bearer abc"})[0] == 200
+
+
+# ---- systemd
+
+
+def test_the_unit_gives_the_server_time_to_end_and_signals_it_alone():
+    settings = dict(re.findall(r"^(\w+)=(.*)$", UNIT, re.MULTILINE))
+    assert number(settings["TimeoutStopSec"]) > IN_UNIT.timeout + web.FLUSH
+    assert settings["KillMode"] == "mixed"
+    assert settings["DynamicUser"] == "yes"
+    assert f"/var/cache/{settings['CacheDirectory']}" == settings["Environment"].removeprefix("HF_HOME=")
+
+
+def test_systemd_accepts_the_unit(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("needs systemd-analyze")
+    unit = tmp_path / "minigdino.service"
+    unit.write_text(UNIT.replace("/opt/minigdino/bin/minigdino", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert [line for line in done.stderr.splitlines() if str(unit) in line or unit.name in line] == []
+    assert done.returncode == 0, done.stderr
+
+
+# ---- nginx
+
+
+def test_nginx_fits_the_limits_of_the_server():
+    settings = dict(re.findall(r"^\s*(\w+) ([^;{]+);", NGINX, re.MULTILINE))
+    assert int(settings["client_max_body_size"][:-1]) * 2**20 >= IN_UNIT.max_bytes
+    assert number(settings["proxy_read_timeout"]) >= IN_UNIT.timeout + web.FLUSH
+    assert number(settings["keepalive_timeout"]) < web.KEEP_ALIVE
+    assert f"server {IN_UNIT.host}:{IN_UNIT.port};" in NGINX
+    assert re.search(r"location = (\S+) {\s+deny all;", NGINX)[1] in paths()
+
+
+@pytest.fixture
+def proxy(tmp_path):
+    """nginx with the example, in front of a server. A function that sends a request through it."""
+    if not (shutil.which("nginx") and shutil.which("openssl")):
+        pytest.skip("needs nginx and openssl")
+    for name in ("certs", "private"):
+        (tmp_path / name).mkdir()
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=detect.example.org",
+                    "-keyout", tmp_path / "private/detect.example.org.key",
+                    "-out", tmp_path / "certs/detect.example.org.pem"], check=True, capture_output=True)
+    server, port = serving.Server("--model", "shapes", "--workers", "1"), free_port()
+    folders = "".join(f"{name}_temp_path {tmp_path}/{name};\n" for name in
+                      ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    config = tmp_path / "nginx.conf"
+    config.write_text(NGINX.replace("listen 443", f"listen 127.0.0.1:{port}").replace("/etc/ssl", str(tmp_path))
+                      .replace(f"127.0.0.1:{IN_UNIT.port};", f"127.0.0.1:{server.port};")
+                      .replace("http {\n", f"http {{\naccess_log off;\n{folders}"))
+    user = "user root; " if os.geteuid() == 0 else ""  # else its workers cannot enter the folder of this test
+    command = ["nginx", "-p", tmp_path, "-c", config, "-e", "stderr"]
+    settings = ["-g", f"{user}daemon off; pid {tmp_path}/nginx.pid;"]
+
+    def ask(method, path, *more):
+        context = ssl.create_default_context(cafile=tmp_path / "certs/detect.example.org.pem")
+        context.check_hostname = False
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=context)
+        with contextlib.closing(connection):
+            connection.request(method, path, *more)
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+
+    try:
+        tested = subprocess.run([*command, "-t", *settings], capture_output=True, text=True, check=False)
+        assert tested.returncode == 0, tested.stderr
+        with subprocess.Popen([*command, *settings], stderr=subprocess.DEVNULL) as process:
+            for _ in range(200):
+                with contextlib.suppress(ConnectionRefusedError):
+                    ask("GET", "/health/live")
+                    break
+                time.sleep(0.05)
+            yield ask
+            process.terminate()
+    finally:
+        server.kill()
+
+
+def test_requests_through_nginx(proxy):
+    form = serving.form([("image", serving.SCENE), ("text", "a star.")])
+    status, headers, content = proxy("POST", "/v1/detect", *form)
+    assert status == 200
+    assert json.loads(content)["results"][0]["detections"]
+    assert headers["Content-Security-Policy"].startswith("default-src 'self'")
+    assert proxy("POST", "/v1/detect", b"{}", {"Content-Type": "application/json"})[0] == 422
+    assert proxy("GET", "/metrics")[0] == 403
+    with contextlib.suppress(OSError):  # the proxy may close before it has read everything
+        assert proxy("POST", "/v1/detect", bytes(22 * 2**20), {"Content-Type": "application/json"})[0] == 413
+    assert {proxy("GET", "/health/ready")[0] for _ in range(60)} == {200, 429}
+
+
+# ---- Kubernetes
+
+
+def test_the_probes_have_paths_of_the_server():
+    (container,) = POD["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": IN_POD.port}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["path"] in paths()
+        assert container[probe]["httpGet"]["port"] in ports
+    assert container["livenessProbe"]["httpGet"]["path"] == "/health/live"
+    assert SERVICE["spec"]["ports"][0]["targetPort"] in ports
+    assert SERVICE["spec"]["selector"] == DEPLOYMENT["spec"]["selector"]["matchLabels"]
+    assert DEPLOYMENT["spec"]["template"]["metadata"]["labels"] == SERVICE["spec"]["selector"]
+
+
+def test_a_pod_has_the_time_and_the_memory_that_the_server_needs():
+    (container,), (download,) = POD["containers"], POD["initContainers"]
+    pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert POD["terminationGracePeriodSeconds"] > pause + IN_POD.timeout + web.FLUSH
+    limits = container["resources"]["limits"]
+    assert number(limits["memory"]) > IN_POD.workers * IN_POD.max_memory * 10**6
+    assert int(limits["cpu"]) == IN_POD.workers * IN_POD.threads
+    assert cli.parser().parse_args(download["command"][1:]).id == IN_POD.model
+    volumes = {volume["name"] for volume in POD["volumes"]}
+    for one in (container, download):
+        assert {mount["name"] for mount in one["volumeMounts"]} == volumes
+        assert one["securityContext"]["readOnlyRootFilesystem"]
+        assert one["image"] == COMPOSE["services"]["minigdino"]["image"]
+    assert step("VOLUME") in {mount["mountPath"] for mount in container["volumeMounts"]}
+    secret = container["envFrom"][0]["secretRef"]["name"]
+    assert f"kubectl create secret generic {secret} --from-literal=MINIGDINO_API_KEY=" in (
+        EXAMPLES / "kubernetes.yaml").read_text()
+
+
+def test_the_list_of_examples_is_complete():
+    text = (EXAMPLES / "README.md").read_text()
+    linked = {(EXAMPLES / link).resolve() for link in re.findall(r"\]\(([\w./]+)\)", text)}
+    files = itertools.chain(EXAMPLES.glob("*.*"), (EXAMPLES / "docker").glob("*"))
+    assert {path for path in files if path.is_file()} - linked == {EXAMPLES / "README.md",
+                                                                   DOCKERFILE.with_suffix(".dockerignore")}
