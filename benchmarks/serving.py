@@ -307,15 +307,15 @@ def endure(case, options) -> dict:
     """Run a server whose queue is always full. Returns its answers, and the memory of its processes over time."""
     workers, threads, queue = options.threads, 1, 8
     with served(case.checkpoint, workers, threads, "--queue", queue) as server:
-        pids = [server.process.pid, *server.pids()]
+        workers_before = server.pids()
         clients = max(4 * (queue + workers), *options.clients)
         process = drive(server, case, options, options.text, clients, stdin=subprocess.DEVNULL)
         samples = []
         while process.poll() is None:
-            samples.append((time.perf_counter(), [memory(pid).pss for pid in pids]))
+            samples.append((time.perf_counter(), [memory(pid).pss for pid in (server.process.pid, *server.pids())]))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(SAMPLE)
-        return {**finished(process), "samples": samples, "replaced": sorted(server.pids()) != sorted(pids[1:])}
+        return {**finished(process), "samples": samples, "replaced": server.pids() != workers_before}
 
 
 def growth(samples) -> tuple[float, float]:

@@ -21,6 +21,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "SECURITY.md",
+    ROOT / "examples" / "README.md",
     ROOT / "training" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]

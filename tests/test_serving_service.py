@@ -225,7 +225,7 @@ def test_the_end_under_load_answers_all_accepted_requests(folder, expected):
                 assert outcome[0] == 503
                 assert "is shutting down" in outcome[1]["error"]
             else:
-                assert isinstance(outcome, ConnectionError)  # nobody listens any more
+                assert isinstance(outcome, ConnectionError)  # the port is closed
         assert len(server.lines) == 1  # no traceback
 
 
