@@ -71,12 +71,12 @@ def served(model, workers: int, threads: int, *more) -> Iterator[Server]:
             process.kill()  # the workers end with it
 
 
-def drive(server: Server, case: cases.Case, options, text: str, clients: int, requests: int | None = None,
-          **streams) -> subprocess.Popen:
+def drive(server: Server, case: cases.Case, options, text: str, clients: int, requests: int | None = None
+          ) -> subprocess.Popen:
     """Start the clients in a process of their own."""
     amount = ("--seconds", 60 * options.minutes) if requests is None else ("--requests", requests)
     return start("load", server.port, *files(case), "--text", text, "--edges", *cases.edges(options.size), "--clients",
-                 clients, *amount, **streams)
+                 clients, *amount)
 
 
 def finished(process: subprocess.Popen) -> dict:
@@ -309,13 +309,13 @@ def endure(case, options) -> dict:
     with served(case.checkpoint, workers, threads, "--queue", queue) as server:
         workers_before = server.pids()
         clients = max(4 * (queue + workers), *options.clients)
-        process = drive(server, case, options, options.text, clients, stdin=subprocess.DEVNULL)
-        samples = []
-        while process.poll() is None:
-            samples.append((time.perf_counter(), [memory(pid).pss for pid in (server.process.pid, *server.pids())]))
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(SAMPLE)
-        return {**finished(process), "samples": samples, "replaced": server.pids() != workers_before}
+        samples, output = [], None
+        with drive(server, case, options, options.text, clients) as process:
+            while output is None:
+                samples.append((time.perf_counter(), [memory(pid).pss for pid in (server.process.pid, *server.pids())]))
+                with contextlib.suppress(subprocess.TimeoutExpired):  # `wait` would not read the output
+                    output, _ = process.communicate(timeout=SAMPLE)
+        return {**json.loads(output), "samples": samples, "replaced": server.pids() != workers_before}
 
 
 def growth(samples) -> tuple[float, float]:

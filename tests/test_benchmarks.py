@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import mmap
 import os
@@ -317,6 +318,23 @@ def test_the_tables_of_the_server():
     assert serving.memory_table(megabytes)[2:] == ["| 1 | 150 |  | 30 | 40 |", "| 2 | 180 | 30 | 30 | 40 |"]
     times = {"start": [1.0], "first answer": [3.0], "new picture": [2.0], "same picture, new prompt": [0.5]}
     assert serving.single_table(times)[2] == "| 1 | 3 | 2 | 0.5 | 0.25 |"
+
+
+def test_memory_is_measured_until_the_clients_have_ended(monkeypatch):
+    """Their output is longer than a pipe holds."""
+    server = serving.Server(argparse.Namespace(pid=os.getpid()), 0, 0.0)
+    monkeypatch.setattr(serving.Server, "pids", lambda _: [os.getpid()])
+    monkeypatch.setattr(serving, "served", lambda *_: contextlib.nullcontext(server))
+    monkeypatch.setattr(serving, "SAMPLE", 0.05)
+    code = "import json, time; time.sleep(0.2); print(json.dumps({'statuses': {'200': 1}, 'latencies': 50_000 * [0.5]}))"
+    monkeypatch.setattr(serving, "drive", lambda *_: subprocess.Popen([sys.executable, "-c", code], text=True,
+                                                                      stdout=subprocess.PIPE))
+    where = case.Case(Path(), Path(), Path())
+    found = serving.endure(where, argparse.Namespace(threads=1, clients=[1], text=""))
+    assert len(found["latencies"]) == 50_000
+    assert len(found["samples"]) > 1
+    assert min(min(sizes) for _, sizes in found["samples"]) > 0
+    assert not found["replaced"]
 
 
 @pytest.mark.parametrize(("totals", "expected"), [(range(8), 4.0), ([9, 9] + 6 * [5], 0.0), ([5], 0.0)])
