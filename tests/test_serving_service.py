@@ -24,7 +24,7 @@ from PIL import Image
 import minigdino
 from benchmarks import case
 from benchmarks import serving as benchmark
-from minigdino.serving import app, web
+from minigdino.serving import intake, web
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 
@@ -275,7 +275,7 @@ def test_slow_clients_are_sent_away(folder):
 def test_bodies_that_end_early_leave_nothing_behind(server, expected):
     data = request()
     left = figure(server, "minigdino_requests_total")
-    count = 2 * app.HELD  # half of them would fill the memory for bodies
+    count = 2 * intake.HELD  # half of them would fill the memory for bodies
     for _ in range(count):
         with connect(server) as connection:
             connection.sendall(data[: data.index(b"\r\n\r\n")] + b"\r\nX: y\r\n\r\n")
