@@ -26,6 +26,8 @@ import yaml
 from minigdino import cli
 from minigdino.serving import web
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 DOCKERFILE = EXAMPLES / "docker" / "Dockerfile"

@@ -8,6 +8,8 @@ from hostile import Answer, Attack
 
 from minigdino.serving.app import HEADERS
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def server():

@@ -26,7 +26,7 @@ from benchmarks import case
 from benchmarks import serving as benchmark
 from minigdino.serving import intake, web
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+pytestmark = [pytest.mark.once, pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")]
 
 TEXT = "a cat. a red dog."
 PICTURES = 12  # more than a worker caches
