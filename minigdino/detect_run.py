@@ -310,7 +310,7 @@ def _checked_outputs(arguments, images, many, sources, to_video):
                                 f"{option} {other}")
     is_one_file = bool(out) and (to_video or not (many or out.endswith(("/", os.sep)) or is_folder(out)))
     if is_one_file and not to_video:
-        writing.encoded(Image.new("RGB", (64, 64)), out)  # an error for a format that Pillow does not write
+        _check_format(out)
     others = [path for path in (arguments.jsonl, arguments.coco, arguments.csv) if path and path != files.STDOUT]
     drawn = cropped = None
     pictures = [str(Path(out))] if is_one_file else []
@@ -335,6 +335,14 @@ def _checked_outputs(arguments, images, many, sources, to_video):
         files.check_lines(arguments.jsonl, arguments.resume, arguments.overwrite)
     picture = drawn.picture if drawn else (lambda _: _picture(arguments)) if is_one_file and not to_video else None
     return picture, cropped and cropped.crop
+
+
+def _check_format(path):
+    """Check that Pillow writes the format of a picture. A folder may have been meant."""
+    try:
+        writing.encoded(Image.new("RGB", (64, 64)), path)
+    except ArgumentError as error:
+        raise ArgumentError(f"--out {error}. For a folder, add a slash: --out {path}/") from None
 
 
 # option -> function that recognises a file of an earlier run. A CSV file has no place for a mark

@@ -238,7 +238,8 @@ class Model:
         Args:
             image: one image, as in `detect`.
             size: (shortest, longest) edge in pixels, instead of the checkpoint's. The shorter edge becomes `shortest`,
-                or less if the longer edge would exceed `longest`.
+                or less if the longer edge would exceed `longest`. With shortest >= longest, the longer edge always
+                becomes `longest`, up to rounding.
 
         Returns:
             pixels [3, H, W] float32, the input of `forward`.

@@ -14,7 +14,7 @@ ENDINGS = (".heic", ".heif")
 BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 GENERAL_BRANDS = (b"mif1", b"msf1")  # of HEIC and AVIF, whose own brands follow in a list
 AVIF_BRANDS = (b"avif", b"avis")
-MAX_BYTES = 2**28  # limit for a file, which pillow-heif reads at once; more than an image of 179 million pixels needs
+MAX_BYTES = 2**28  # limit for a file, which is read at once; more than an image of 179 million pixels needs
 
 
 def is_heif(file: BinaryIO) -> bool:

@@ -360,6 +360,7 @@ def _open_file(file, convert):
         return convert(heif.open_heif(file))
     _check_jpeg(file, 0)
     _check_plain(file)
+    _check_length(file)
     file.seek(0)
     try:
         opened = Image.open(file, formats=_formats())
@@ -419,6 +420,16 @@ def _check_plain(file):
     file.seek(0)
     if file.read(2) in (b"P1", b"P2", b"P3") and _count(file, 0, COMMENT, 1) > MAX_PARTS:
         raise _too_many("plain PPM", "comments")
+
+
+def _check_length(file):
+    """Refuse a WebP or AVIF with more bytes than such an image needs: Pillow reads it as a whole, holes included."""
+    file.seek(0)
+    start = file.read(12)
+    kind = "WebP" if start[:4] + start[8:] == b"RIFFWEBP" else "AVIF" if start[4:8] == b"ftyp" else None
+    if kind and (size := file.seek(0, os.SEEK_END)) > heif.MAX_BYTES:
+        raise ImageError(f"expected a {kind} of at most {heif.MAX_BYTES} bytes; got {size}. Convert it to PNG with "
+                         "another program")
 
 
 def _too_many(kind, parts):

@@ -20,7 +20,7 @@ def misplaced(sources: list[str], text: str | list[str]) -> str | None:
     """
     first, last = sources[0], sources[-1]
     if not isinstance(text, str):
-        if _is_prompt(last) and (" " in last or last.endswith(".")):
+        if _is_prompt(last) and (" " in last or last.endswith(".") or (len(sources) > 1 and WORD.fullmatch(last))):
             return (f"expected SOURCE ... with --phrase or --phrases; got {brief(last)}, which is no file. Give the "
                     "prompt either as TEXT or by one of these options, not both")
         return None
@@ -41,7 +41,7 @@ def misplaced(sources: list[str], text: str | list[str]) -> str | None:
     if " " in text.strip():  # was in quotes
         return None
     for i, word in enumerate(sources[1:], start=1):
-        if _is_prompt(word) and re.fullmatch(r"[^\W\d][\w'-]*[.,;?]?", word):
+        if _is_prompt(word) and WORD.fullmatch(word):
             return (f"expected SOURCE ... before TEXT; got {brief(word)}, which is no file. Put a prompt of several "
                     f"words in quotes: minigdino detect {' '.join(map(_quoted, sources[:i]))} "
                     f'"{" ".join([*sources[i:], text])}"')
@@ -54,6 +54,7 @@ def _is_prompt(argument):
 
 
 ENDING = r"\.\w+$"  # of a file name
+WORD = re.compile(r"[^\W\d][\w'-]*[.,;?]?")  # of a prompt, with a delimiter
 
 
 def _quoted(path):

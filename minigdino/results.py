@@ -147,6 +147,9 @@ class Detections:
         if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
             box, score, label_id = tuple(self.boxes[key].tolist()), float(self.scores[key]), int(self.label_ids[key])
             return Detection(box, score, self.labels[key], label_id, self.phrases[key])
+        if isinstance(key, str):
+            raise ArgumentError(f"detections must be indexed with numbers; got the text {brief(key)}. To select a label, "
+                                f"write found[found.labels == {brief(key)}]")
         kept = np.arange(len(self))[key]  # a bool adds a dimension
         if kept.ndim != 1:
             raise ArgumentError("detections must be indexed with an int, a slice, a boolean mask [N] or an array of "

@@ -80,9 +80,10 @@ def rate(path: str | os.PathLike[str]) -> float:
     """
     _av()
     with _opened(_checked_path(path)) as (_, stream, _):
-        if found := stream.average_rate:
+        if found := stream.average_rate or stream.guessed_rate:  # ASF and MPEG-TS may state only that of the codec
             return float(found)
-    raise ImageError(f"{path}: expected a video that states its number of frames per second; got none")
+    raise ImageError(f"{path}: expected a video that states its number of frames per second; got none. Choose a rate "
+                     "yourself, or convert the file with another program")
 
 
 def write(path: str | os.PathLike[str], pictures: Iterable[Image.Image | np.ndarray], rate: float = 25, *,

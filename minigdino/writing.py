@@ -127,8 +127,9 @@ def encoded(picture: Image.Image, path: str | Path) -> bytes:
         raise
     except Exception as error:  # encoders raise many types for a size or a mode that their format does not have
         reason = f"Pillow does not write {error}" if isinstance(error, KeyError) else brief(error)
-        raise ArgumentError(f"{path}: cannot write there ({reason}). Choose another ending, such as .png, "
-                            "or an existing folder") from None
+        if not os.path.splitext(path)[1]:
+            reason = "the name has no ending"
+        raise ArgumentError(f"{path}: cannot write there ({reason}). Choose an ending, such as .png") from None
     return file.getvalue()
 
 

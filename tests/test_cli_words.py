@@ -53,9 +53,11 @@ def test_a_prompt_without_quotes_is_shown_with_them(prompt):
                                          'detect cat.jpg "a cat. a dog."'),
         (["my cat.jpg", "a cat. ", "photos", "a hat"], "dog",
          'minigdino detect "my cat.jpg" photos "a cat. a hat. dog."'),
-        (["cat.jpg", "a cat."], ["dog"], "got 'a cat.', which is no file. Give the prompt either as TEXT or by"),
+        (["cat.jpg", "a cat."], ["dog"], "got 'a cat.', which is no file. Give the prompt either as TEXT or by "
+                                       "one of these options, not both"),
         (["cat.jpg", "cat."], ["dog"], "got 'cat.'"),
         (["cat.jpg", "a cat"], ["dog"], "got 'a cat'"),
+        (["cat.jpg", "cat"], ["dog"], "expected SOURCE ... with --phrase or --phrases; got 'cat', which is no file"),
     ],
 )
 def test_a_mistake_gives_the_right_command(here, sources, text, message):
@@ -73,7 +75,9 @@ def test_a_mistake_gives_the_right_command(here, sources, text, message):
         (["my photos", "photos"], "a cat."),  # the first argument is a source
         (["cat.jpg", "void.jpg", "void/x", "*.png", "https://host/x", "-", "7"], "cat"),
         (["cat.jpg", "my cat.jpg", "my void.jpg"], ["cat"]),
-        (["cat.jpg", "void"], ["cat"]),
+        (["void"], ["cat"]),
+        (["void", "cat.jpg"], ["cat"]),
+        (["cat.jpg", "0a1b2c"], ["cat"]),  # can be a file without an ending
     ],
 )
 def test_other_arguments_are_left_to_later_checks(here, sources, text):

@@ -71,6 +71,13 @@ def test_the_resize_rule_respects_its_limits_and_the_aspect_ratio(h, w):
     assert abs(W - w * exact) <= 1.5 + exact
 
 
+@pytest.mark.parametrize(("before", "after"), [((480, 640), (600, 800)), ((640, 480), (800, 600)), ((90, 90), (800, 800)),
+                                               ((3000, 800), (800, 213)), ((114, 584), (156, 800))])
+@pytest.mark.parametrize("shortest", [800, 1333, 10_000])
+def test_with_a_shortest_edge_above_the_longest_the_longer_is_exact(before, after, shortest):
+    assert resized(*before, shortest, 800) == after  # up to rounding
+
+
 @given(edges, edges)
 def test_without_a_longest_edge_the_shorter_is_exact(h, w):
     assert min(resized(h, w, 100)) == 100
@@ -789,6 +796,21 @@ def test_a_very_long_file_object_is_refused(monkeypatch):
     assert len(read_file(Unseekable(bytes(100)))) == 100
     with open(__file__, "rb") as long, pytest.raises(minigdino.ImageError, match="at most 100 bytes; got more"):
         open_image(long)
+
+
+@pytest.mark.parametrize("format", ["WEBP", "AVIF"])
+def test_a_file_that_pillow_reads_as_a_whole_has_a_limit(tmp_path, format):
+    path = tmp_path / "sparse"
+    path.write_bytes(encoded(format))
+    size = open_image(path).size
+    os.truncate(path, 2**33)  # has no blocks on the disk
+    for read in (open_image, read_size):
+        with pytest.raises(minigdino.ImageError, match=r"sparse: expected a (WebP|AVIF) of at most 268435456 bytes; got "
+                                                       "8589934592. Convert it"):
+            read(path)
+    path.write_bytes(encoded("PNG"))
+    os.truncate(path, 2**33)  # of other formats, only what the header names is read
+    assert open_image(path).size == size
 
 
 def test_a_text_file_is_refused(tmp_path):

@@ -234,6 +234,14 @@ def test_a_bool_is_no_index(key):
         found()[key]
 
 
+def test_a_label_as_an_index_is_refused_with_the_mask_that_selects_it():
+    result = found()
+    with pytest.raises(minigdino.ArgumentError, match="the text 'a cat'.*write found") as error:
+        result["a cat"]
+    expression = str(error.value).partition("write ")[2]
+    assert set(eval(expression, {"found": result}).labels) == {"a cat"}
+
+
 @pytest.mark.parametrize("key", [None, np.True_, [[0, 1]], np.array(1), np.zeros((3, 3), bool)])
 def test_an_index_that_gives_no_list_of_detections_is_refused(key):
     with pytest.raises((minigdino.ArgumentError, IndexError)):

@@ -24,6 +24,19 @@ from minigdino.inputs import Input, detect_each
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 
 
+# ---- --out
+
+
+@pytest.mark.parametrize("name", ["found", "v1.2", "found.xyz"])
+def test_a_picture_without_the_ending_of_one_may_be_meant_as_a_folder(home, monkeypatch, capsys, name):
+    status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--out", name)
+    assert status == 1 and re.match(rf"minigdino: --out {name}: .*, such as \.png\. For a folder, add a slash: --out "
+                                    rf"{name}/\n$", err)
+    assert not (home / name).exists()
+    status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--out", f"{name}/")
+    assert (status, err) == (0, f"wrote {name}/photo.png\n")
+
+
 # ---- --crops
 
 

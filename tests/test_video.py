@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import tomllib
+import types
 import weakref
 from fractions import Fraction
 from pathlib import Path
@@ -161,6 +162,24 @@ def test_an_exception_of_the_caller_is_unchanged(clip):
 
 def test_the_rate(clip):
     assert video.rate(clip) == 10
+
+
+@pytest.mark.parametrize("container", ["asf", "mpegts"])
+def test_the_rate_of_a_container_that_states_none_is_that_of_the_codec(tmp_path, container):
+    (tmp_path / "clip").write_bytes(encoded(container))
+    with video._opened(tmp_path / "clip") as (_, stream, _):
+        assert stream.average_rate is None
+    assert video.rate(tmp_path / "clip") == 10
+
+
+def test_a_video_without_a_rate_is_an_error_with_the_next_step(clip, monkeypatch):
+    @contextlib.contextmanager
+    def opened(path):
+        yield None, types.SimpleNamespace(average_rate=None, guessed_rate=None), None
+
+    monkeypatch.setattr(video, "_opened", opened)
+    with pytest.raises(minigdino.ImageError, match="that states its number of frames per second; got none. Choose a rate"):
+        video.rate(clip)
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
