@@ -87,5 +87,11 @@ def _lacking(font, text):
 
 
 def _glyph(font, character):
-    mask = font.getmask(character)
+    mask = _plain(font).getmask(character)
     return mask.size, bytes(mask)
+
+
+@functools.lru_cache(64)
+def _plain(font):
+    """The font without text shaping, which adds a second glyph to a combining character on its own."""
+    return font.font_variant(layout_engine=ImageFont.Layout.BASIC)

@@ -280,6 +280,19 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     return _read(partial(_open_path, convert=_upright_size), path, f"{str(path) or repr('')}: ")
 
 
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is an image that can be read, by its header.
+
+    Args:
+        path: the file, of any content.
+    """
+    try:
+        read_size(path)
+    except ImageError:
+        return False
+    return True
+
+
 def _bytes_of(file):
     if hasattr(file, "encoding"):
         raise ImageError('a file object must be binary; got a text file. Open it with mode "rb"')

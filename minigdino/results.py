@@ -148,8 +148,8 @@ class Detections:
             box, score, label_id = tuple(self.boxes[key].tolist()), float(self.scores[key]), int(self.label_ids[key])
             return Detection(box, score, self.labels[key], label_id, self.phrases[key])
         if isinstance(key, str):
-            raise ArgumentError(f"detections must be indexed with numbers; got the text {brief(key)}. To select a label, "
-                                f"write found[found.labels == {brief(key)}]")
+            raise ArgumentError(f"detections must be indexed with numbers; got the text {brief(key)}. To select a "
+                                f"label, write found[found.labels == {brief(key)}]")
         kept = np.arange(len(self))[key]  # a bool adds a dimension
         if kept.ndim != 1:
             raise ArgumentError("detections must be indexed with an int, a slice, a boolean mask [N] or an array of "
@@ -418,13 +418,20 @@ class Detections:
     def show(self, image: Any = None) -> None:
         """Draw the detections as `plot` does, and open the picture in the viewer that Pillow finds on this system.
 
+        On a machine without a screen, use `save`.
+
         Args:
             image: as in `plot`.
 
         Raises:
-            Error: as `plot` does.
+            ArgumentError: as in `plot`, or if Pillow finds no viewer.
+            ImageError: as in `plot`.
         """
-        self.plot(image).show()
+        from PIL import ImageShow  # starts programs; detection does not need it
+
+        if not ImageShow.show(self.plot(image)):
+            raise ArgumentError("show() needs a program that displays images, such as xdg-open; Pillow found none. Write "
+                                "the picture to a file: save(path)")
 
     def _repr_html_(self) -> str:
         """Notebook display: the annotated image, if it is still available, and a table."""

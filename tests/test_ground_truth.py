@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from annotated import as_coco, random_set
 from hypothesis import given
+from PIL import Image
 from strategies import rngs
 
 from minigdino import ArgumentError
@@ -171,6 +172,13 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         read_ground_truth(tmp_path / "nothing.json")
     with pytest.raises(ArgumentError, match="it is not readable"):
         read_ground_truth(tmp_path)
+
+
+def test_an_image_instead_of_annotations_is_called_one(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    for read in (read_ground_truth, read_object):
+        with pytest.raises(ArgumentError, match=r"a\.jpg: expected annotations, .*; got an image\. Give the file with its"):
+            read(tmp_path / "a.jpg")
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(saved, monkeypatch):

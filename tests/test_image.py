@@ -30,6 +30,7 @@ from minigdino.image import (
     FORMATS,
     ImageSettings,
     endings,
+    is_image,
     open_image,
     preprocess,
     read_file,
@@ -71,8 +72,9 @@ def test_the_resize_rule_respects_its_limits_and_the_aspect_ratio(h, w):
     assert abs(W - w * exact) <= 1.5 + exact
 
 
-@pytest.mark.parametrize(("before", "after"), [((480, 640), (600, 800)), ((640, 480), (800, 600)), ((90, 90), (800, 800)),
-                                               ((3000, 800), (800, 213)), ((114, 584), (156, 800))])
+@pytest.mark.parametrize(("before", "after"), [
+    ((480, 640), (600, 800)), ((640, 480), (800, 600)), ((90, 90), (800, 800)), ((3000, 800), (800, 213)),
+    ((114, 584), (156, 800))])
 @pytest.mark.parametrize("shortest", [800, 1333, 10_000])
 def test_with_a_shortest_edge_above_the_longest_the_longer_is_exact(before, after, shortest):
     assert resized(*before, shortest, 800) == after  # up to rounding
@@ -805,12 +807,19 @@ def test_a_file_that_pillow_reads_as_a_whole_has_a_limit(tmp_path, format):
     size = open_image(path).size
     os.truncate(path, 2**33)  # has no blocks on the disk
     for read in (open_image, read_size):
-        with pytest.raises(minigdino.ImageError, match=r"sparse: expected a (WebP|AVIF) of at most 268435456 bytes; got "
-                                                       "8589934592. Convert it"):
+        with pytest.raises(minigdino.ImageError, match="sparse: expected a (WebP|AVIF) of at most 268435456 bytes; got "
+                                                       "8589934592. Convert"):
             read(path)
     path.write_bytes(encoded("PNG"))
     os.truncate(path, 2**33)  # of other formats, only what the header names is read
     assert open_image(path).size == size
+
+
+def test_an_image_is_told_from_other_files(tmp_path):
+    for name, content, wanted in (("a.json", encoded("PNG"), True), ("a.png", b"{}", False), ("b.png", b"", False)):
+        (tmp_path / name).write_bytes(content)
+        assert is_image(tmp_path / name) == wanted
+    assert not is_image(tmp_path) and not is_image(tmp_path / "none.png")
 
 
 def test_a_text_file_is_refused(tmp_path):

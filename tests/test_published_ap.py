@@ -149,7 +149,7 @@ def test_the_command_prints_the_comparison(coco, capsys):
     (["llmdet_tiny"], "needs a model with a published AP on COCO; got 'iSEE-Laboratory/llmdet_tiny'"),
     (["nothing"], "needs a model with a published AP on COCO; got 'nothing'"),
     (["--limit", "1"], "--limit must be 2 or more images; got 1"),
-    (["--coco", "void"], "void/annotations/instances_val2017.json: no such file"),
+    (["--coco", "void"], "void/annotations/instances_val2017.json: no such file. Give --coco the folder"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused(coco, capsys, words, message):
     assert cli.main(["verify", "--model", "shapes", "--coco", str(coco), *words]) == 1

@@ -19,7 +19,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageShow
 from strategies import rngs
 
 import minigdino
@@ -478,10 +478,23 @@ def test_a_picture_that_cannot_be_written_is_refused(tmp_path, path):
 
 def test_show_opens_the_plot(monkeypatch):
     shown = []
-    monkeypatch.setattr(Image.Image, "show", lambda picture: shown.append(picture))
+
+    class Viewer(ImageShow.Viewer):
+        def show_image(self, image, **options):
+            shown.append(image)
+            return 1
+
+    monkeypatch.setattr(ImageShow, "_viewers", [Viewer()])
     boxes = at((1, 2, 13, 14), image=np.zeros((20, 40, 3), np.uint8))
     boxes.show()
     np.testing.assert_array_equal(shown[0], boxes.plot())
+
+
+def test_show_without_a_viewer_names_save(monkeypatch):
+    monkeypatch.setattr(ImageShow, "_viewers", [])
+    boxes = at((1, 2, 13, 14), image=np.zeros((20, 40, 3), np.uint8))
+    with pytest.raises(ArgumentError, match=r"show\(\) needs a program that displays images.*found none.*save\(path\)"):
+        boxes.show()
 
 
 def test_yolo_lines_are_fractions_of_the_image():
@@ -557,6 +570,13 @@ def test_characters_that_no_font_has_are_escaped():
         assert choose(label, 12, names=["no such font.ttf"])[1] == text
     font, text = choose("a 猫", 12, names=())
     assert text == "a U+732B" and font.getmask(text).getbbox()
+
+
+@pytest.mark.parametrize("label", ["ดาวสีม่วง", "बैंगनी तारा", "e\N{COMBINING RING BELOW}\N{COMBINING ENCLOSING KEYCAP}"])
+def test_combining_characters_that_no_font_has_are_escaped(label):
+    """Text shaping would draw one on its own as two missing characters."""
+    text = choose(label, 12, names=())[1]
+    assert [f"U+{ord(c):04X}" for c in label if c != " " and ord(c) > 127] == [w for w in text.split() if w[:2] == "U+"]
 
 
 def test_a_font_without_digits_is_not_used(monkeypatch):

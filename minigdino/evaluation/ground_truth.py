@@ -16,6 +16,7 @@ import numpy as np
 from ..checkpoints.json_file import read_text, unique
 from ..errors import ArgumentError, brief
 from ..files import MAX_CATEGORIES
+from ..image import is_image
 from ..json_object import JsonObject
 
 FREQUENCIES = ("r", "c", "f")  # rare, common, frequent: in at most 10, at most 100, or more images of LVIS's train set
@@ -155,6 +156,9 @@ def read_object(path: str | Path) -> JsonObject:
     except FileNotFoundError:
         raise ArgumentError(f"{path}: no such file. Give the path of an annotation file") from None
     except (OSError, ValueError, RecursionError) as error:
+        if is_image(path):
+            raise ArgumentError(f"{path}: expected annotations, a JSON file with \"images\" and \"annotations\"; got an "
+                                "image. Give the file with its annotations") from None
         raise ArgumentError(f"{path}: expected annotations, a JSON file with \"images\" and \"annotations\"; it is not "
                             f"readable ({brief(error)}). Check the file") from None
     return JsonObject(values, str(path))

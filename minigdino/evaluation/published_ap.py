@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints import hub
+from ..checkpoints.json_file import status
 from ..checkpoints.published import PUBLISHED, Published, full_name, suggestion
 from ..detector import Model, load
 from ..errors import ArgumentError, brief
@@ -96,7 +97,10 @@ def verify_ap(folder: str | Path, model_id: str = hub.DEFAULT, model: str | Path
         models = ", ".join(one.id for one in known if one.coco is not None)
         raise ArgumentError(f"verify --coco needs a model with a published AP on COCO; got {name!r}."
                             f"{suggestion(name)} Choose one of {models}")
-    truth = COCO.read(Path(folder, ANNOTATIONS))
+    if not status(path := Path(folder, ANNOTATIONS)):
+        raise ArgumentError(f"{path}: no such file. Give --coco the folder of COCO, with {ANNOTATIONS} and the images in "
+                            f"{IMAGES}")
+    truth = COCO.read(path)
     truth = truth.only([picture.id for picture in truth.pictures[:limit]])
     check_images(truth.pictures, Path(folder, IMAGES))
     if not isinstance(model, Model):
