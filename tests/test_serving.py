@@ -39,9 +39,9 @@ SHAPES = form([("image", SCENE), *(("phrase", phrase) for phrase in PHRASES), ("
 
 
 @contextlib.contextmanager
-def started(*options):
+def started(*options, **environment):
     """A server, which must end with status 0."""
-    server = Server(*options)
+    server = Server(*options, **environment)
     try:
         yield server
         assert server.stop() == 0
@@ -172,11 +172,14 @@ def test_a_killed_worker_is_replaced_and_no_request_is_lost(pair):
 
 @LINUX
 def test_a_worker_with_too_much_memory_is_replaced_between_requests_and_ctrl_c_ends_the_server(directory):
-    with started("--model", str(directory), "--workers", "1", "--max-memory", "1") as server:
+    """The key comes from the environment."""
+    body, headers = as_json(text="a cat.")
+    with started("--model", str(directory), "--workers", "1", "--max-memory", "1", MINIGDINO_API_KEY="k") as server:
+        assert server.detect((body, headers))[0] == 401
         for _ in range(2):
-            status, _, content = server.detect(as_json(text="a cat."))
+            status, _, content = server.detect((body, {**headers, "X-API-Key": "k"}))
             assert (status, len(json.loads(content)["results"])) == (200, 1)
-        text = server.ask("GET", "/metrics")[2].decode()
+        text = server.ask("GET", "/metrics", headers={"X-API-Key": "k"})[2].decode()
         assert float(re.search(r'restarts_total{reason="memory"} (\S+)', text)[1]) >= 1
         assert server.stop(signal.SIGINT) == 0
     assert not server.workers()
