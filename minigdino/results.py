@@ -430,8 +430,8 @@ class Detections:
         from PIL import ImageShow  # starts programs; detection does not need it
 
         if not ImageShow.show(self.plot(image)):
-            raise ArgumentError("show() needs a program that displays images, such as xdg-open; Pillow found none. Write "
-                                "the picture to a file: save(path)")
+            raise ArgumentError("show() needs a program that displays images, such as xdg-open; Pillow found none. "
+                                "Write the picture to a file: save(path)")
 
     def _repr_html_(self) -> str:
         """Notebook display: the annotated image, if it is still available, and a table."""

@@ -177,7 +177,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 def test_an_image_instead_of_annotations_is_called_one(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     for read in (read_ground_truth, read_object):
-        with pytest.raises(ArgumentError, match=r"a\.jpg: expected annotations, .*; got an image\. Give the file with its"):
+        with pytest.raises(ArgumentError, match=r"a\.jpg: expected annotations, .*; got an image\. Give the file"):
             read(tmp_path / "a.jpg")
 
 

@@ -178,7 +178,7 @@ def test_a_video_without_a_rate_is_an_error_with_the_next_step(clip, monkeypatch
         yield None, types.SimpleNamespace(average_rate=None, guessed_rate=None), None
 
     monkeypatch.setattr(video, "_opened", opened)
-    with pytest.raises(minigdino.ImageError, match="expected a video that states its number .*; got none. Choose a rate"):
+    with pytest.raises(minigdino.ImageError, match="expected a video that states .*; got none. Choose a rate"):
         video.rate(clip)
 
 

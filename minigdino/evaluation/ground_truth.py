@@ -157,7 +157,7 @@ def read_object(path: str | Path) -> JsonObject:
         raise ArgumentError(f"{path}: no such file. Give the path of an annotation file") from None
     except (OSError, ValueError, RecursionError) as error:
         if is_image(path):
-            raise ArgumentError(f"{path}: expected annotations, a JSON file with \"images\" and \"annotations\"; got an "
+            raise ArgumentError(f'{path}: expected annotations, a JSON file with "images" and "annotations"; got an '
                                 "image. Give the file with its annotations") from None
         raise ArgumentError(f"{path}: expected annotations, a JSON file with \"images\" and \"annotations\"; it is not "
                             f"readable ({brief(error)}). Check the file") from None

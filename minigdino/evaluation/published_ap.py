@@ -98,8 +98,8 @@ def verify_ap(folder: str | Path, model_id: str = hub.DEFAULT, model: str | Path
         raise ArgumentError(f"verify --coco needs a model with a published AP on COCO; got {name!r}."
                             f"{suggestion(name)} Choose one of {models}")
     if not status(path := Path(folder, ANNOTATIONS)):
-        raise ArgumentError(f"{path}: no such file. Give --coco the folder of COCO, with {ANNOTATIONS} and the images in "
-                            f"{IMAGES}")
+        raise ArgumentError(f"{path}: no such file. Give --coco the folder of COCO, with {ANNOTATIONS} and the images "
+                            f"in {IMAGES}")
     truth = COCO.read(path)
     truth = truth.only([picture.id for picture in truth.pictures[:limit]])
     check_images(truth.pictures, Path(folder, IMAGES))
