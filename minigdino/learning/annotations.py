@@ -18,7 +18,7 @@ import numpy as np
 from ..checkpoints.json_file import is_folder, read_text, status, unique
 from ..errors import ArgumentError, ImageError, brief
 from ..files import MAX_CATEGORIES, MAX_FLOAT, categories_in, known_name
-from ..image import read_size
+from ..image import is_image, read_size
 from ..json_object import JsonObject
 from ..prompt import as_label
 from ..targets import clipped, has_area
@@ -92,7 +92,7 @@ def read(source: str | Path, images: str | Path | None = None) -> list[Sample]:
     except FileNotFoundError:
         raise ArgumentError(f"{source}: no such file. Give the path of an annotation file") from None
     except (OSError, ValueError) as error:
-        if _is_image(source):
+        if is_image(source):
             raise ArgumentError(f"{source}: {FORMATS}; got an image. Give the file with its annotations") from None
         raise ArgumentError(f"{source}: not a readable annotation file ({brief(error)}); {FORMATS}. Check the "
                             "file") from None
@@ -134,14 +134,6 @@ def _entries(text, source) -> tuple[list[_Entry], str]:
     if isinstance(first, dict) and "images" in first and not rest:
         return _coco(JsonObject(first, str(source))), COCO
     raise ArgumentError(f"{source}: {FORMATS}; got {brief(first)}{' and more' if rest else ''}. Convert the file")
-
-
-def _is_image(path):
-    try:
-        read_size(path)
-    except ImageError:
-        return False
-    return True
 
 
 def _first(text, source):
