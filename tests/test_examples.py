@@ -131,7 +131,8 @@ def test_the_image_runs_without_root_and_checks_its_health():
 def run_steps(folder):
     """Run the steps of the Dockerfile in a folder that takes the place of the root. Returns the environment."""
     where, work = {"/opt/": f"{folder}/opt/", "/source": f"{folder}/source", "/models": f"{folder}/models"}, folder
-    kept = {name: value for name, value in os.environ.items() if name == "HOME" or name.startswith(("PIP_", "SSL_"))}
+    kept = {name: value for name, value in os.environ.items()
+            if name in ("HOME", "CC") or name.startswith(("PIP_", "SSL_"))}
     environment = {**kept, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
 
     def here(text):
