@@ -156,7 +156,7 @@ def run_steps(folder):
             done = subprocess.run(["sh", "-c", here(rest)], cwd=work, env=environment, capture_output=True, text=True)
             if "Could not find a version" in done.stderr or "ConnectionError" in done.stderr:
                 pytest.skip("pip cannot install packages here")
-            assert done.returncode == 0, done.stdout + done.stderr
+            assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return environment
 
 
