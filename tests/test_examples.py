@@ -128,6 +128,17 @@ def test_the_image_runs_without_root_and_checks_its_health():
     assert [HEALTH[:2], compile(HEALTH[2], "", "exec") and HEALTH[3:]] == [["python", "-c"], []]
 
 
+def test_commands_name_existing_files_and_options():
+    texts = [path.read_text() for path in EXAMPLES.rglob("*") if path.is_file()]
+    named = {path for text in texts for path in re.findall(r"--file(?:name)? (\S+)", text)}
+    assert named == {str(path.relative_to(ROOT)) for path in (
+        DOCKERFILE, DOCKERFILE.parent / "compose.yaml", EXAMPLES / "kubernetes.yaml")}
+    (run,) = re.findall(r"^docker run (.*)$", "\n".join(texts), re.MULTILINE)
+    before, _, arguments = run.partition(" minigdino ")
+    assert options(ENTRYPOINT + arguments.split()).model
+    assert f"--volume models:{step('VOLUME')}" in before and f":{step('EXPOSE')} " in before
+
+
 def run_steps(folder):
     """Run the steps of the Dockerfile in a folder that takes the place of the root. Returns the environment."""
     where, work = {"/opt/": f"{folder}/opt/", "/source": f"{folder}/source", "/models": f"{folder}/models"}, folder
