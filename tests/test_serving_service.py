@@ -100,11 +100,16 @@ def connect(server):
 
 
 def exchange(server, data):
-    """Send a request. Returns (status, content). Fails if the stream has more or less than one answer."""
+    """Send a request, and return what is `received`."""
     with connect(server) as connection:
         connection.sendall(data)
-        received = b"".join(iter(functools.partial(connection.recv, 2**16), b""))
-    head, _, content = received.partition(b"\r\n\r\n")
+        return received(connection)
+
+
+def received(connection):
+    """(status, content) of an answer. Fails if the stream has more or less than one."""
+    stream = b"".join(iter(functools.partial(connection.recv, 2**16), b""))
+    head, _, content = stream.partition(b"\r\n\r\n")
     if not head:
         raise ConnectionResetError("the connection ended without an answer")
     assert len(content) == int(re.search(rb"(?i)content-length: (\d+)", head)[1])
@@ -227,6 +232,24 @@ def test_the_end_under_load_answers_all_accepted_requests(folder, expected):
             else:
                 assert isinstance(outcome, ConnectionError)  # the port is closed
         assert len(server.lines) == 1  # no traceback
+
+
+@pytest.mark.slow
+def test_the_end_waits_for_work_that_takes_long(folder, expected):
+    """The only worker is stopped for longer than connections may take to close."""
+    with running(folder, workers=1) as server, contextlib.ExitStack() as stack:
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        connections = [stack.enter_context(connect(server)) for _ in range(3)]
+        for number, connection in enumerate(connections):
+            connection.sendall(request(number))
+        until(lambda: figure(server, "minigdino_queue_length") == 2)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(web.FLUSH + 2)
+        os.kill(worker, signal.SIGCONT)
+        for number, connection in enumerate(connections):
+            check({number: received(connection)}, expected)
+        assert server.process.wait(30) == 0
 
 
 def test_slow_clients_do_not_keep_others_waiting(server, expected):
