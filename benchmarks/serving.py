@@ -207,7 +207,8 @@ def throughput_table(found: dict[tuple, list[dict]], cpus: int) -> list[str]:
     for (workers, threads, clients), results in found.items():
         rates = [result["rate"] for result in results]
         ratio = median_ratio(rates, [result["rate"] for result in found[workers, threads, 0]])
-        seconds = sorted(second for result in results for second in result.get("latencies", ()))
+        # without the first answers of each client: fewer requests were before them in the queue
+        seconds = sorted(second for result in results for second in result.get("latencies", ())[clients:])
         latency = [f"{quantile(seconds, q):.3g}" for q in (0.5, 0.99)] if clients else ["", ""]
         rate = statistics.median(rates)
         lines.append(f"| {'server' if clients else 'bare detector'} | {workers} × {threads} | {clients or ''} | "
@@ -349,9 +350,10 @@ def report(options) -> None:
 
 def add_serving(options: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    options.add_argument("--clients", type=int, nargs="+", default=(4, 200), metavar="N",
+    options.add_argument("--clients", type=int, nargs="+", default=(4, 100), metavar="N",
                          help="numbers of clients at the same time")
-    options.add_argument("--requests", type=int, default=48, help="smallest number of requests of a measurement")
+    options.add_argument("--requests", type=int, default=48,
+                         help="smallest number of requests of a measurement; there are at least two for each client")
     options.add_argument("--minutes", type=float, default=1.0,
                          help="minutes at a full queue, to measure the growth of memory; 0 for none")
 

@@ -310,9 +310,9 @@ def test_the_tables_of_the_server():
     def results(*rates, latencies=()):
         return [{"rate": rate, "latencies": list(latencies)} for rate in rates]
 
-    found = {(2, 1, 0): results(2.0, 4.0), (2, 1, 8): results(1.0, 4.0, latencies=[3.0, 1.0, 2.0])}
+    found = {(2, 1, 0): results(2.0, 4.0), (2, 1, 1): results(1.0, 4.0, latencies=[9.0, 3.0, 1.0, 2.0])}
     assert serving.throughput_table(found, cpus=2)[2:] == ["| bare detector | 2 × 1 |  | 3 | 5400 | 1.00 |  |  |",
-                                                           "| server | 2 × 1 | 8 | 2.5 | 4500 | 0.75 | 2 | 3 |"]
+                                                           "| server | 2 × 1 | 1 | 2.5 | 4500 | 0.75 | 2 | 3 |"]
     megabytes = {n: (serving.Memory(50 * 10**6, 40 * 10**6), n * [serving.Memory((30 + 70 // n) * 10**6, 30 * 10**6)])
                  for n in (1, 2)}
     assert serving.memory_table(megabytes)[2:] == ["| 1 | 150 |  | 30 | 40 |", "| 2 | 180 | 30 | 30 | 40 |"]
