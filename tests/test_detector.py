@@ -188,7 +188,7 @@ def test_a_prompt_over_the_limit_is_rejected_with_its_length(model):
 
 
 def test_an_image_with_fewer_tokens_than_queries_is_rejected(model):
-    with pytest.raises(minigdino.ImageError, match="at least 20 image tokens, .* 32 x 8 pixels .* gives 8"):
+    with pytest.raises(minigdino.ImageError, match="at least 20 image tokens, .* 32 x 8 pixels .* give 8"):
         model.forward(tiny.pixels(8, 32), tiny.IDS)
 
 

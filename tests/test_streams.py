@@ -621,7 +621,7 @@ def test_a_format_that_cannot_be_written_is_refused_before_the_model_is_loaded(h
     monkeypatch.setattr(detect_run, "load", None)
     status, err = detect(home, monkeypatch, capsys, "photo.png", "cat", "--out", name)
     assert (status, err.count("\n")) == (1, 1)
-    assert f"{name}: cannot write there (" in err and "Choose another ending, such as .png" in err
+    assert f"{name}: cannot write there (" in err and "Choose an ending, such as .png" in err
 
 
 @pytest.mark.parametrize("ending", ["gif", "tga", "pcx", "sgi", "avif", "webp", "jpg"])
