@@ -432,16 +432,16 @@ def test_slow_downloads_end_with_the_timeout(monkeypatch):
 
 def test_an_unexpected_error_is_a_500_without_details(monkeypatch, capsys):
     def broken(*_, **__):
-        raise RuntimeError("the secret is in /root/secret")
+        raise RuntimeError("the secret is in /srv/secret")
 
     monkeypatch.setattr(minigdino.Model, "detect", broken)
     assert detect(as_json(text="a cat.")) == (500, {"error": "the server failed to process this request. Its log has "
                                                             "the reason"})
-    assert "/root/secret" in capsys.readouterr().err
+    assert "/srv/secret" in capsys.readouterr().err
     monkeypatch.setattr(bodies, "parse", broken)
     status, headers, content = ask("POST", "/v1/detect", *as_json(text="a cat."))
     assert (status, b"secret" in content, headers["x-frame-options"]) == (500, False, "DENY")
-    assert "/root/secret" in capsys.readouterr().err
+    assert "/srv/secret" in capsys.readouterr().err
 
 
 def test_changed_weights_end_the_worker(monkeypatch):
