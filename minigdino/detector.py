@@ -516,7 +516,6 @@ class Model:
         pixels = images.preprocess(view, self.settings, options.size)
         found, first = [], 0
         for prompt, (logits, boxes) in zip(prompts, self._predict(pixels, [prompt.ids for prompt in prompts])):
-            self._check_finite(logits, boxes)
             found.append((post_process(logits, boxes, prompt, self.tokenizer.decode, part.size,
                                        options.thresholds(prompt.phrases), options.text_threshold,
                                        score=options.score), first))
@@ -526,7 +525,7 @@ class Model:
     def _predict(self, pixels, prompts):
         """Forward passes of an image with cached backbone features: yields logits [Q, T] and boxes [Q, 4] of each.
 
-        The image backbone runs at most once, also while a trace records.
+        They are finite, or it raises CheckpointError. The image backbone runs at most once, also while a trace records.
         """
         kind = mode(), self.precision
         cached = not traced()  # features of opened references differ from those of twins in the last bits
@@ -543,7 +542,9 @@ class Model:
                 self._text_cache.put(text_key, output.text_features)
             with self._device.computing():
                 both = np.concatenate([output.logits, output.boxes], axis=1)  # one copy from the device, not two
-            yield np.split(self._device.fetch(both), [len(ids)], axis=1)
+            logits, boxes = np.split(self._device.fetch(both), [len(ids)], axis=1)
+            self._check_finite(logits, boxes)
+            yield logits, boxes
 
     def _check_finite(self, logits, boxes):
         """Refuse an output with NaN or infinity, and weights that could have changed it without a trace."""

@@ -152,22 +152,20 @@ def predict(model: Model, image: ImageLike, prompts: Sequence[ClassPrompt], prot
 
 def outputs(model: Model, pixels: np.ndarray,
             prompts: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield logits [Q, T] and boxes [Q, 4] of a forward pass for each prompt. The image backbone runs once.
+    """Return logits [Q, T] and boxes [Q, 4] of a forward pass for each prompt. The image backbone runs once.
 
     Args:
         model: the model.
         pixels: [3, H, W], from `Model.preprocess`.
         prompts: token ids [T] of each prompt.
 
-    Yields:
-        Logits, and boxes as (cx, cy, w, h) in fractions of the image, on the host.
+    Returns:
+        An iterator of logits, and boxes as (cx, cy, w, h) in fractions of the image, on the host.
 
     Raises:
         Error: as `Model.detect` does.
     """
-    for logits, boxes in model._predict(pixels, prompts):
-        model._check_finite(logits, boxes)
-        yield logits, boxes
+    return model._predict(pixels, prompts)
 
 
 def _best(logits, boxes, prompt, protocol):
