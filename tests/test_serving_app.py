@@ -399,6 +399,33 @@ def test_pages_of_other_origins_are_refused_unless_named():
         assert (status == 200, headers.get("access-control-allow-origin")) == (bool(allowed), allowed)
 
 
+@pytest.mark.parametrize(("headers", "is_refused"), [
+    ({}, False),  # a program
+    ({"Origin": "http://Test", "Sec-Fetch-Site": "same-origin"}, False), ({"Sec-Fetch-Site": "none"}, False),
+    ({"Origin": "https://example.org", "Sec-Fetch-Site": "cross-site"}, True),
+    ({"Origin": "http://test:81", "Sec-Fetch-Site": "same-site"}, True),
+    # browsers without Sec-Fetch-Site; the port may be lost in a proxy
+    ({"Origin": "http://Test:8000"}, False), ({"Origin": "http://test"}, False), ({"Origin": "http://test.org"}, True),
+    ({"Origin": "null"}, True), ({"Origin": "http://[::1]:80"}, True), ({"Origin": ""}, True)])
+def test_a_form_of_another_origin_costs_no_computing_time(headers, is_refused, monkeypatch):
+    calls = []
+
+    def detect(*_, **__):
+        calls.append(1)
+        raise minigdino.ImageError("not this one")
+
+    monkeypatch.setattr(minigdino.Model, "detect", detect)
+    body, kind = form([IMAGE, ("text", "a cat.")])
+    status, _, content = ask("POST", "/v1/detect", body, {**kind, "Host": "test", **headers})
+    assert (status == 403, not calls) == (is_refused, is_refused)
+    if is_refused:
+        assert "--cors" in json.loads(content)["error"]
+        allowed = {**kind, "Host": "test", **headers}
+        for origin in (headers["Origin"], "*"):
+            assert ask("POST", "/v1/detect", body, allowed, origins=[origin])[0] == 422
+        assert ask("GET", "/health/live", headers=headers)[0] == 200  # whose answer the page cannot read
+
+
 def test_a_url_is_downloaded_if_the_server_allows_it(monkeypatch):
     def download(url):
         assert url == "https://example.org/cat.png"
@@ -480,7 +507,7 @@ def test_the_description_names_every_field_and_status():
     fields = {"text", "precision", "draw", "model", *bodies.DEFAULTS}
     assert set(kinds["application/json"]["schema"]["properties"]) == {"images", "phrases", *fields}
     assert set(kinds["multipart/form-data"]["schema"]["properties"]) == {"image", "phrase", *fields}
-    assert set(route["responses"]) == {"200", "401", "408", "413", "415", "422", "500", "503", "504"}
+    assert set(route["responses"]) == {"200", "401", "403", "408", "413", "415", "422", "500", "503", "504"}
     assert {"/v1/models", "/health/live", "/health/ready", "/metrics"} <= description["paths"].keys()
     status, answer = detect(as_json(text="a cat.", threshold=0.01))
     documented = route["responses"]["200"]["content"]["application/json"]["schema"]["properties"]

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import mimetypes
+import re
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def create(pool: Pool, settings: Settings) -> FastAPI:
     _add_pages(app)
     app.add_exception_handler(Refused, _refused)  # type: ignore[arg-type]  # of handlers of a kind of exception
     app.add_exception_handler(HTTPException, _refused_by_router)  # type: ignore[arg-type]
-    app.add_middleware(_Door, key=settings.key, metrics=metrics)
+    app.add_middleware(_Door, key=settings.key, origins=settings.origins, metrics=metrics)
     if settings.origins:  # outside the other one: a browser asks for permission without the key
         app.add_middleware(CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["GET", "POST"],
                            allow_headers=["Authorization", "Content-Type", "X-API-Key"],
@@ -209,16 +210,17 @@ async def _unless_gone(request: Request, answer: Awaitable[Any]) -> Any:
 
 
 class _Door:
-    """Middleware: checks the key, adds headers, counts requests, and answers HEAD as GET.
+    """Middleware: checks origin and key, adds headers, counts requests, and answers HEAD as GET.
 
     Args:
         app: the ASGI application.
         key: the key; None for none.
+        origins: origins of pages that may send requests from a browser, besides the server's own; "*" for all.
         metrics: where requests are counted.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], key: str | None, metrics: Metrics):
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: Callable[..., Awaitable[None]], key: str | None, origins: Sequence[str], metrics: Metrics):
+        self._app, self._origins, self._metrics = app, origins, metrics
         self._key = None if key is None else _digest(key.encode())
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -238,7 +240,7 @@ class _Door:
             await send(message)
 
         try:
-            app = self._app if self._is_allowed(scope) else KEY_NEEDED
+            app = OTHER_ORIGIN if self._is_foreign(scope) else self._app if self._is_allowed(scope) else KEY_NEEDED
             await app(scope, receive, send_with_headers)
         except h11.LocalProtocolError:  # the client broke the protocol, and its connection takes no answer any more
             raise
@@ -250,6 +252,21 @@ class _Door:
         finally:
             self._metrics.count(getattr(scope.get("route"), "path", "other"), status or LEFT)
 
+    def _is_foreign(self, scope):
+        """Whether a page of another origin made a browser send a request that costs computing time.
+
+        CORS keeps such a page from reading the answer, but a form is sent without asking the server first. Browsers
+        omit Sec-Fetch-Site where the connection is neither encrypted nor local; Origin has the host of the page then.
+        """
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]
+                   if name in (b"host", b"origin", b"sec-fetch-site")}
+        origin = headers.get("origin")
+        if scope["method"] != "POST" or {origin, "*"}.intersection(self._origins):
+            return False
+        if site := headers.get("sec-fetch-site"):
+            return site not in ("same-origin", "none")
+        return origin is not None and _host(origin.partition("//")[2]) != _host(headers.get("host", ""))
+
     def _is_allowed(self, scope):
         if self._key is None or scope["path"] == "/" or scope["path"].startswith(OPEN):
             return True
@@ -259,6 +276,8 @@ class _Door:
         return hmac.compare_digest(_digest(given), self._key)
 
 
+OTHER_ORIGIN = JSONResponse({"error": "expected a request of this server's own page, or of a program; got one of a web "
+                             "page of another origin. Start the server with --cors ORIGIN to accept it"}, 403)
 KEY_NEEDED = JSONResponse({"error": "expected the key of this server, in the header Authorization: Bearer KEY or "
                            "X-API-Key: KEY; got none or another one"}, 401, {"WWW-Authenticate": "Bearer"})
 BROKEN = JSONResponse({"error": FAILED}, 500)
@@ -269,6 +288,11 @@ def _with(headers, added):
     present = {name.lower() for name, _ in headers}
     pairs = ((name.lower().encode(), value.encode()) for name, value in added.items())
     return [*headers, *(pair for pair in pairs if pair[0] not in present)]
+
+
+def _host(authority):
+    """The host of "host:port", without the port, which a proxy may leave out."""
+    return re.sub(r":\d*$", "", authority).lower()
 
 
 def _digest(key):

@@ -44,7 +44,8 @@ FORM = {"type": "object", "required": ["image"], "additionalProperties": False,
     "size": {"type": "string", "pattern": r"^\d+,\d+$", "examples": ["800,1333"], "description": SIZE}, **COMMON}}
 OBJECT = {"type": "object", "required": ["images"], "additionalProperties": False,
           "oneOf": [{"required": ["text"]}, {"required": ["phrases"]}], "properties": {
-    "images": {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": {"type": "string"},
+    "images": {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES,
+               "items": {"type": "string", "minLength": 1},
                "description": "Images in base64, or URLs if the server allows them."},
     "phrases": {"type": "array", "maxItems": MAX_PHRASES, "items": {"type": "string"},
                 "description": "Phrases of the prompt, instead of text.", "examples": [["a cat", "a dog"]]},
@@ -71,7 +72,8 @@ ANSWER = {"type": "object", "required": ["model", "version", "results", "seconds
         "waited": {"type": "number"}, "decoded": {"type": "number"}, "computed": {"type": "number"}}},
     "warnings": {"type": "array", "items": {"type": "string"}, "description": "Warnings about the prompt."}}}
 REFUSALS = {
-    401: "The key is missing or wrong.", 408: "The request did not arrive in time.",
+    401: "The key is missing or wrong.", 403: "A web page of another origin sent the request.",
+    408: "The request did not arrive in time.",
     413: "The request has too many bytes, or an image too many pixels.", 415: "The content type is not supported.",
     422: "A field or an image cannot be used.", 500: "The server failed.",
     503: "The queue is full, or the server ends. Retry-After states the seconds to wait.",
