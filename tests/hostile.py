@@ -222,7 +222,7 @@ class Answer(NamedTuple):
 def send(port: int, request: Attack) -> Answer:
     """Send a request over a connection of its own. One that may be incomplete ends with the end of the stream."""
     with contextlib.closing(socket.create_connection(("127.0.0.1", port), HANG)) as connection:
-        with contextlib.suppress(ConnectionError):  # the server may refuse before it has read everything
+        with contextlib.suppress(OSError):  # the server may refuse, and close, before it has read everything
             connection.sendall(request.data)
             if not request.complete:
                 connection.shutdown(socket.SHUT_WR)
