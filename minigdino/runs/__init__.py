@@ -1,0 +1,1 @@
+"""Detection in many images: parts of a list, processes, and files that are put together."""
