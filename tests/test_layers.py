@@ -49,7 +49,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
      "runtime.device", "runtime.flops"},
     {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.precision", "runtime.threads",
      "heif", "missing", "urls", "writing"},
-    {"extras", "checkpoints.json_file", "checkpoints.published", "learning.average_precision"},
+    {"extras", "checkpoints.json_file", "checkpoints.published", "learning.average_precision", "runs.shard"},
     {"errors", "version", "network", "source_tree", "overlap", "learning.curve"},
 ]
 RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from PIL import Image
 from ..checkpoints.fingerprint import fingerprint
 from ..checkpoints.json_file import is_folder, status
 from ..detector import Model
-from ..errors import ArgumentError, ImageError, brief
+from ..errors import ArgumentError, ImageError
 from ..files import JsonLines
 from ..image import open_image, read_file
+from ..runs import shard as shards
+from ..runs.shard import Shard
 from ..version import __version__
 from .detections import SHARD
 from .ground_truth import Picture
@@ -28,46 +29,9 @@ from .tasks import Predict, Task, fields
 DETECTIONS = "detections"  # start of the file name
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A part of the images of a set, by a hash of their ids.
-
-    Attributes:
-        number: number of the part, from 1.
-        of: number of parts.
-    """
-
-    number: int
-    of: int
-
-    def __post_init__(self):
-        if not (type(self.number) is type(self.of) is int and 1 <= self.number <= self.of):
-            raise ArgumentError(f"a shard must be i/n with 1 <= i <= n, such as 1/4; got {brief(self.number)}/"
-                                f"{brief(self.of)}")
-
-    @classmethod
-    def parsed(cls, text: str) -> Shard:
-        """Read a shard from a text such as "1/4".
-
-        Raises:
-            ArgumentError: for any other text.
-        """
-        number, _, of = text.partition("/")
-        if not (number.isdecimal() and of.isdecimal()):
-            raise ArgumentError(f"a shard must be i/n with 1 <= i <= n, such as 1/4; got {brief(text)}")
-        return cls(int(number), int(of))
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-    def __contains__(self, image: int) -> bool:
-        digest = hashlib.blake2b(str(image).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % self.of == self.number - 1
-
-
 def file_name(shard: Shard | None = None) -> str:
     """Return the name of the file of raw detections, such as "detections-1-of-4.jsonl"."""
-    return f"{DETECTIONS}.jsonl" if shard is None else f"{DETECTIONS}-{shard.number}-of-{shard.of}.jsonl"
+    return shards.file_name(DETECTIONS, shard)
 
 
 def header(model: Model, annotations: str | Path, task: Task, size: Sequence[int] | None,
