@@ -157,44 +157,12 @@ def parser() -> argparse.ArgumentParser:
                              "patterns, hidden files are skipped; in folders, videos too. A path given twice is "
                              "processed once. Without --phrase and --phrases, the last argument is TEXT, the prompt: "
                              'phrases that end in dots, such as "a cat. a dog."')
-    detect.add_argument("--phrase", action="append", metavar="P",
-                        help="one phrase of the prompt, instead of TEXT; repeatable")
-    detect.add_argument("--phrases", metavar="FILE", type=_path,
-                        help="text file with a phrase on each line, instead of TEXT; any number of them")
+    _add_prompt(detect)
     detect.add_argument("--recursive", action="store_true", help="search the subfolders of folders, too")
     detect.add_argument("--every", type=int, metavar="N",
                         help="take every Nth frame of a video (default: each). Frame 12 of clip.mp4, counted from 0, "
                              "is named clip.mp4#12")
-    detect.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, short name (see '
-                                                     '`minigdino models`), or "shapes" (default: $MINIGDINO_MODEL, '
-                                                     "else grounding-dino-tiny)")
-    detect.add_argument("--threshold", type=float, default=0.25, metavar="X",
-                        help="score that a detection must exceed (default: 0.25)")
-    detect.add_argument("--phrase-threshold", action="append", type=_phrase_threshold, metavar="P=X",
-                        help='score that a detection of one phrase must exceed, such as "a cat=0.4"; repeatable')
-    detect.add_argument("--text-threshold", type=float, default=0.25, metavar="X",
-                        help='probability that a token must exceed to become part of "phrase" (default: 0.25)')
-    detect.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"),
-                        help="shortest and longest edge of the resized image, in pixels (default: the checkpoint's)")
-    detect.add_argument("--score", choices=SCORES, default="max",
-                        help='"max" (default): the score is the highest probability of any token. "mean": the highest '
-                             "mean probability of the tokens of a phrase")
-    detect.add_argument("--max-area", type=float, metavar="X",
-                        help="largest fraction of the image that a box may cover")
-    detect.add_argument("--nms", type=float, metavar="X",
-                        help="non-maximum suppression: remove a detection that overlaps a better one with the same "
-                             "label by an IoU of more than X")
-    detect.add_argument("--class-agnostic", action="store_true",
-                        help="with --nms or --tile: also if the better one has another label")
-    detect.add_argument("--max-detections", type=int, metavar="N", help="keep the N best detections of an image")
-    detect.add_argument("--tile", type=int, metavar="N",
-                        help="detect in overlapping tiles of N x N pixels, too, to find small objects in a large "
-                             "image. Sets --nms to 0.5 by default")
-    detect.add_argument("--chunk", type=int, metavar="N",
-                        help="with --phrase or --phrases: largest number of phrases of a prompt (default: as many as "
-                             "fit). More phrases are split over several forward passes")
-    detect.add_argument("--device", default="cpu", help='"cpu" (default), "cuda" or "cuda:N"')
-    _add_precision(detect)
+    _add_options(detect)
     detect.add_argument("--threads", type=int, metavar="N",
                         help="number of threads (default: the CPUs that this process may use, or OMP_NUM_THREADS if "
                              "that is less)")
@@ -223,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
                         help="with --coco: JSON file with the id of each label, a different int for each")
     detect.add_argument("--image-ids", metavar="FILE", type=_path,
                         help="with --coco: COCO data set with the id of each image, such as the ground truth")
-    detect.set_defaults(command=detect_run.run, error=detect.error)
+    detect.set_defaults(command=detect_run.run, error=detect.error, verb="detect")
 
     download = commands.add_parser("download", help="download a published checkpoint into the local hub cache",
                                    epilog="example: minigdino download iSEE-Laboratory/llmdet_tiny")
@@ -423,12 +391,54 @@ def _parsed(argv):
     """The arguments of a command. SOURCE and TEXT may be anywhere: argparse leaves those after an option over."""
     top = parser()
     arguments, rest = top.parse_known_args(argv)
-    if rest and arguments.command is not detect_run.run:
+    if rest and not hasattr(arguments, "verb"):
         quotes = ". Put a TEXT of several words in quotes" if hasattr(arguments, "text") else ""
         top.error(f"unrecognized arguments: {' '.join(rest)}{quotes}")
     if rest:
         arguments.source += rest
     return arguments
+
+
+def _add_prompt(command):
+    """Add the prompt, as `detect_arguments.sources_and_text` reads it."""
+    command.add_argument("--phrase", action="append", metavar="P",
+                         help="one phrase of the prompt, instead of TEXT; repeatable")
+    command.add_argument("--phrases", metavar="FILE", type=_path,
+                         help="text file with a phrase on each line, instead of TEXT; any number of them")
+
+
+def _add_options(command):
+    """Add the model, the options that `detect_arguments.options` reads, and where they run."""
+    command.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, short name (see '
+                                                      '`minigdino models`), or "shapes" (default: $MINIGDINO_MODEL, '
+                                                      "else grounding-dino-tiny)")
+    command.add_argument("--threshold", type=float, default=0.25, metavar="X",
+                         help="score that a detection must exceed (default: 0.25)")
+    command.add_argument("--phrase-threshold", action="append", type=_phrase_threshold, metavar="P=X",
+                         help='score that a detection of one phrase must exceed, such as "a cat=0.4"; repeatable')
+    command.add_argument("--text-threshold", type=float, default=0.25, metavar="X",
+                         help='probability that a token must exceed to become part of "phrase" (default: 0.25)')
+    command.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"),
+                         help="shortest and longest edge of the resized image, in pixels (default: the checkpoint's)")
+    command.add_argument("--score", choices=SCORES, default="max",
+                         help='"max" (default): the score is the highest probability of any token. "mean": the highest '
+                              "mean probability of the tokens of a phrase")
+    command.add_argument("--max-area", type=float, metavar="X",
+                         help="largest fraction of the image that a box may cover")
+    command.add_argument("--nms", type=float, metavar="X",
+                         help="non-maximum suppression: remove a detection that overlaps a better one with the same "
+                              "label by an IoU of more than X")
+    command.add_argument("--class-agnostic", action="store_true",
+                         help="with --nms or --tile: also if the better one has another label")
+    command.add_argument("--max-detections", type=int, metavar="N", help="keep the N best detections of an image")
+    command.add_argument("--tile", type=int, metavar="N",
+                         help="detect in overlapping tiles of N x N pixels, too, to find small objects in a large "
+                              "image. Sets --nms to 0.5 by default")
+    command.add_argument("--chunk", type=int, metavar="N",
+                         help="with --phrase or --phrases: largest number of phrases of a prompt (default: as many as "
+                              "fit). More phrases are split over several forward passes")
+    command.add_argument("--device", default="cpu", help='"cpu" (default), "cuda" or "cuda:N"')
+    _add_precision(command)
 
 
 def _add_precision(command):

@@ -20,8 +20,8 @@ from . import (
     Detections,
     Error,
     ImageError,
-    __version__,
     datasets,
+    detect_arguments,
     files,
     load,
     outputs,
@@ -29,15 +29,12 @@ from . import (
     video,
     writing,
 )
-from .checkpoints.fingerprint import fingerprint
 from .checkpoints.json_file import is_folder, status
 from .console import complain, printable, show, write
 from .detector import prompts
 from .errors import brief
 from .inputs import Input, detect_each, frames, is_camera, is_video
-from .misplaced import misplaced
 from .progress import Progress
-from .prompt import as_label
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,14 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         Error: if an argument is invalid, or an output cannot be written.
         SystemExit: with status 2, if arguments do not fit together.
     """
-    phrases = _listed(arguments)
-    *sources, text = arguments.source if not phrases else [*arguments.source, phrases]
-    if not sources:
-        arguments.error('give an image and a text: minigdino detect cat.jpg "a cat."')
-    if mistake := misplaced(sources, text):
-        arguments.error(mistake)
-    if arguments.chunk is not None and isinstance(text, str):
-        arguments.error("--chunk needs the phrases by --phrase or --phrases; got TEXT, which is always one prompt")
+    sources, text = detect_arguments.sources_and_text(arguments)
     printed = _printed(arguments)
     if arguments.threads is not None:
         set_threads(arguments.threads)
@@ -79,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = load(arguments.model, device=arguments.device, precision=arguments.precision)
     parts = prompts(model, text, arguments.chunk)
     phrases = [phrase for prompt in parts for phrase in prompt.phrases]
-    options = _options(arguments, phrases)
+    options = detect_arguments.options(arguments, phrases)
     model.detect([], text, **options)  # checks the options; a wrong one must not leave an empty file of --jsonl
     categories = _categories(arguments.categories, phrases)
     collected = {"coco": datasets.Coco(categories, image_ids)} if arguments.coco else {}
@@ -107,35 +97,6 @@ def run(arguments: argparse.Namespace) -> int:
                  f"image{'s' * (earlier != 1)}. To try again, delete {'its line' if earlier == 1 else 'their lines'}")
     failed += _write_data_sets(arguments, collected)
     return 1 if failed else 0
-
-
-# option -> value that leaves the result as it is. Such an option is not in the header of JSON Lines, so that files of
-# versions without it can be resumed
-OPTIONAL = {"chunk": None, "score": "max", "max_area": None, "nms": None, "class_agnostic": False,
-            "max_detections": None, "tile": None}
-
-
-def _listed(arguments):
-    """The phrases of --phrase or of --phrases; None for TEXT."""
-    if arguments.phrase and arguments.phrases:
-        arguments.error("expected --phrase or --phrases; got both. Add the phrase to the file")
-    return files.read_phrases(arguments.phrases) if arguments.phrases else arguments.phrase
-
-
-def _options(arguments, phrases):
-    """The options of `Model.detect`."""
-    threshold = arguments.threshold
-    if arguments.phrase_threshold:
-        named: dict[str, float] = {}
-        for phrase, value in arguments.phrase_threshold:
-            if (label := as_label(phrase)) in named:
-                arguments.error(f"expected --phrase-threshold once for a phrase; got {brief(label)} twice. Keep one of "
-                                "them")
-            named[label] = value
-        threshold = {**dict.fromkeys(phrases, threshold), **named}
-    return {"threshold": threshold, "text_threshold": arguments.text_threshold, "size": arguments.size,
-            **{name: value for name, default in OPTIONAL.items()
-               if (value := getattr(arguments, name)) != default}}
 
 
 def _nothing(arguments):
@@ -397,11 +358,7 @@ def _lines(arguments, model, parts, options):
     """The JSON Lines as a context; None without --jsonl."""
     if not arguments.jsonl:
         return contextlib.nullcontext()
-    tokens = [prompt.ids.tolist() for prompt in parts]
-    header = {"minigdino": __version__, "model": str(model.source),
-              "fingerprint": fingerprint(model.tensors, model.config, model.settings.to_dict()),
-              "text": [phrase for prompt in parts for phrase in prompt.phrases],
-              "tokens": tokens if len(tokens) > 1 else tokens[0], **options, "precision": model.precision}
+    header = detect_arguments.header(model, parts, options)
     if arguments.jsonl == files.STDOUT:
         return _PrintedLines(header)
     return files.JsonLines(arguments.jsonl, arguments.resume, header=header, overwrite=arguments.overwrite)

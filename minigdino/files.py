@@ -227,6 +227,9 @@ class JsonLines:
             no comparison.
         overwrite: whether to replace an existing file. With `resume`, it is continued nevertheless.
         option: option of the command line that names the file, for error messages.
+        continues: what continues a file, for error messages.
+        on_line: function that receives the JSON object of each earlier line but the header, instead of `done` and
+            `failed`, whose memory grows with the number of images.
 
     Attributes:
         path: the file.
@@ -239,8 +242,8 @@ class JsonLines:
     """
 
     def __init__(self, path: str | Path, resume: bool = False, *, header: dict | None = None, overwrite: bool = False,
-                 option: str = "--jsonl"):
-        self.path, self._option = Path(path), option
+                 option: str = "--jsonl", continues: str = "--resume", on_line: Callable[[dict], None] | None = None):
+        self.path, self._option, self._continues = Path(path), option, continues
         _check_kind(path, option)
         self._file, is_new = _open_to_append(self.path, resume or overwrite, option)
         try:
@@ -250,10 +253,11 @@ class JsonLines:
                                     f"another name for {option}")
             if not resume:
                 os.truncate(self._file.fileno(), 0)  # after the lock: no other run loses its lines
+            self.done: dict[str, int] = {}
             self.failed: set[str] = set()
-            earlier, self.done, rest, complete = self._read()
+            earlier, rest, complete = self._read(on_line)
             if header:
-                self._check(earlier, rest, header)
+                self._check(earlier, complete, rest, header)
             if rest is not None:
                 os.truncate(self._file.fileno(), complete)
             elif complete and not self._ends_a_line(complete):  # an editor has removed the line break
@@ -267,9 +271,9 @@ class JsonLines:
                     os.unlink(self.path)
             raise
 
-    def _read(self) -> tuple[dict | None, dict[str, int], bytes | None, int]:
-        """The header, the images in complete lines, an incomplete last line or None, and the bytes before that."""
-        header, numbers, rest = None, {}, None
+    def _read(self, on_line) -> tuple[dict | None, bytes | None, int]:
+        """The header, an incomplete last line or None, and the bytes before that."""
+        header, rest = None, None
         complete = number = 0
         try:
             with open(self.path, "rb") as file:
@@ -285,31 +289,36 @@ class JsonLines:
                     if number == 1 and "minigdino" in values:
                         header = values
                     else:
-                        numbers[name := _image_of(values)] = number
-                        (self.failed.add if "error" in values else self.failed.discard)(name)
+                        name = _image_of(values)
+                        if on_line:
+                            on_line(values)
+                        else:
+                            self.done[name] = number
+                            (self.failed.add if "error" in values else self.failed.discard)(name)
                     complete += len(line)
         except OSError as error:
             raise _unwritable(self.path, error, self._option) from None
         except (ValueError, LookupError, TypeError, RecursionError):
             raise ArgumentError(f'{self.path}: each line must be a JSON object with "image"; line {number} is not. '
                                 f"Choose another name for {self._option}") from None
-        return header, numbers, rest, complete
+        return header, rest, complete
 
     def _ends_a_line(self, size):
         with open(self.path, "rb") as file:
             file.seek(size - 1)
             return file.read() == b"\n"
 
-    def _check(self, earlier, rest, header):
+    def _check(self, earlier, complete, rest, header):
         """Refuse a file whose lines have another header, or that this program did not begin. It stays as it is."""
-        if earlier is None and (self.done or not (rest is None or _starts_a_header(rest))):
+        if earlier is None and (complete or not (rest is None or _starts_a_header(rest))):
             raise ArgumentError(f"{self.path}: expected a first line that names the model and the prompt, because "
-                                "--resume adds lines for the same ones; got none, as in files of earlier versions. "
-                                f"Choose another name for {self._option}")
+                                f"{self._continues} adds lines for the same ones; got none, as in files of earlier "
+                                f"versions. Choose another name for {self._option}")
         if earlier and (found := differences(earlier, json.loads(json.dumps(header)))):
             old, new = (" and ".join(parts) for parts in zip(*found))
-            raise ArgumentError(f"{self.path}: --resume needs the model and the options with which the file was begun, "
-                                f"{old}; got {new}. Give the same ones, or choose another name for {self._option}")
+            raise ArgumentError(f"{self.path}: {self._continues} needs the model and the options with which the file "
+                                f"was begun, {old}; got {new}. Give the same ones, or choose another name for "
+                                f"{self._option}")
 
     def records(self) -> Iterator[dict]:
         """Yield the JSON object of each image, one by one: the last one, if the file has several for an image.

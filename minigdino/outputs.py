@@ -38,6 +38,20 @@ def check_paths(inputs: Iterable[tuple], outputs: Iterable[tuple]) -> None:
             raise _same_file(other, name, path)
 
 
+def check_folder(option: str, path: str | Path) -> None:
+    """Check that a path can be that of a folder, which may not exist yet.
+
+    Args:
+        option: the option of the command line.
+        path: its value.
+
+    Raises:
+        ArgumentError: if the path is that of a file.
+    """
+    if status(path) and not is_folder(path):
+        raise ArgumentError(f"{path}: expected a folder for {option}; got a file. Choose another name")
+
+
 def _same_file(one, other, path):
     return ArgumentError(f"expected different files for {one} and {other}; got {path} for both. Choose another name "
                          "for one of them")

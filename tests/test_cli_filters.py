@@ -7,7 +7,7 @@ import pytest
 import tiny
 from test_streams import in_process, objects
 
-from minigdino import detect_run
+from minigdino import detect_arguments
 from minigdino.options import DetectOptions
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
@@ -65,7 +65,7 @@ def test_a_file_without_these_options_is_continued_with_the_default_values(detec
 
 def test_every_option_of_detect_is_on_the_command_line():
     given = {"threshold", "text_threshold", "size"}
-    assert given | set(detect_run.OPTIONAL) == set(DetectOptions.__annotations__)
+    assert given | set(detect_arguments.OPTIONAL) == set(DetectOptions.__annotations__)
 
 
 def test_a_phrase_has_its_own_threshold(detect, home):

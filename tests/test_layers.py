@@ -27,7 +27,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"evaluation.protocols", "evaluation.interval"},
     {"evaluation.candidates"},
     {"learning.training"},
-    {"learning.prompts"},
+    {"detect_arguments", "learning.prompts"},
     {"misplaced", "console", "inspection.explain", "datasets", "outputs", "evaluation.ground_truth", "runs.items"},
     {"inputs", "learning.annotations", "runs.manifest", "runs.opening"},
     {"progress", "evaluation.detections", "runs.tar"},
@@ -50,7 +50,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"checkpoints.config", "runtime.kernels", "runtime.memory", "runtime.precision", "runtime.threads",
      "heif", "missing", "urls", "writing"},
     {"extras", "checkpoints.json_file", "checkpoints.published", "learning.average_precision", "runs.shard"},
-    {"errors", "version", "network", "source_tree", "overlap", "learning.curve"},
+    {"errors", "version", "network", "source_tree", "overlap", "learning.curve", "runtime.spawning"},
 ]
 RANK = {module: len(LEVELS) - i for i, row in enumerate(LEVELS) for module in row}
 EXPLAIN = [  # the same, within the package that makes the page

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import outputs, writing
-from ..checkpoints.json_file import status
 from ..console import complain, printable, show
 from ..detector import load
 from ..errors import ArgumentError
@@ -98,8 +97,7 @@ def _check_outputs(arguments, shard):
     """Check all files that will be written, before anything is computed."""
     if not arguments.out:
         return
-    if status(arguments.out) and not runs.is_folder(arguments.out):
-        raise ArgumentError(f"{arguments.out}: expected a folder for --out; got a file. Choose another name")
+    outputs.check_folder(OPTION, arguments.out)
     lines = arguments.out / runs.file_name(shard)
     table, page = arguments.out / TABLE, arguments.out / REPORT
     written = [] if arguments.merge else [lines]

@@ -36,6 +36,15 @@ def default_threads() -> int:
     return cpus.count()
 
 
+def threads_each(processes: int) -> int:
+    """Return the number of threads of each of several processes that compute at the same time: their part of the CPUs.
+
+    Args:
+        processes: number of processes.
+    """
+    return max(1, default_threads() // processes)
+
+
 def follow_environment() -> None:
     """Apply MINIGDINO_THREADS at import. An invalid value gives a warning, so that the import does not fail."""
     wanted = os.environ.get("MINIGDINO_THREADS", "")

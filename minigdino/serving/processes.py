@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
+from ..runtime.spawning import SPAWN
 from ..writing import reason
 from .messages import Message, packed, read
 from .pool import WorkerEnded
 
 START_LIMIT = 300.0  # seconds in which a worker loads its model
-SPAWN = multiprocessing.get_context("spawn")  # a fork would copy the event loop, its sockets and its threads
 
 
 class Process:

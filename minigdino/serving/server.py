@@ -17,10 +17,11 @@ from pathlib import Path
 from .. import urls
 from ..checkpoints import hub
 from ..console import complain, printable
+from ..detect_arguments import check_limits
 from ..detector import EMBEDDED_MODELS, load
 from ..errors import ArgumentError
 from ..extras import require
-from ..runtime.threads import MAX_THREADS, default_threads
+from ..runtime.threads import MAX_THREADS, threads_each
 from ..writing import reason
 
 PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart",
@@ -53,10 +54,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str] = os.envir
 
 
 def _check(arguments, environment):
-    for name, (low, high) in LIMITS.items():
-        value = getattr(arguments, name)
-        if value is not None and not low <= value <= high:
-            raise ArgumentError(f"--{name.replace('_', '-')} must be {low} to {high}; got {value}")
+    check_limits(arguments, LIMITS)
     if arguments.allow_urls and environment.get(urls.PRIVATE) == "1":
         raise ArgumentError(f"--allow-urls does not work with {urls.PRIVATE}=1, by which a client could reach private "
                             "addresses through the server. Unset the variable")
@@ -70,9 +68,8 @@ async def _serve(arguments, key, listener):
     from .worker import Setup, run
 
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs each malformed form
-    threads = default_threads()
-    workers = arguments.workers or max(1, threads // (arguments.threads or 2))
-    threads = arguments.threads or max(1, threads // workers)
+    workers = arguments.workers or threads_each(arguments.threads or 2)  # as many as there are CPUs for
+    threads = arguments.threads or threads_each(workers)
     source = _source(arguments.model)
     model = load(source, precision=arguments.precision)
     name = model_name(source)

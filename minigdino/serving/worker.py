@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
-import os
 import pickle
 import re
 import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
@@ -29,6 +26,7 @@ from .. import tiles
 from ..detector import Model, prompts
 from ..errors import ArgumentError, CheckpointError, Error, ImageError, PromptError, PromptWarning
 from ..image import endings, open_image
+from ..runtime.spawning import end_with_parent
 from ..runtime.threads import set_threads
 from ..version import __version__
 from ..writing import encoded
@@ -67,7 +65,7 @@ def run(connection: socket.socket, setup: Setup) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the web process decides on the end
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with connection, connection.makefile("rwb") as file:
         def send(header, blocks=()):
             file.writelines(packed({**header, "memory": own_memory()}, blocks))
@@ -87,13 +85,6 @@ def run(connection: socket.socket, setup: Setup) -> None:
             send(header, [content])
             if header.get("ends"):
                 return
-
-
-def _end_with_parent():
-    """End this process when the web process is gone, also in the middle of a request."""
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
 
 
 def _prepared(setup):
