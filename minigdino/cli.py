@@ -193,6 +193,35 @@ def parser() -> argparse.ArgumentParser:
                         help="with --coco: COCO data set with the id of each image, such as the ground truth")
     detect.set_defaults(command=detect_run.run, error=detect.error, verb="detect")
 
+    run = commands.add_parser(
+        "run", help="detect objects in very many images, by several processes or machines",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="minigdino run SOURCE [SOURCE ...] TEXT --out DIR [options]\n"
+              "       minigdino run SOURCE [SOURCE ...] --phrase P [--phrase P ...] --out DIR [options]\n"
+              "       minigdino run SOURCE [SOURCE ...] --phrases FILE --out DIR [options]",
+        epilog='examples:\n  minigdino run images.parquet "a cat. a remote control." --out found/ --workers 4\n'
+               '  minigdino run photos/ "a dog." --out found/ --shard 2/16')
+    run.add_argument("source", nargs="+", metavar="SOURCE",
+                     help="a manifest (a .jsonl, .csv or .parquet file with id and uri of each image), a shard in "
+                          "WebDataset's layout (.tar), a folder, a glob pattern in quotes, an image, or a URL of one "
+                          "of them. Without --phrase and --phrases, the last argument is TEXT, the prompt: phrases "
+                          'that end in dots, such as "a cat. a dog."')
+    _add_prompt(run)
+    run.add_argument("--out", metavar="DIR", type=_path, required=True,
+                     help="folder for the results, found.jsonl. The same command again continues the file: it skips "
+                          "images that are done, and tries those with an error again")
+    run.add_argument("--recursive", action="store_true", help="search the subfolders of folders, too")
+    run.add_argument("--shard", metavar="I/N",
+                     help="detect in one of N parts of the images, such as 1/4, and write found-1-of-4.jsonl. The "
+                          "name of an image determines its part")
+    run.add_argument("--workers", type=int, metavar="N",
+                     help="number of processes, which share the mapped weights (default: 1). One that is killed is "
+                          "replaced")
+    run.add_argument("--threads", type=int, metavar="T",
+                     help="threads of each process (default: the CPUs divided by the number of processes)")
+    _add_options(run)
+    run.set_defaults(command=_run, error=run.error, verb="run")
+
     download = commands.add_parser("download", help="download a published checkpoint into the local hub cache",
                                    epilog="example: minigdino download iSEE-Laboratory/llmdet_tiny")
     download.add_argument("id", metavar="ID", help="owner/name on the hub, or a short name (see `minigdino models`)")
@@ -445,6 +474,12 @@ def _add_precision(command):
     command.add_argument("--precision", choices=PRECISIONS,
                          help="precision of the matrix products (default: $MINIGDINO_PRECISION, else highest). Lower "
                               "ones are faster on CPUs with AMX, and medium on AMD CPUs with AVX512-BF16")
+
+
+def _run(arguments):
+    from .runs.run_command import run
+
+    return run(arguments)
 
 
 def _download(arguments):

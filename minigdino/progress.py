@@ -53,7 +53,7 @@ class Progress:
         each = (now - self._start) / self._done
         if self._total is None:
             return f"{self._done} done, {each:.2f} s each"
-        left = duration(each * (self._total - self._done))
+        left = duration(each * max(0, self._total - self._done))  # a folder can get more images meanwhile
         return f"{self._done}/{self._total} images, {each:.2f} s each, {left} left"
 
     def _write(self, text):

@@ -1,0 +1,75 @@
+"""The lines of a run: the result of one image, and the images that a file has already."""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import urls
+from ..detector import Model
+from ..errors import ImageError
+from .items import Item, record
+from .opening import open_uri
+
+FOUND = "found"  # start of the file name
+INT64 = "q"  # the ids, as a type of `array`
+
+
+def line(model: Model, text: str | Sequence[str], options: dict[str, Any], item: Item) -> dict[str, Any]:
+    """Detect in one image.
+
+    Args:
+        model: the model.
+        text: the prompt, as in `Model.detect`.
+        options: keyword arguments of `Model.detect`.
+        item: the image.
+
+    Returns:
+        The JSON object of the image, as from `items.record`: its detections, or why it cannot be used.
+
+    Raises:
+        Error: as `Model.detect` does, except `ImageError`.
+    """
+    try:
+        return record(item, model.detect(open_uri(item.uri), text, **options))
+    except ImageError as error:
+        start, message = f"{shown(item.uri)}: ", str(error)
+        return record(item, ImageError(message if message.startswith(start) else start + message))
+
+
+def shown(uri: str) -> str:
+    """Return the name of an image for messages: a URL without user name and password."""
+    return urls.shown(uri) if urls.is_url(uri) else uri
+
+
+class Done:
+    """The images of a file that have detections. It takes 9 bytes per line while it is filled, then 8 per image."""
+
+    def __init__(self):
+        self._ids, self._good = array(INT64), array("b")
+
+    def add(self, values: dict[str, Any]) -> None:
+        """Add a line of the file. The last line of an image counts. One without an id is none of a run.
+
+        Args:
+            values: the JSON object.
+        """
+        if type(number := values.get("id")) is int and -(2**63) <= number < 2**63:
+            self._ids.append(number)
+            self._good.append("error" not in values)
+
+    @functools.cached_property
+    def ids(self) -> np.ndarray:
+        """The ids of the images [N], sorted."""
+        ids, last = np.unique(np.asarray(self._ids)[::-1], return_index=True)
+        good = np.asarray(self._good)[::-1][last].astype(bool)
+        del self._ids, self._good
+        return ids[good]
+
+    def has(self, ids: int | Sequence[int]) -> np.ndarray:
+        """Return for each id whether the file has the image."""
+        return np.searchsorted(self.ids, ids, "right") > np.searchsorted(self.ids, ids, "left")
