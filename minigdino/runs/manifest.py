@@ -24,6 +24,7 @@ COLUMNS = ("id", "uri")
 BLOCK = 2**20  # bytes of a text file, or
 ROWS = 2**16  # rows of a Parquet file, that are in memory at a time
 MIN_ID, MAX_ID = -(2**63), 2**63 - 1
+OUTPUT = re.compile(r'{"(minigdino|image)": ')
 NUMBER = re.compile("-?[0-9]{1,19}")
 MARK = b"\xef\xbb\xbf"  # of UTF-8, which some programs write at the start of a text
 EXAMPLE = '{"id": 7, "uri": "a.jpg"} in a line'
@@ -93,25 +94,33 @@ def _json_rows(lines):
             values = json.loads(line)
             row = values["id"], values["uri"]
         except (ValueError, LookupError, TypeError, RecursionError):
-            if '"minigdino": ' in line or '"image": ' in line:
-                raise ArgumentError(f'line {number}: expected {EXAMPLE}; got the output of a run, whose images are '
-                                    'named "image". Give the manifest of that run') from None
-            raise ArgumentError(f"line {number}: expected {EXAMPLE}; got {brief(line)}. Correct the line") from None
-        yield _checked(*row, f"line {number}")
+            raise ArgumentError(f"line {number}: expected {EXAMPLE}; got {brief(line.strip())}. "
+                                f"{_hint(line)}") from None
+        yield _checked(*row, "line", number)
+
+
+def _hint(line):
+    """The next step after a line without id or URI."""
+    if OUTPUT.match(line):
+        return 'This is the output of minigdino: give the manifest of that run, or rename "image" to "uri"'
+    return "Correct the line"
 
 
 def _csv_rows(lines):
     rows = csv.reader(lines, strict=True)
+    filled = filter(None, rows)  # not empty lines
     try:
-        header = next(rows, [])
-        if header and [header.count(name) for name in COLUMNS] != [1, 1]:
+        if not (header := next(filled, None)):
+            return
+        if [header.count(name) for name in COLUMNS] != [1, 1]:
             raise _no_columns(header, " in the first line, separated by commas")
-        for row in filter(None, rows):
+        at = [header.index(name) for name in COLUMNS]
+        for row in filled:
             if len(row) != len(header):
                 raise ArgumentError(f"line {rows.line_num}: expected {len(header)} values, as in the first line; got "
                                     f"{len(row)}. Put quotes around a value that contains a comma")
-            number, uri = (row[header.index(name)] for name in COLUMNS)
-            yield _checked(int(number) if NUMBER.fullmatch(number) else number, uri, f"line {rows.line_num}")
+            number, uri = (row[i] for i in at)
+            yield _checked(int(number) if NUMBER.fullmatch(number) else number, uri, "line", rows.line_num)
     except csv.Error as error:
         raise ArgumentError(f"line {rows.line_num}: expected CSV; got another format ({error}). Correct the "
                             "line") from None
@@ -129,8 +138,12 @@ def _parquet_rows(_, file):
         raise ArgumentError(f'expected "id" of type int64 and "uri" of type string; got {number} and {uri}. Convert '
                             "the columns")
     for batch in opened.iter_batches(ROWS, columns=list(COLUMNS)):
-        ids, uris = (batch.column(name).to_pylist() for name in COLUMNS)
-        yield from map(_checked, ids, uris, (f"row {i}" for i in itertools.count(n + 1)))
+        try:
+            ids, uris = (batch.column(name).to_pylist() for name in COLUMNS)
+        except UnicodeDecodeError as error:
+            raise ArgumentError(f"rows {n + 1} to {n + len(batch)}: expected text in UTF-8; got "
+                                f"{brief(error.object)}. Write the file again") from None
+        yield from map(_checked, ids, uris, itertools.repeat("row"), itertools.count(n + 1))
         n += len(batch)
 
 
@@ -139,12 +152,12 @@ def _no_columns(names, where):
                          "columns")
 
 
-def _checked(number: Any, uri: Any, place: str) -> tuple[int, str]:
-    """Check a row."""
+def _checked(number: Any, uri: Any, unit: str, n: int) -> tuple[int, str]:
+    """Check the n-th line or row."""
     if type(number) is not int or not MIN_ID <= number <= MAX_ID:
-        raise ArgumentError(f"{place}: expected an integer as id, within 64 bits; got {brief(number)}. Correct it")
+        raise ArgumentError(f"{unit} {n}: expected an integer as id, within 64 bits; got {brief(number)}. Correct it")
     if type(uri) is not str or not uri or not (uri.isascii() or _is_unicode(uri)):
-        raise ArgumentError(f"{place}: expected a path or a URL as uri; got {brief(uri)}. Correct it")
+        raise ArgumentError(f"{unit} {n}: expected a path or a URL as uri; got {brief(uri)}. Correct it")
     return number, uri
 
 

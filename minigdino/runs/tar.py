@@ -17,7 +17,7 @@ from ..errors import ArgumentError, ImageError, brief
 from ..image import MAX_BYTES, endings
 from .remote import has_ending, is_local, local_path, open_file, read_range, reading
 
-ENDING = ".tar"
+ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # all but the first are refused
 MEMBER = re.compile(r"(.*?\.tar(?:\?[^#]*)?)#(.+)", re.IGNORECASE | re.DOTALL)
 MAX_HEADERS = 2**20  # bytes; limit for the headers of one member
 MAX_MEMBERS = 10**6  # limit for the images of a shard, whose names are in memory
@@ -28,7 +28,7 @@ Place = tuple[int, int] | None  # position and size of a member; None for one th
 
 def is_shard(uri: str) -> bool:
     """Return whether a URI is that of a shard, by its ending."""
-    return has_ending(uri, [ENDING])
+    return has_ending(uri, ENDINGS)
 
 
 def split(uri: str) -> tuple[str, str] | None:
