@@ -172,8 +172,8 @@ class Workers:
             self._give(source)
             if any(worker.ready for worker in self._workers) and not any(worker.items for worker in self._workers):
                 return
-            heard = set(wait([worker.connection for worker in self._workers]))
-            for worker in [worker for worker in self._workers if worker.connection in heard]:
+            readable = set(wait([worker.connection for worker in self._workers]))
+            for worker in [worker for worker in self._workers if worker.connection in readable]:
                 if result := self._result(worker):
                     yield result
 
