@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -373,16 +374,21 @@ def test_a_terminal_shows_one_line_of_progress(home):
     assert shown.replace("\r\n", "\n").count("\n") == 4  # the image with an error, the progress, and two at the end
 
 
-def test_a_model_that_is_gone_when_a_worker_starts_ends_the_run(home, run, monkeypatch):
-    shutil.copytree(home / "model", home / "leaving")
-    original = run_command.pickle.dumps
+@pytest.mark.parametrize(("change", "message"), [
+    (shutil.rmtree, "changing: no such file"),
+    (tiny.model(seed=1).save, "changing: expected the model with which the run began; its files have changed since")])
+def test_a_model_that_changes_before_a_worker_starts_ends_the_run(home, run, monkeypatch, change, message):
+    """A worker that replaces another one can start days after the run."""
+    tiny.model().save(home / "changing")
+    dumps = pickle.dumps
 
-    def dumps(model):
-        data = original(model)
-        shutil.rmtree(home / "leaving")
+    def dumps_and_change(model):
+        data = dumps(model)
+        change(home / "changing")
         return data
 
-    monkeypatch.setattr(run_command.pickle, "dumps", dumps)
-    status, err = run("images", "cat", "--model", "leaving", "--out", "gone", "--workers", "2")
-    assert status == 1
-    assert "leaving" in err and "Traceback" not in err
+    monkeypatch.setattr(run_command.pickle, "dumps", dumps_and_change)
+    out = f"changing-{len(message)}"
+    status, err = run("images", "cat", "--model", "changing", "--out", out, "--workers", "2")
+    assert (status, err.count("\n")) == (1, 1)
+    assert message in err

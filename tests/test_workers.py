@@ -38,7 +38,7 @@ def detected(tmp_path, names, count=2, start="ready"):
     """Run workers over images of some names. Returns {name: line}, and what was logged."""
     items = [Item(i, name) for i, name in enumerate(names)]
     logged = []
-    with Workers(Acting(os.fsencode(tmp_path), start, {}, 1), count, logged.append) as running:
+    with Workers(Acting(os.fsencode(tmp_path), "", start, {}, 1), count, logged.append) as running:
         lines = list(running.detect_each(items))
     assert len(lines) == len(items)
     found = {line["image"]: line for line in lines}
@@ -87,7 +87,7 @@ def test_an_error_of_the_list_of_images_ends_the_run(tmp_path):
         yield Item(2, "slow-2")
         raise ArgumentError("row 3 is invalid")
 
-    running = Workers(Acting(os.fsencode(tmp_path), "ready", {}, 1), 2, print)
+    running = Workers(Acting(os.fsencode(tmp_path), "", "ready", {}, 1), 2, print)
     with running, pytest.raises(ArgumentError, match="row 3 is invalid"):
         list(running.detect_each(items()))
 
@@ -116,7 +116,7 @@ def test_a_process_that_the_system_refuses_is_an_error(tmp_path, monkeypatch):
 
 
 def test_busy_workers_end_at_once_with_the_context(tmp_path):
-    with Workers(Acting(os.fsencode(tmp_path), "ready", {}, 1), 2, print) as running:
+    with Workers(Acting(os.fsencode(tmp_path), "", "ready", {}, 1), 2, print) as running:
         lines = running.detect_each([Item(0, "ok-0"), *(Item(i, f"slow-{i}") for i in range(1, 9))])
         assert next(lines)["image"] == "ok-0"
 

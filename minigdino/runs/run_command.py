@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     header = {**detect_arguments.header(model, parts, options), "sources": sources, "recursive": arguments.recursive,
               "shard": None if shard is None else str(shard)}
     workers = arguments.workers or 1
-    setup = Setup(pickle.dumps(model), text, options, arguments.threads or threads_each(workers))
+    setup = Setup(pickle.dumps(model), header["fingerprint"], text, options, arguments.threads or threads_each(workers))
     del model  # without mapped weights, it would need their memory
     failed = _detect(setup, workers, items, ids, path, header)
     complain(f"wrote {printable(str(path))}")

@@ -20,6 +20,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from ..checkpoints.fingerprint import fingerprint
 from ..errors import CheckpointError, Error, ImageError, PromptWarning
 from ..runtime.spawning import SPAWN, end_with_parent
 from ..runtime.threads import set_threads
@@ -39,12 +40,14 @@ class Setup:
 
     Attributes:
         model: the pickled model, which is loaded from its path again, so that workers share its mapped weights.
+        fingerprint: its fingerprint. A worker that starts hours later must not load another model.
         text: the prompt, as in `Model.detect`.
         options: keyword arguments of `Model.detect`.
         threads: number of threads.
     """
 
     model: bytes
+    fingerprint: str
     text: str | list[str]
     options: dict[str, Any]
     threads: int
@@ -53,10 +56,14 @@ class Setup:
         """Load the model, and return `lines.line` as a function of an image.
 
         Raises:
-            Error: as `load` does.
+            Error: as `load` does, or if the model has changed.
         """
         set_threads(self.threads)
-        return partial(line, pickle.loads(self.model), self.text, self.options)
+        model = pickle.loads(self.model)
+        if fingerprint(model.tensors, model.config, model.settings.to_dict()) != self.fingerprint:
+            raise CheckpointError(f"{model.source}: expected the model with which the run began; its files have "
+                                  "changed since. Put the old ones back, or begin a run in another folder")
+        return partial(line, model, self.text, self.options)
 
 
 @dataclass(eq=False)
