@@ -44,7 +44,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
      "network.swin", "network.bert", "network.phrases", "network.enhancer", "network.queries", "network.decoder",
      "network.matching"},
     {"network.losses", "json_object"},
-    {"fonts", "image", "prompt", "checkpoints.fingerprint", "checkpoints.parameters",
+    {"fonts", "image", "prompt", "runs.table", "checkpoints.fingerprint", "checkpoints.parameters",
      "learning.optimizer", "network.fusion", "network.deformable", "network.boxes"},
     {"checkpoints.names", "learning.features", "learning.recording", "network.ops", "inspection.tracing",
      "runtime.device", "runtime.flops"},
