@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from . import writing
@@ -80,6 +80,21 @@ def replace_closed_streams() -> None:
     for name, access in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, access, encoding="utf-8"))  # noqa: SIM115  for the whole process
+
+
+def counted(n: int, unit: str) -> str:
+    """Return a number with its unit, such as "1 image" or "2 images"."""
+    return f"{n} {unit}{'s' * (n != 1)}"
+
+
+def listed(names: Sequence[str], n: int) -> str:
+    """Return names for a message, such as "a.jpg, b.jpg and 7 more".
+
+    Args:
+        names: the first names.
+        n: number of all names.
+    """
+    return ", ".join(names) + (f" and {n - len(names)} more" if n > len(names) else "")
 
 
 def write(path: str | Path, data: bytes | Iterable[bytes]) -> None:

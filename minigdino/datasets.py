@@ -10,20 +10,21 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
 import tempfile
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from .checkpoints.json_file import open_regular
-from .errors import ArgumentError, Error, from_signal_handler
-from .files import check_new_id, image_id, record
+from .errors import ArgumentError, Error, brief, from_signal_handler
+from .files import check_new_id, image_id, read_categories, record
 from .results import COLUMNS, FORMULA, Detections
 from .version import __version__
 from .writing import ends, reason
@@ -31,18 +32,19 @@ from .writing import ends, reason
 BLOCK = 2**20  # bytes of a file that are in memory at a time
 
 
-class _Items:
-    """Pieces of text with a separator between them.
+class Pieces:
+    """Pieces of text with a separator between them, in a temporary file.
 
     Args:
         separator: text between two pieces.
 
     Attributes:
         n: number of pieces.
+        size: number of bytes of the text.
     """
 
     def __init__(self, separator: str):
-        self.n, self._separator = 0, separator
+        self.n, self.size, self._separator = 0, 0, separator
         self._file = tempfile.SpooledTemporaryFile(BLOCK)  # noqa: SIM115  deleted by the system
 
     def __del__(self):
@@ -51,12 +53,21 @@ class _Items:
 
     def append(self, text: str) -> None:
         """Append a piece. Bytes of a file name that are not Unicode are kept."""
-        piece = self._separator + text if self.n else text
+        piece = (self._separator + text if self.n else text).encode("utf-8", "surrogateescape")
         try:
-            self._file.write(piece.encode("utf-8", "surrogateescape"))
+            self._file.write(piece)
         except OSError as error:
             raise _unwritable(error) from None
         self.n += 1
+        self.size += len(piece)
+
+    def line(self, place: int) -> bytes:
+        """Return the line that starts at a byte. No piece can be appended afterwards. Errors as in `Coco.add`."""
+        try:
+            self._file.seek(place)
+            return self._file.readline()
+        except OSError as error:
+            raise _unwritable(error) from None
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the text, and close the temporary file. Errors as in `Coco.add`."""
@@ -74,8 +85,31 @@ def _unwritable(error):
                          "more space")
 
 
+def categories(path: str | Path | None, phrases: Sequence[str]) -> dict[str, int]:
+    """Return the category ids of a data set.
+
+    Args:
+        path: file with the ids, as in `files.read_categories`; None for ids from 1 in the order of the phrases.
+        phrases: phrases of the prompt.
+
+    Returns:
+        {label: id} with every phrase.
+
+    Raises:
+        ArgumentError: if the file lacks a phrase, or as `files.read_categories` does.
+    """
+    if not path:
+        return {phrase: i for i, phrase in enumerate(dict.fromkeys(phrases), start=1)}
+    ids = read_categories(path)
+    if missing := [phrase for phrase in phrases if phrase not in ids]:
+        known = ", ".join(map(brief, itertools.islice(ids, 10)))
+        raise ArgumentError(f"{path} must have an id for each phrase; it has no id for {brief(missing[0])}, only for "
+                            f"{known}{', ...' if len(ids) > 10 else ''}. Add it")
+    return ids
+
+
 class Coco:
-    """A COCO data set of several images. Ids of annotations start at 1, and those of images, too, without `image_ids`.
+    """A COCO data set of several images. Ids of annotations start at 1, and those of images, too, by default.
 
     Args:
         categories: {label: category id} with every phrase of the prompt.
@@ -85,14 +119,15 @@ class Coco:
     def __init__(self, categories: Mapping[str, int], image_ids: Mapping[str, int] | None = None):
         self._categories, self._ids = categories, image_ids
         self._names: dict[int, str] = {}  # of the images that have an id in `image_ids`
-        self._images, self._annotations = _Items(", "), _Items(", ")
+        self._images, self._annotations = Pieces(", "), Pieces(", ")
 
-    def add(self, image: str, result: Detections | Error) -> None:
+    def add(self, image: str, result: Detections | Error, number: int | None = None) -> None:
         """Add the detections of an image. An image with an error is left out.
 
         Args:
             image: name of the image.
             result: its detections, or the error.
+            number: id of the image, without `image_ids`; None for the next one.
 
         Raises:
             ArgumentError: if the categories lack a label, if `image_ids` lack the image or have one id for two
@@ -101,7 +136,10 @@ class Coco:
         if isinstance(result, Error):
             return
         width, height = result.image_size
-        number = self._images.n + 1 if self._ids is None else self._given_id(image, self._ids)
+        if self._ids is not None:
+            number = self._given_id(image, self._ids)
+        elif number is None:
+            number = self._images.n + 1
         self._images.append(_json({"id": number, "file_name": image, "width": width, "height": height}))
         for row in result.to_coco(number, self._categories):
             area = row["bbox"][2] * row["bbox"][3]
@@ -140,7 +178,7 @@ class Csv:
     """The detections of several images as CSV: the name of the image, then the columns of `Detections.to_csv`."""
 
     def __init__(self):
-        self._lines = _Items("")
+        self._lines = Pieces("")
         self._write([["image", *COLUMNS]])
 
     def add(self, image: str, result: Detections | Error) -> None:
@@ -168,7 +206,7 @@ class Json:
     """
 
     def __init__(self, many: bool):
-        self._many, self._objects = many, _Items(",\n")
+        self._many, self._objects = many, Pieces(",\n")
 
     def add(self, image: str, result: Detections | Error) -> None:
         """Add an image, also one with an error. Arguments and errors as in `Coco.add`."""

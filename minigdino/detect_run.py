@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     phrases = [phrase for prompt in parts for phrase in prompt.phrases]
     options = detect_arguments.options(arguments, phrases)
     model.detect([], text, **options)  # checks the options; a wrong one must not leave an empty file of --jsonl
-    categories = _categories(arguments.categories, phrases)
+    categories = datasets.categories(arguments.categories, phrases)
     collected = {"coco": datasets.Coco(categories, image_ids)} if arguments.coco else {}
     collected |= {"csv": datasets.Csv()} if arguments.csv else {}
     earlier = 0  # images with an error from an earlier run
@@ -388,18 +388,6 @@ def _add_earlier(lines, data_sets, categories):
                                 f"{line['image']} is not. Delete its line, so that --resume processes it again")
         for data_set in data_sets:
             data_set.add(line["image"], found)
-
-
-def _categories(path, phrases):
-    """{label: id} from a file that must contain every phrase; without a file, ids from 1 in the prompt's order."""
-    if not path:
-        return {phrase: i for i, phrase in enumerate(dict.fromkeys(phrases), start=1)}
-    categories = files.read_categories(path)
-    if missing := [phrase for phrase in phrases if phrase not in categories]:
-        known = ", ".join(map(brief, itertools.islice(categories, 10)))
-        raise ArgumentError(f"{path} must have an id for each phrase; it has no id for {brief(missing[0])}, only for "
-                            f"{known}{', ...' if len(categories) > 10 else ''}. Add it")
-    return categories
 
 
 def _image_ids(path, images):

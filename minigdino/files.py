@@ -186,19 +186,27 @@ def detections(line: dict, path: str | Path) -> Detections:
         ArgumentError: if the object has another format, or a value out of range.
     """
     try:
-        rows, size = line["detections"], (line["width"], line["height"])
-        if not (isinstance(rows, list) and all(map(_is_detection, rows))
-                and all(type(edge) is int and edge > 0 for edge in size)):
+        if not is_result(line):
             raise ValueError
+        rows, size = line["detections"], (line["width"], line["height"])
         return Detections(boxes=np.array([row["box"] for row in rows], np.float32).reshape(len(rows), 4),
                           scores=np.array([row["score"] for row in rows], np.float32).reshape(len(rows)),
                           labels=Labels(row["label"] for row in rows),
                           label_ids=np.array([row["label_id"] for row in rows], np.int64).reshape(len(rows)),
                           phrases=Labels(row["phrase"] for row in rows), image_size=size)
-    except (LookupError, TypeError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
         raise ArgumentError(f'{path}: with --coco or --csv, each line must have "width", "height" and "detections"; '
                             f"the line of {line['image']} has another format. Choose another name for "
                             "--jsonl") from None
+
+
+def is_result(line: dict) -> bool:
+    """Return whether a JSON object has the detections of an image, as `record` writes them, with values in range."""
+    try:
+        return (isinstance(line["detections"], list) and all(map(_is_detection, line["detections"]))
+                and all(type(line[edge]) is int and line[edge] > 0 for edge in ("width", "height")))
+    except (LookupError, TypeError):
+        return False
 
 
 def _is_detection(row):

@@ -5,19 +5,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from ..checkpoints.json_file import open_regular
-from ..errors import ArgumentError, brief
-from ..files import MAX_LINE, differences
-from ..writing import reason
+from ..errors import ArgumentError
+from ..line_files import LineFile, check_headers
 
-SHARD = "shard"  # the only value of the header that may differ between files that are merged
 FORMAT = "expected a file of raw detections, as `minigdino evaluate` writes it"
 
 
@@ -60,41 +56,23 @@ class RawDetections:
         self.errors: dict[int, str] = {}
         self.double: dict[int, str] = {}
         self._places: dict[int, tuple[int, int]] = {}  # {id: (index of the file, offset of the line)}
-        self._files: list[BinaryIO] = []
+        self._files: list[LineFile] = []
         try:
             for number, path in enumerate(self.paths):
-                self._files.append(_open(path))
+                self._files.append(LineFile(path, FORMAT))
                 self._index(number)
-        except OSError as error:
-            self.close()
-            raise _unreadable(path, error) from None
         except BaseException:
             self.close()
             raise
 
     def _index(self, number):
-        path, file, offset = self.paths[number], self._files[number], 0
-        for line in iter(lambda: file.readline(MAX_LINE), b""):
-            if not line.endswith(b"\n"):
-                break
-            values = _parsed(line, path, offset)
-            if offset == 0:
-                self._check(values, path)
-            else:
-                self._add(values, number, offset)
-            offset += len(line)
-        if offset == 0:
-            raise ArgumentError(f"{path}: {FORMAT}; got no complete line. Run the evaluation again")
-
-    def _check(self, header, path):
-        if "minigdino" not in header or "annotations" not in header:
-            raise ArgumentError(f"{path}: {FORMAT}; got another one. Give the files of `minigdino evaluate --out`")
-        self.header = self.header or header
-        ours, theirs = ({name: value for name, value in one.items() if name != SHARD} for one in (self.header, header))
-        if found := differences(ours, theirs):
-            old, new = (" and ".join(parts) for parts in zip(*found))
-            raise ArgumentError(f"{path}: files that are merged must have the same model and options, {old} as in "
-                                f"{self.paths[0]}; got {new}. Evaluate this shard again")
+        file = self._files[number]
+        if "minigdino" not in file.header or "annotations" not in file.header:
+            raise ArgumentError(f"{file.path}: {FORMAT}; got another one. Give the files of `minigdino evaluate --out`")
+        self.header = self.header or file.header
+        check_headers(self.header, file.header, self.paths[0], file.path)
+        for offset, values in file:
+            self._add(values, number, offset)
 
     def _add(self, values, number, offset):
         try:
@@ -117,12 +95,7 @@ class RawDetections:
     def __getitem__(self, image: int) -> dict[str, Any]:
         """Return the line of an image, which must be there and no error."""
         number, offset = self._places[image]
-        file, path = self._files[number], self.paths[number]
-        try:
-            file.seek(offset)
-            return _parsed(file.readline(MAX_LINE), path, offset)
-        except OSError as error:
-            raise _unreadable(path, error) from None
+        return self._files[number].at(offset)
 
     def missing(self, images: Iterable[int]) -> list[int]:
         """Return the ids that have no line."""
@@ -138,25 +111,3 @@ class RawDetections:
 
     def __exit__(self, *_) -> None:
         self.close()
-
-
-def _open(path):
-    try:
-        return open_regular(path)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path, error):
-    return ArgumentError(f"{path}: {FORMAT}; it cannot be read ({reason(error)}). Check the path")
-
-
-def _parsed(line, path, offset):
-    try:
-        values = json.loads(line)
-        if not isinstance(values, dict):
-            raise ValueError
-    except (ValueError, RecursionError):
-        raise ArgumentError(f"{path}: {FORMAT}; the line at byte {offset} is no JSON object: {brief(line)}. Remove it, "
-                            "and resume the run") from None
-    return values

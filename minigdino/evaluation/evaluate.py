@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import outputs, writing
-from ..console import complain, printable, show
+from ..console import complain, counted, listed, printable, show
 from ..detector import load
 from ..errors import ArgumentError
 from ..files import JsonLines, check_lines
@@ -167,7 +167,7 @@ def _finish(arguments, task, truth, pictures, raw):
     part = truth.only(evaluated)
     table = task.table(part, raw)
     without = len(missing) + len(failed)
-    note = _count(len(evaluated), task.unit) + (f"; {without} of {len(ids)} have no detections" if without else "")
+    note = counted(len(evaluated), task.unit) + (f"; {without} of {len(ids)} have no detections" if without else "")
     show(_formatted(table, note))
     if arguments.out:
         _write(arguments.out / TABLE, _json(table, raw.header, len(evaluated), without))
@@ -183,12 +183,7 @@ def _finish(arguments, task, truth, pictures, raw):
 
 def _name(problem, names):
     if names:
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        complain(f"minigdino: {_count(len(names), 'image')} {problem}: {', '.join(names[:NAMED])}{more}")
-
-
-def _count(n, unit):
-    return f"{n} {unit}{'s' * (n != 1)}"
+        complain(f"minigdino: {counted(len(names), 'image')} {problem}: {listed(names[:NAMED], len(names))}")
 
 
 def _formatted(table, note):

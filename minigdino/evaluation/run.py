@@ -19,10 +19,10 @@ from ..detector import Model
 from ..errors import ArgumentError, ImageError
 from ..files import JsonLines
 from ..image import open_image, read_file
+from ..line_files import SHARD
 from ..runs import shard as shards
 from ..runs.shard import Shard
 from ..version import __version__
-from .detections import SHARD
 from .ground_truth import Picture
 from .tasks import Predict, Task, fields
 
