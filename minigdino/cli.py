@@ -371,6 +371,37 @@ def parser() -> argparse.ArgumentParser:
                                "that is less)")
     evaluate.set_defaults(command=_evaluate, error=evaluate.error)
 
+    merge = commands.add_parser(
+        "merge", help="check the files of a run, and write them as one",
+        usage="minigdino merge PART [PART ...] [options]",
+        epilog="example: minigdino merge run/ --parquet found.parquet")
+    merge.add_argument("part", nargs="+", metavar="PART", type=_path,
+                       help="a folder of `minigdino run`, or files: JSON Lines of `run` or `detect`, or Parquet. Their "
+                            "model, prompt and options must be the same, and each image of the run must be in one of "
+                            "them")
+    merge.add_argument("--jsonl", metavar="FILE", type=_file,
+                       help="write a line of JSON per image, by ascending id, after a header; - for standard output, "
+                            "also with --coco and --csv")
+    merge.add_argument("--parquet", metavar="FILE", type=_file,
+                       help="write a row per image, by ascending id, as Parquet")
+    merge.add_argument("--coco", metavar="FILE", type=_file,
+                       help="write all detections as a COCO data set. Its ids of images are those of the run")
+    merge.add_argument("--csv", metavar="FILE", type=_file, help="write all detections as CSV")
+    merge.add_argument("--sources", nargs="+", metavar="SOURCE",
+                       help="the images of the run, if they are elsewhere now: manifests, folders, patterns or files "
+                            "(default: the sources with which the run was begun)")
+    merge.add_argument("--recursive", action="store_true", help="with --sources: search subfolders, too")
+    merge.add_argument("--allow-missing", action="store_true",
+                       help="merge what is there: do not check that all shards and all images are")
+    merge.add_argument("--categories", metavar="FILE", type=_path,
+                       help="with --coco: JSON file with the id of each label, a different int for each")
+    merge.add_argument("--image-ids", metavar="FILE", type=_path,
+                       help="with --coco: COCO data set with the id of each image, such as the ground truth")
+    merge.add_argument("--overwrite", action="store_true",
+                       help="replace existing files. Without it, only COCO files that minigdino wrote are replaced. "
+                            "Files of the run are never replaced")
+    merge.set_defaults(command=_merge, error=merge.error)
+
     serve = commands.add_parser("serve", help="run a web server for detection, with a page to try it in",
                                 epilog="example: minigdino serve --model shapes --port 8000")
     serve.add_argument("--model", metavar="M", help='directory, .safetensors file, model id, short name, or "shapes" '
@@ -556,6 +587,12 @@ def _train(arguments):
 
 def _evaluate(arguments):
     from .evaluation.evaluate import run
+
+    return run(arguments)
+
+
+def _merge(arguments):
+    from .runs.merge import run
 
     return run(arguments)
 

@@ -25,6 +25,7 @@ COLUMNS = ("id", "uri", "width", "height", "boxes", "scores", "label_ids", "phra
 FOUND = COLUMNS[2:-1]  # null for an image with an error
 ROWS = 1024  # rows that are Python objects at a time
 GROUP = 2**25  # bytes of the rows of a row group
+PYARROW = "pyarrow>=16.1"
 MAGIC = b"PAR1"  # start and end of a Parquet file
 EXPECTED = "expected a Parquet file of results, as `minigdino merge --parquet` writes it"
 
@@ -193,7 +194,7 @@ def is_parquet(path: str | Path) -> bool:
 
 @contextlib.contextmanager
 def _opened(path) -> Iterator[Any]:
-    parquet, arrow = require("pyarrow.parquet", "Parquet", "pyarrow"), _arrow()
+    parquet, arrow = require("pyarrow.parquet", "Parquet", PYARROW), _arrow()
     try:
         with open_regular(path) as file, parquet.ParquetFile(file) as opened:
             yield opened
@@ -214,7 +215,7 @@ def content(lines: Iterable[dict], header: dict) -> Iterator[bytes]:
     Raises:
         ArgumentError: as `table` does.
     """
-    parquet = require("pyarrow.parquet", "Parquet", "pyarrow")
+    parquet = require("pyarrow.parquet", "Parquet", PYARROW)
     sink = io.BytesIO()
     with parquet.ParquetWriter(sink, schema(header), compression="zstd") as writer:
         for group in _groups(lines, header):
@@ -244,4 +245,4 @@ def _taken(sink):
 
 
 def _arrow() -> Any:
-    return require("pyarrow", "Parquet")
+    return require("pyarrow", "Parquet", PYARROW)
