@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd _ext/*.h)
 
-.PHONY: build demo test test-browser docs mutants lint types parity published golden bench gpu-check gpu benchmarks train-shapes evaluate-shapes clean
+.PHONY: build demo test test-runs test-browser docs mutants lint types parity published golden bench gpu-check gpu benchmarks train-shapes evaluate-shapes clean
 
 build: $(VENV)/built
 
@@ -30,7 +30,14 @@ demo: build  ## detect shapes in a drawn scene with the embedded checkpoint; wri
 DEMO_TEXT = "a purple star. a green heart. an orange ring."
 
 test: build  ## the plain test suite: no PyTorch, no network access
-	$(BIN)/python -m pytest --ignore tests/parity $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore tests/parity --ignore tests/runs $(PYTEST_ARGS)
+
+test-runs: $(VENV)/test-runs  ## results as Parquet in pandas, DuckDB and Polars
+	MINIGDINO_RUNS=required $(BIN)/python -m pytest tests/runs
+
+$(VENV)/test-runs: $(VENV)/built
+	$(call extra,test-runs)
+	touch $@
 
 test-browser: $(VENV)/browser  ## the pages of minigdino explain and serve in a headless Chromium, which must be installed
 	MINIGDINO_BROWSER=required $(BIN)/python -m pytest tests/browser
