@@ -211,6 +211,7 @@ def _printed(arguments):
         arguments.error("--resume does not work with standard input, whose images have no names")
     if arguments.resume and not arguments.jsonl:
         arguments.error("--resume needs --jsonl, the file that it continues")
+    outputs.check_ids(arguments)
     return names[0] if names else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fnmatch
 import glob
 import itertools
@@ -36,6 +37,17 @@ def check_paths(inputs: Iterable[tuple], outputs: Iterable[tuple]) -> None:
             continue
         if (other := taken.setdefault(_real(path), name)) != name:
             raise _same_file(other, name, path)
+
+
+def check_ids(arguments: argparse.Namespace) -> None:
+    """Check that the options which give ids are beside --coco, the only output with ids.
+
+    Args:
+        arguments: the parsed arguments. Their `error` ends the process with a usage message.
+    """
+    for option, path in (("categories", arguments.categories), ("image-ids", arguments.image_ids)):
+        if path and not arguments.coco:
+            arguments.error(f"--{option} needs --coco, whose ids it gives")
 
 
 def check_folder(option: str, path: str | Path) -> None:

@@ -511,6 +511,14 @@ def test_a_header_that_was_not_completed_is_written_again(tmp_path, length):
 # --image-ids
 
 
+@pytest.mark.parametrize("option", ["--image-ids", "--categories"])
+def test_ids_need_an_output_with_ids(home, monkeypatch, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        detect(home, monkeypatch, capsys, "photo.png", "cat", "--csv", "no.csv", option, "ids.json")
+    assert f"{option} needs --coco" in capsys.readouterr().err
+    assert not (home / "no.csv").exists()
+
+
 def test_the_image_ids_of_a_file_are_those_of_the_data_set(home, monkeypatch, capsys):
     copies(home, "truth", "a.png", "b.png")
     entries = [{"file_name": "b.png", "id": 5}, {"file_name": "truth/a.png", "id": 139}]

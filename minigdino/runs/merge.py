@@ -69,9 +69,7 @@ def _check_outputs(arguments, paths, written):
         if written["parquet"] == STDOUT:
             raise ArgumentError("--parquet - is not possible: Parquet is not text. Give --parquet a file")
         require("pyarrow", "--parquet", PYARROW)
-    for option, needed in (("categories", arguments.categories), ("image-ids", arguments.image_ids)):
-        if needed and "coco" not in written:
-            arguments.error(f"--{option} needs --coco, whose ids it gives")
+    outputs.check_ids(arguments)
     outputs.check_paths([*(("a file of the run", path) for path in paths), ("--categories", arguments.categories),
                          ("--image-ids", arguments.image_ids)],
                         [(f"--{name}", path) for name, path in written.items() if path != STDOUT])
