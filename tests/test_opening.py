@@ -173,9 +173,9 @@ def test_a_parquet_manifest_is_the_same_in_every_place(place, request):
 
 
 def test_a_missing_file_is_named_in_every_place(place):
-    assert "no such file" in reason(f"{place}/void.png") or "404" in reason(f"{place}/void.png")
-    assert "no such file" in reason(f"{place}/void.tar#0.png")
-    assert "no such file" in reason(f"{place}/void.csv", ArgumentError, lambda uri: list(manifest.read(uri)))
+    for message in (reason(f"{place}/void.png"), reason(f"{place}/void.tar#0.png"),
+                    reason(f"{place}/void.csv", ArgumentError, lambda uri: list(manifest.read(uri)))):
+        assert ("404" if place.startswith("http") else "no such file") in message
 
 
 def test_a_file_that_is_no_image_is_named_in_every_place(place):
@@ -378,7 +378,7 @@ def test_a_server_without_ranges_is_refused_before_its_file_is_in_memory(web, si
                 handler.wfile.write(bytes(2**16))
 
     site.pages["/box/s-0.tar"] = endless
-    assert reason(f"{web}/s-0.tar#1.png").startswith("cannot be read (ValueError: Got more bytes")
+    assert "support range requests" in reason(f"{web}/s-0.tar#1.png")
 
 
 @pytest.mark.parametrize("name", ["s-0.tar#0.png", "a.png"])

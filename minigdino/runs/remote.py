@@ -6,6 +6,7 @@ fsspec keeps a thread, which a forked process does not have. So processes that r
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -95,12 +96,18 @@ def reading(uri: str, kind: type[Error]) -> Iterator[None]:
         raise
     except Error as error:
         raise kind(message if (message := str(error)).startswith(f"{name}: ") else f"{name}: {message}") from None
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if scheme(uri) in HTTP and error.__cause__:  # of any kind; fsspec replaces all of them
+            raise _unreadable(kind, name, error.__cause__, local) from None
         hint = "Check the path" if local else "Check the URL, and that the credentials of this machine are for it"
         raise kind(f"{name}: no such file. {hint}") from None
     except Exception as error:
-        hint = "the file and its permissions" if local else "the URL, the connection and the credentials"
-        raise kind(f"{name}: cannot be read ({type(error).__name__}: {brief(error)}). Check {hint}") from None
+        raise _unreadable(kind, name, error, local) from None
+
+
+def _unreadable(kind, name, error, local):
+    hint = "the file and its permissions" if local else "the URL, the connection and the credentials"
+    return kind(f"{name}: cannot be read ({type(error).__name__}: {brief(error)}). Check {hint}")
 
 
 def open_file(uri: str) -> Any:
@@ -212,5 +219,6 @@ def _socket(info):
     """A socket for an address that a host name was resolved to, also that of a redirect."""
     family, kind, protocol, _, address = info
     if os.environ.get(PRIVATE) != "1" and not is_public(address[0]):
-        raise OSError(f"expected a public address; got a private, local or reserved one. To trust it, set {PRIVATE}=1")
+        raise OSError(errno.EACCES, "expected a URL with a public address; its host has a private, local or reserved "
+                                    f"one. If you trust the URL, set {PRIVATE}=1")
     return socket.socket(family, kind, protocol)
