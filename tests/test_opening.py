@@ -213,7 +213,7 @@ def test_a_spawned_process_opens_an_image(local):
 
 def test_fsspec_is_named_if_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    message = 'memory:// needs the package fsspec, which is not installed. Run: pip install "fsspec>=2024.2"'
+    message = 'memory:// needs the package fsspec, which is not installed. Run: pip install "fsspec>=2024.5"'
     assert reason("memory://box/a.png") == message
 
 

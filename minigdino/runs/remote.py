@@ -21,7 +21,7 @@ from ..extras import require
 from ..image import endings
 from ..urls import PRIVATE, is_public, shown
 
-FSSPEC = "fsspec>=2024.2"
+FSSPEC = "fsspec>=2024.5"
 AIOHTTP = "aiohttp>=3.12"  # older ones accept no function that creates sockets
 LOCAL = ("", "file", "local")
 HTTP = ("http", "https")
