@@ -18,7 +18,7 @@ from minigdino.runs.items import Item, read_items, record, stable_id
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working directory with images, a shard and a manifest."""
+    """A working directory with images, a tar file and a manifest."""
     monkeypatch.chdir(tmp_path)
     for name in ("photos/b.jpg", "photos/a.png", "photos/more/c.jpg", "photos/._a.png", "d.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

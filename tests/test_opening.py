@@ -1,4 +1,4 @@
-"""One function opens an image wherever it is: on this machine, at a URL, in a store, or in a shard at any of these."""
+"""One function opens an image wherever it is: on this machine, at a URL, in a store, or in a tar file there."""
 
 import contextlib
 import io
@@ -149,7 +149,7 @@ def test_an_image_is_the_same_in_every_place(place):
         np.testing.assert_array_equal(np.asarray(image), PHOTO)
 
 
-def test_a_manifest_and_a_shard_are_the_same_in_every_place(place):
+def test_a_manifest_and_a_tar_file_are_the_same_in_every_place(place):
     for name in ("list.csv", "list.jsonl"):
         assert list(manifest.read(f"{place}/{name}")) == [(7, "a.png")]
     assert tar.members(f"{place}/s-0.tar") == [f"{place}/s-0.tar#{i}.png" for i in range(3)]
@@ -352,7 +352,7 @@ def test_an_image_at_a_url_needs_no_package(web, monkeypatch):
 def test_aiohttp_is_named_if_it_is_missing(fsspec, monkeypatch):
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     assert reason("https://a.test/a.tar#a.png") == (
-        "a shard or a manifest at https:// needs the package aiohttp, which is not installed. Run: pip install "
+        "a tar file or a manifest at https:// needs the package aiohttp, which is not installed. Run: pip install "
         '"aiohttp>=3.12"')
 
 

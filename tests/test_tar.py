@@ -1,4 +1,4 @@
-"""Shards in WebDataset's layout: every image is found and read in place; damaged and hostile shards are refused."""
+"""Tar files in WebDataset's layout: every image is found and read in place; damaged and hostile ones are refused."""
 
 import io
 import os
@@ -16,7 +16,8 @@ from minigdino.runs import remote, tar
 
 NAMES = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=9).map(
     lambda name: f"{name}.jpg"), unique=True, min_size=1, max_size=8)
-NOT_PLAIN = "expected a plain file in the shard; got a link, a device or a sparse file. Write the shard without them"
+NOT_PLAIN = ("expected a plain file in the tar file; got a link, a device or a sparse file. Write it to the tar file "
+             "as a plain one")
 FORMATS = st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 
 
@@ -29,7 +30,7 @@ def member(name, size=0, **fields):
 
 
 def write(path, contents, **options):
-    """Write a shard of {name: content}, or of pairs of a TarInfo and a content."""
+    """Write a tar file of {name: content}, or of pairs of a TarInfo and a content."""
     with tarfile.open(path, "w", **options) as shard:
         for name, content in contents.items() if isinstance(contents, dict) else contents:
             shard.addfile(member(name, len(content)) if isinstance(name, str) else name, io.BytesIO(content))
@@ -51,7 +52,7 @@ def reason(shard, name=None):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("shards")
+    return tmp_path_factory.mktemp("tars")
 
 
 @given(names=NAMES, form=FORMATS, seed=st.integers(0, 99), prefix=st.sampled_from(["", "./", "a/b/", "/", "../"]))
@@ -64,7 +65,7 @@ def test_every_image_is_found_and_read(folder, names, form, seed, prefix):
     shard = write(folder / "all.tar", contents, format=form)
     wanted = [prefix + name for name in names if not name.startswith(".")]
     if not wanted:
-        assert reason(shard) == "expected a shard with images, such as .jpg members; found none. Check the file"
+        assert reason(shard) == "expected a tar file with images, such as .jpg files; found none. Check the file"
         return
     assert tar.members(shard) == [f"{shard}#{name}" for name in wanted]
     for name in wanted:
@@ -73,12 +74,12 @@ def test_every_image_is_found_and_read(folder, names, form, seed, prefix):
 
 
 @given(shard=st.text(max_size=9).map(lambda text: f"{text}.tar"), name=st.text(min_size=1, max_size=9))
-def test_a_uri_is_split_at_its_first_shard(shard, name):
+def test_a_uri_is_split_at_its_first_tar_file(shard, name):
     assert tar.split(f"{shard}#{name}") == (shard, name) or ".tar#" in shard.lower()
     assert tar.split(shard) is None or ".tar#" in shard.lower()
 
 
-def test_a_url_of_a_shard_may_have_a_query():
+def test_a_url_of_a_tar_file_may_have_a_query():
     assert tar.split("https://h/a.tar?key=1&b=2#x/1.jpg") == ("https://h/a.tar?key=1&b=2", "x/1.jpg")
     assert tar.split("clip.mp4#12") is tar.split("a.tar#") is tar.split("a.tar.gz#b.jpg") is None
 
@@ -135,7 +136,16 @@ def test_a_chain_of_headers_is_refused(folder):
     assert "cannot be read (RecursionError" in reason(str(path))
 
 
-def test_a_member_larger_than_its_shard_is_refused(folder):
+@pytest.mark.parametrize("size", [-512, -1024, -(2**40)])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_negative_size_is_refused(folder, size, kind):
+    path = folder / "negative.tar"
+    headers = member("0.txt").tobuf() + member("1.txt", size, type=kind).tobuf(tarfile.GNU_FORMAT)
+    path.write_bytes(headers + member("2.jpg").tobuf() + bytes(1024))
+    assert "expected a complete tar file without compression" in reason(str(path))
+
+
+def test_a_member_larger_than_its_tar_file_is_refused(folder):
     path = folder / "large.tar"
     path.write_bytes(member("0.jpg", 2**40).tobuf() + bytes(4096))
     assert reason(str(path)) == ("expected a complete tar file without compression; got another one or a damaged one "
@@ -147,36 +157,35 @@ def test_a_member_larger_than_any_image_is_not_read(folder):
     path.write_bytes(member("0.jpg", 2**40).tobuf())
     os.truncate(path, 2**40 + 4096)  # a hole on the disk
     assert names(str(path)) == ["0.jpg"]
-    message = f"expected an image of at most {2**30} bytes; the shard states {2**40}. Check the shard"
+    message = f"expected an image of at most {2**30} bytes; got one of {2**40}. Check the tar file"
     assert reason(str(path), "0.jpg") == message
 
 
 @pytest.mark.parametrize(("name", "mode"), [("a.tar", "w:gz"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz"),
                                             ("a.tar.bz2", "w:bz2"), ("a.tar.xz", "w:xz")])
-def test_a_compressed_shard_is_refused(folder, name, mode):
+def test_a_compressed_tar_file_is_refused(folder, name, mode):
     with tarfile.open(folder / name, mode) as shard:
         shard.addfile(member("0.jpg", 1), io.BytesIO(b"a"))
-    assert tar.is_shard(str(folder / name))
+    assert tar.is_tar(str(folder / name))
     assert "expected a complete tar file without compression" in reason(str(folder / name))
 
 
 def test_names_that_occur_twice_are_refused(folder):
     shard = write(folder / "twice.tar", [("a.jpg", b"1"), ("b.jpg", b"2"), ("a.jpg", b"3")])
-    assert reason(shard) == "expected different names in the shard; got 'a.jpg' twice. Rename one of the two"
+    assert reason(shard) == "expected different names in the tar file; got 'a.jpg' twice. Rename one of the two"
 
 
 def test_the_number_of_images_is_limited(folder, monkeypatch):
     shard = write(folder / "many.tar", {f"{i}.jpg": b"" for i in range(4)})
     monkeypatch.setattr(tar, "MAX_MEMBERS", 3)
-    assert reason(shard) == "expected at most 3 images in a shard; got more. Split it"
+    assert reason(shard) == "expected at most 3 images in a tar file; got more. Split it"
 
 
-def test_a_missing_shard_and_a_missing_member(folder):
+def test_a_missing_tar_file_and_a_missing_member(folder):
     shard = write(folder / "few.tar", {"a.jpg": b""})
     assert reason(str(folder / "void.tar")) == "no such file. Check the path"
     assert reason(str(folder / "void.tar"), "a.jpg") == "no such file. Check the path"
-    assert reason(shard, "b.jpg") == ("expected the name of an image in the shard; it has none of this name. List the "
-                                      "shard again")
+    assert reason(shard, "b.jpg") == "no such image in the tar file. Check the name: it must be as the tar file has it"
 
 
 def test_an_empty_file_is_refused(folder):
@@ -208,7 +217,7 @@ def test_a_damaged_tar_file_is_read_or_refused(folder, data):
 
 
 @pytest.mark.parametrize("size", range(1, 4 * 1536 + 1024, 171))
-def test_a_truncated_shard_is_refused(folder, size):
+def test_a_truncated_tar_file_is_refused(folder, size):
     write(folder / "good.tar", {f"{i}.jpg": bytes(700) for i in range(4)})
     path = folder / "truncated.tar"
     path.write_bytes((folder / "good.tar").read_bytes()[:size])
@@ -218,14 +227,14 @@ def test_a_truncated_shard_is_refused(folder, size):
         assert "got another one or a damaged one" in reason(str(path))
 
 
-def test_a_shard_that_changes_is_read_again(folder):
+def test_a_tar_file_that_changes_is_read_again(folder):
     shard = write(folder / "changing.tar", {"a.jpg": b"1"})
     assert tar.read_member(shard, "a.jpg") == b"1"
     write(folder / "changing.tar", {"b.png": b"0" * 600, "a.jpg": b"22"})
     assert names(shard) == ["b.png", "a.jpg"] and tar.read_member(shard, "a.jpg") == b"22"
 
 
-def test_a_shard_is_listed_once_for_all_its_images_and_threads(folder, monkeypatch):
+def test_a_tar_file_is_listed_once_for_all_its_images_and_threads(folder, monkeypatch):
     shard = write(folder / "once.tar", {f"{i}.jpg": b"%d" % i for i in range(50)})
     opened, original = [], tar.open_file
     monkeypatch.setattr(tar, "open_file", lambda uri: (opened.append(uri), original(uri))[1])
@@ -243,7 +252,7 @@ def test_a_shard_is_listed_once_for_all_its_images_and_threads(folder, monkeypat
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_fork_while_another_thread_reads_a_shard(folder):
+def test_a_fork_while_another_thread_reads_a_tar_file(folder):
     shard = write(folder / "fork.tar", {"a.jpg": b"1"})
     with tar._lock:
         child = os.fork()

@@ -1,4 +1,4 @@
-"""The images of a run: an id and a URI each, from manifests, shards, folders, patterns and names."""
+"""The images of a run: an id and a URI each, from manifests, tar files, folders, patterns and names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..results import Detections
 from . import manifest, remote, tar
 
 RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
-MAX_SHARDS = 10**6  # limit for a range
+MAX_RANGE = 10**6  # numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def read_items(sources: Sequence[str], *, recursive: bool = False) -> Iterator[I
         sources: each one of
 
             - a manifest, as in `manifest.read`: a file with one of its endings;
-            - a shard, a file with the ending .tar, as in `tar.members`;
+            - a tar file, with the ending .tar, as in `tar.members`;
             - a folder or a pattern, of this machine as in `files.find_images`, or of a store as in `remote.find`;
             - an image: any other path or URL, whether it exists or not.
 
@@ -73,8 +73,8 @@ def read_items(sources: Sequence[str], *, recursive: bool = False) -> Iterator[I
 
     Raises:
         ImageError: if a folder or a pattern has no image or cannot be read.
-        ArgumentError: if a source is a video or standard input. The iterator also raises it for a manifest or a shard
-            that cannot be read or has an invalid row, and at its end if an id occurs twice.
+        ArgumentError: if a source is a video or standard input. The iterator also raises it for a manifest or a tar
+            file that cannot be read or has an invalid row, and at its end if an id occurs twice.
     """
     names = [name for source in sources for part in _in_range(source) for name in _found(part, recursive)]
     for name in names:
@@ -91,8 +91,8 @@ def _in_range(source) -> Iterator[str]:
         yield source
         return
     first, last = map(int, found.groups())
-    if not 0 <= last - first < MAX_SHARDS:
-        raise ArgumentError(f"{source}: expected an ascending range of at most {MAX_SHARDS} numbers, such as "
+    if not 0 <= last - first < MAX_RANGE:
+        raise ArgumentError(f"{source}: expected an ascending range of at most {MAX_RANGE} numbers, such as "
                             f"{{000..127}}; got {found[0]}. Correct it")
     width = len(found[1]) if found[1].startswith("0") else 0
     for number in range(first, last + 1):
@@ -111,7 +111,7 @@ def _items(name) -> Iterator[Item]:
     """The images of one file."""
     if manifest.is_manifest(name):
         return (Item(number, uri) for number, uri in manifest.read(name))
-    return (Item(stable_id(uri), uri) for uri in (tar.members(name) if tar.is_shard(name) else [name]))
+    return (Item(stable_id(uri), uri) for uri in (tar.members(name) if tar.is_tar(name) else [name]))
 
 
 def _checked(names) -> Iterator[Item]:
@@ -132,7 +132,7 @@ def _checked(names) -> Iterator[Item]:
 
 
 def _place(names, starts, i):
-    """Name an image in an error message: its file, and its number in a manifest or a shard."""
+    """Name an image in an error message: its file, and its number in a manifest or tar file."""
     at = bisect_right(starts, i) - 1
-    many = manifest.is_manifest(names[at]) or tar.is_shard(names[at])
-    return f"{remote.shown_name(names[at])}" + (f" (image {i - starts[at] + 1})" if many else "")
+    many = manifest.is_manifest(names[at]) or tar.is_tar(names[at])
+    return remote.shown_name(names[at]) + (f" (image {i - starts[at] + 1})" if many else "")

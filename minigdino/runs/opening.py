@@ -1,4 +1,4 @@
-"""Open the image of a URI: a file, a URL, an object in a store, or a member of a shard."""
+"""Open the image of a URI: a file, a URL, an object in a store, or a member of a tar file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def open_uri(uri: str) -> Image.Image:
             - a path, relative to the working directory, or a URL that starts with file://;
             - an http or https URL, as in `urls.download`;
             - a URL of another scheme that fsspec knows, such as s3:// or gs://;
-            - a member of a shard, with a shard of any of these kinds: photos-000.tar#a.jpg.
+            - a member of a tar file in any of these places: photos-000.tar#a.jpg.
 
     Returns:
         The upright image in RGB.

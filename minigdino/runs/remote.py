@@ -19,7 +19,7 @@ from ..checkpoints.json_file import open_regular
 from ..errors import Error, ImageError, brief
 from ..extras import require
 from ..image import endings
-from ..urls import PRIVATE, is_public, shown
+from ..urls import PRIVATE, is_public, is_url, shown
 
 FSSPEC = "fsspec>=2024.5"
 AIOHTTP = "aiohttp>=3.12"  # older ones accept no function that creates sockets
@@ -65,8 +65,8 @@ def local_path(uri: str) -> str:
 
 
 def shown_name(uri: str) -> str:
-    """Return a URI for an error message: without user name and password."""
-    return uri if is_local(uri) else shown(uri)
+    """Return a path as it is, and a URL for an error message: without user name and password."""
+    return shown(uri) if is_url(uri) else uri
 
 
 def has_ending(uri: str, known: Collection[str]) -> bool:
@@ -201,7 +201,7 @@ def _filesystem(uri):
     fsspec = require("fsspec", f"{name}://", FSSPEC)
     options = {}
     if name in HTTP:
-        require("aiohttp", f"a shard or a manifest at {name}://", AIOHTTP)
+        require("aiohttp", f"a tar file or a manifest at {name}://", AIOHTTP)
         options = {"get_client": _client}
     elif name in BACKENDS:
         require(BACKENDS[name], f"{name}://")
