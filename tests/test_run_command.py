@@ -130,7 +130,7 @@ def test_a_manifest_gives_the_ids(home, run):
 # ---- a run that is continued
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.data())
 def test_a_run_that_was_killed_at_any_byte_continues(home, whole, data):
     path = home / "killed" / "found.jsonl"
@@ -252,7 +252,7 @@ def running(home, *arguments, limit=None):
     # a background job of a shell ignores SIGINT, and its children inherit that: restore the default handler
     code = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
             "from minigdino.cli import main; sys.exit(main())")
-    command = [sys.executable, "-c", code, "run", *arguments, *PROMPT, "--size", "200", "300"]
+    command = [sys.executable, "-c", code, "run", *arguments, *PROMPT]
     with subprocess.Popen(command, cwd=home, env=ENV, stderr=subprocess.PIPE, text=True, start_new_session=True,
                           preexec_fn=limit) as process:
         try:
@@ -317,10 +317,10 @@ def test_killed_workers_lose_no_image(home, many, expected, kills, pictures):
     assert finish(home, folder, path.parent.name) == expected(folder)
 
 
-@pytest.mark.parametrize(("moment", "number"), [(0, signal.SIGKILL), (9, signal.SIGKILL), (9, signal.SIGTERM),
-                                                (0, signal.SIGINT), (1, signal.SIGINT), (9, signal.SIGINT)])
+@pytest.mark.parametrize(("moment", "number"), [(9, signal.SIGKILL), (9, signal.SIGTERM), (9, signal.SIGINT),
+                                                (0, signal.SIGINT)])
 def test_a_run_that_is_stopped_leaves_no_process_and_continues(home, many, expected, moment, number):
-    """A terminal sends Ctrl-C, SIGINT, to all processes: at their start, or after a number of lines."""
+    """At a number of lines: killed, ended, or interrupted by Ctrl-C, which a terminal sends to all processes."""
     out, folder = f"stopped-{moment}-{number}", many(60)
     path = home / out / "found.jsonl"
     with running(home, folder, "--out", out, "--workers", "2") as process:
@@ -333,6 +333,22 @@ def test_a_run_that_is_stopped_leaves_no_process_and_continues(home, many, expec
                                              else (-number, ""))
     assert count(path) < 61
     assert finish(home, folder, out) == expected(folder)
+
+
+@pytest.mark.slow
+def test_control_c_at_any_moment_gives_no_traceback(home, many, expected):
+    """From the start of the first worker on."""
+    rng = random.Random(0)
+    for _ in range(25):
+        with running(home, many(60), "--out", "any", "--workers", "2") as process:
+            until(lambda: workers(process) or process.poll() is not None)
+            time.sleep(0.5 * rng.random())
+            processes = workers(process)
+            os.killpg(process.pid, signal.SIGINT)
+            _, err = process.communicate()
+            until(lambda: all(map(is_gone, processes)))
+        assert (process.returncode, err) in ((130, "\nminigdino: stopped\n"), (0, "wrote any/found.jsonl\n"))
+    assert finish(home, many(60), "any") == expected(many(60))
 
 
 def test_two_runs_of_one_shard_do_not_write_to_the_same_file(home, many):

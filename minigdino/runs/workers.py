@@ -11,6 +11,7 @@ import json
 import pickle
 import signal
 import sys
+import threading
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -85,17 +86,14 @@ class _Worker:
     @classmethod
     def start(cls, setup: Setup) -> _Worker:
         """Start a worker. It sends an empty message once it has loaded the model, then a line for each image."""
-        ours, theirs = SPAWN.Pipe()
-        process = SPAWN.Process(target=work, args=(theirs, setup), daemon=True)
         try:
-            with _interrupts_wait():
+            ours, theirs = SPAWN.Pipe()
+            with theirs, _interrupts_wait():  # without this copy, the end of the worker closes the connection
+                process = SPAWN.Process(target=work, args=(theirs, setup), daemon=True)
                 process.start()
         except OSError as error:
-            ours.close()
             raise CheckpointError(f"expected to start a worker process; the system refused ({reason(error)}). Use "
                                   "fewer --workers") from None
-        finally:
-            theirs.close()
         return cls(process, ours)
 
     def give(self, item: Item) -> None:
@@ -232,20 +230,27 @@ class Workers:
 
 @contextlib.contextmanager
 def _interrupts_wait():
-    """Make Ctrl-C wait while a process starts.
+    """Make Ctrl-C, which a terminal sends to all processes, wait while a process starts.
 
-    The process inherits this. A terminal sends Ctrl-C to all processes, and this one would end with a traceback before
-    it can ignore the signal.
+    The new process would end with a traceback: of its own, or because this one was interrupted while sending its
+    arguments. The signal is blocked for the new process until it ignores it, and in this one its handler runs later.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield  # handlers run in the main thread only, and Windows has no mask
         return
-    resource_tracker.ensure_running()  # whose own start would end the waiting
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    waiting: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
     try:
-        yield
+        resource_tracker.ensure_running()  # whose start would end the blocking
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+    if waiting:
+        signal.raise_signal(signal.SIGINT)
 
 
 def work(connection: Connection, setup: Setup) -> None:
