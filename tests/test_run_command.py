@@ -1,6 +1,7 @@
 """`minigdino run`: results that do not depend on processes and shards, and runs that are stopped, killed or refused."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -336,19 +337,18 @@ def test_a_run_that_is_stopped_leaves_no_process_and_continues(home, many, expec
 
 
 @pytest.mark.slow
-def test_control_c_at_any_moment_gives_no_traceback(home, many, expected):
+def test_control_c_at_any_moment_gives_no_traceback(home, many):
     """From the start of the first worker on."""
     rng = random.Random(0)
-    for _ in range(25):
-        with running(home, many(60), "--out", "any", "--workers", "2") as process:
-            until(lambda: workers(process) or process.poll() is not None)
+    for i in range(25):
+        with running(home, many(60), "--out", f"any{i}", "--workers", "2") as process:
+            until(functools.partial(workers, process))
             time.sleep(0.5 * rng.random())
             processes = workers(process)
             os.killpg(process.pid, signal.SIGINT)
             _, err = process.communicate()
-            until(lambda: all(map(is_gone, processes)))
-        assert (process.returncode, err) in ((130, "\nminigdino: stopped\n"), (0, "wrote any/found.jsonl\n"))
-    assert finish(home, many(60), "any") == expected(many(60))
+        assert (process.returncode, err) in ((130, "\nminigdino: stopped\n"), (0, f"wrote any{i}/found.jsonl\n"))
+        assert all(map(is_gone, processes))
 
 
 def test_two_runs_of_one_shard_do_not_write_to_the_same_file(home, many):
