@@ -99,7 +99,8 @@ def _read_places(uri, _stamp) -> dict[str, Place]:
     with open_file(uri) as file:
         headers: Any = _Headers(file)
         try:
-            with tarfile.open(fileobj=headers, mode="r:") as opened:
+            with tarfile.open(fileobj=headers, mode="r:") as found:
+                opened: Any = found  # its list `members` is missing in the types of Python
                 while member := opened.next():
                     opened.members.clear()  # which would grow
                     headers.left = MAX_HEADERS
