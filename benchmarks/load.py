@@ -101,7 +101,7 @@ class Load:
                 self.digests[picture].add(digest(json.loads(content)["results"]))
             elif status == 503:
                 await asyncio.sleep(float(headers["retry-after"]))
-            if headers.get("connection") == "close":
+            if status == 503 or headers.get("connection") == "close":  # the server closes idle connections meanwhile
                 writer.close()
                 writer = None
         if writer:
