@@ -90,7 +90,7 @@ def _detect(setup, workers, items, ids, path, header):
     """
     done, failed = Done(), 0
     with JsonLines(path, True, header=header, option=OPTION, continues="the same command", on_line=done.add) as lines:
-        to_do = len(ids) - np.count_nonzero(done.has(ids))
+        to_do = len(ids) - int(np.count_nonzero(done.has(ids)))
         progress = Progress(sys.stderr, to_do)
         rest = (item for item in items() if not done.has(item.id))
         with _results(setup, min(workers, to_do), rest, partial(_complain, progress)) as results:

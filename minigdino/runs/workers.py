@@ -79,7 +79,7 @@ class _Worker:
     """
 
     process: Any
-    connection: Connection
+    connection: Any
     ready: bool = False
     items: deque[Item] = field(default_factory=deque)
 
