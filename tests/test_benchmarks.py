@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import mmap
 import os
@@ -250,17 +251,20 @@ def test_the_device_report_shows_a_part_that_failed(device):
 
 
 def test_clients_count_every_answer_and_wait_as_the_server_says():
-    """A server that answers the first request of a connection, refuses the second, and breaks off at the third."""
-    answered = []
+    """A server that answers a request, refuses the next, and breaks off at the third. A refusal ends the connection."""
+    answered, connections, numbers = [], [], itertools.cycle(range(3))
 
     async def serve(reader, writer):
-        for i in range(3):
-            head = await reader.readuntil(b"\r\n\r\n")
-            await reader.readexactly(int(head.partition(b"Content-Length: ")[2].split()[0]))
-            answered.append(i)
-            content = json.dumps({"results": [i]}).encode()
-            writer.write((b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content,
-                          b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 1\r\n\r\nx", b"HTTP/1.1 200")[i])
+        connections.append(i := 0)
+        with contextlib.suppress(EOFError):  # the client closes after a refusal
+            while i < 2:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.partition(b"Content-Length: ")[2].split()[0]))
+                answered.append(i := next(numbers))
+                content = json.dumps({"results": [i]}).encode()
+                writer.write((b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content,
+                              b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 1\r\n\r\nx",
+                              b"HTTP/1.1 200")[i])
         writer.close()
 
     async def test():
@@ -276,6 +280,7 @@ def test_clients_count_every_answer_and_wait_as_the_server_says():
 
     asyncio.run(asyncio.wait_for(test(), 20))
     assert answered == [0, 1, 2, 0, 1, 2]
+    assert len(connections) == 4  # one for each answer and its refusal, and one for each break
 
 
 def test_the_server_beside_the_bare_detector(inputs):
