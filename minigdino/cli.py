@@ -219,6 +219,10 @@ def parser() -> argparse.ArgumentParser:
                           "replaced")
     run.add_argument("--threads", type=int, metavar="T",
                      help="threads of each process (default: the CPUs divided by the number of processes)")
+    run.add_argument("--ray", nargs="?", const="", metavar="ADDRESS",
+                     help="use the machines of a Ray cluster: --workers are then its actors, with --threads CPUs each "
+                          "(default: as many as there is room for, with 1 CPU). Without ADDRESS: $RAY_ADDRESS, else "
+                          "this machine. Write it at the end")
     _add_options(run)
     run.set_defaults(command=_run, error=run.error, verb="run")
 

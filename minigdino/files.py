@@ -223,7 +223,7 @@ def _is_number(value, low, high):
 class JsonLines:
     """An append-only, resumable JSON Lines file: a header, then one line per image.
 
-    Each line is on the disk as soon as the image is done. An interrupted run loses at most the line that was being
+    Each line is on the disk as soon as the image is done. An interrupted run loses at most the lines that were being
     written. The file is locked until `close`, or until the process ends, so that two runs never write to it. On a file
     system without locks, the file is not locked.
 
@@ -343,19 +343,19 @@ class JsonLines:
         except OSError as error:
             raise _unwritable(self.path, error, self._option) from None
 
-    def write(self, line: dict) -> None:
-        """Append one line, and wait until it is on the disk.
+    def write(self, *lines: dict) -> None:
+        """Append lines, and wait until they are on the disk.
 
         Args:
-            line: the JSON object, as from `record`, or a header.
+            lines: the JSON objects, as from `record`, or a header.
 
         Raises:
             ValueError: if a number is not finite, which JSON cannot represent.
             ArgumentError: if the file cannot be written, for example because the disk is full.
         """
-        rest = memoryview((json.dumps(line, allow_nan=False) + "\n").encode())
+        rest = memoryview("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
         try:
-            while rest:  # a disk that becomes full takes a part of the line, and refuses the rest
+            while rest:  # a disk that becomes full takes a part of them, and refuses the rest
                 rest = rest[self._file.write(rest):]
             os.fsync(self._file.fileno())
         except OSError as error:

@@ -26,7 +26,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"evaluation.tasks", "evaluation.report"},
     {"evaluation.coco_ap", "evaluation.fixed_ap", "evaluation.referring", "evaluation.analysis"},
     {"evaluation.protocols", "evaluation.interval"},
-    {"evaluation.candidates"},
+    {"evaluation.candidates", "runs.on_ray"},
     {"learning.training", "runs.batches", "runs.workers"},
     {"detect_arguments", "learning.prompts", "runs.lines", "runs.parts"},
     {"misplaced", "console", "inspection.explain", "datasets", "outputs", "evaluation.ground_truth", "runs.items"},

@@ -18,6 +18,7 @@ from ..detector import load, prompts
 from ..files import JsonLines, check_lines
 from ..progress import Progress
 from ..runtime.threads import MAX_THREADS, threads_each
+from . import on_ray
 from .items import Item, read_items
 from .lines import FOUND, INT64, Done
 from .shard import Shard, file_name
@@ -43,11 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
     sources, text = detect_arguments.sources_and_text(arguments)
     shard = Shard.parsed(arguments.shard) if arguments.shard is not None else None
     detect_arguments.check_limits(arguments, LIMITS)
+    if is_on_ray := arguments.ray is not None:
+        on_ray.check(arguments)
     path = arguments.out / file_name(FOUND, shard)
     _check_paths(arguments, sources, path)
     items = partial(_items, sources, arguments.recursive, shard)
     ids = array(INT64, (item.id for item in items()))  # an invalid row of a manifest ends the run before it begins
-    model = load(arguments.model, device=arguments.device, precision=arguments.precision)
+    model = load(arguments.model, device="cpu" if is_on_ray else arguments.device, precision=arguments.precision)
     parts = prompts(model, text, arguments.chunk)
     options = detect_arguments.options(arguments, [phrase for prompt in parts for phrase in prompt.phrases])
     model.detect([], text, **options)  # checks the options; a wrong one must not leave an empty file
@@ -56,7 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     workers = arguments.workers or 1
     setup = Setup(pickle.dumps(model), header["fingerprint"], text, options, arguments.threads or threads_each(workers))
     del model  # without mapped weights, it would need their memory
-    failed = _detect(setup, workers, items, ids, path, header)
+    results = (partial(on_ray.results, arguments, text, options, header) if is_on_ray
+               else partial(_results, setup, workers))
+    failed = _detect(results, items, ids, path, header)
     complain(f"wrote {printable(str(path))}")
     if failed:
         complain(f"minigdino: {failed} of {len(ids)} images {'has' if failed == 1 else 'have'} an error. The same "
@@ -77,12 +82,11 @@ def _items(sources, recursive, shard) -> Iterator[Item]:
     return (item for item in read_items(sources, recursive=recursive) if shard is None or item.uri in shard)
 
 
-def _detect(setup, workers, items, ids, path, header):
+def _detect(results, items, ids, path, header):
     """Detect in all images that a file does not have, or has with an error. Returns the number of those with an error.
 
     Args:
-        setup: model, prompt and options.
-        workers: largest number of processes.
+        results: function of images, their number and a log that returns a context with their lines, in groups.
         items: function that lists the images.
         ids: their ids.
         path: the file.
@@ -93,25 +97,26 @@ def _detect(setup, workers, items, ids, path, header):
         to_do = len(ids) - int(np.count_nonzero(done.has(ids)))
         progress = Progress(sys.stderr, to_do)
         rest = (item for item in items() if not done.has(item.id))
-        with _results(setup, min(workers, to_do), rest, partial(_complain, progress)) as results:
-            for values in results:
-                lines.write(values)
-                if "error" in values:
-                    _complain(progress, values["error"])
-                    failed += 1
-                progress.step()
+        with results(rest, to_do, partial(_complain, progress)) as groups:
+            for group in groups:
+                lines.write(*group)
+                for values in group:
+                    if "error" in values:
+                        _complain(progress, values["error"])
+                        failed += 1
+                    progress.step()
         progress.close()
     return failed
 
 
 @contextlib.contextmanager
-def _results(setup, workers, items, log):
+def _results(setup, workers, items, to_do, log):
     """The lines of images, from this process or from several others."""
-    if workers > 1:
+    if (workers := min(workers, to_do)) > 1:
         with Workers(setup, workers, log) as running:
-            yield running.detect_each(items)
+            yield ([line] for line in running.detect_each(items))
     else:
-        yield map(setup.detector(), items)
+        yield ([line] for line in map(setup.detector(), items))
 
 
 def _complain(progress, text):

@@ -1,0 +1,143 @@
+"""A Ray in this process, whose actors run one call at a time, in an order and with deaths that a test decides."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Dies(BaseException):
+    """Raised by a method to end its actor, as a signal would."""
+
+
+class RayError(Exception):
+    pass
+
+
+class RayTaskError(RayError):
+    pass
+
+
+class ActorDiedError(RayError):
+    actor_init_failed = False
+
+
+class exceptions:  # a module of ray
+    RayError, RayTaskError, ActorDiedError = RayError, RayTaskError, ActorDiedError
+
+
+@dataclass(eq=False)
+class Reference:
+    is_done: bool = False
+    value: Any = None
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Handle:
+    """An actor. A method is called as `handle.method.remote(...)`."""
+
+    ray: FakeRay
+    target: Any
+    queue: deque[tuple[Reference, str, tuple]] = field(default_factory=deque)
+    is_alive: bool = True
+
+    def __getattr__(self, name):
+        return Method(self, name)
+
+    def end(self, error):
+        self.is_alive = False
+        while self.queue:
+            reference, _, _ = self.queue.popleft()
+            reference.is_done, reference.error = True, error
+
+
+@dataclass(frozen=True)
+class Method:
+    handle: Handle
+    name: str
+
+    def remote(self, *arguments):
+        reference = Reference()
+        self.handle.queue.append((reference, self.name, arguments))
+        if not self.handle.is_alive:
+            self.handle.end(ActorDiedError("called after its end"))
+        return reference
+
+
+class FakeRay:
+    """The functions of the package ray that a run uses.
+
+    Args:
+        cpus: CPUs of each node. Only as many actors can run; the others wait.
+        chance: probability that an actor dies during a call of its method `line`.
+        seed: of all decisions.
+    """
+
+    exceptions = exceptions
+
+    def __init__(self, cpus=(2,), chance=0.0, seed=0):
+        self.cpus, self.chance, self.random = list(cpus), chance, random.Random(seed)
+        self.actors: list[Handle] = []
+        self.options: dict[str, Any] = {}
+        self.deaths: Counter = Counter()  # by the arguments of the call
+        self.most = 0  # calls that an actor had at once
+
+    def remote(self, **options):
+        self.options = options
+
+        def decorated(kind):
+            class Factory:
+                @staticmethod
+                def remote():
+                    self.actors.append(Handle(self, kind()))
+                    return self.actors[-1]
+            return Factory
+        return decorated
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": {"CPU": float(n)}} for n in self.cpus]
+
+    def running(self):
+        """The actors for which there are CPUs."""
+        alive = [actor for actor in self.actors if actor.is_alive]
+        return alive[: sum(self.cpus) // self.options["num_cpus"]]
+
+    def wait(self, references, num_returns=1, timeout=None):
+        assert len(set(references)) == len(references) >= num_returns > 0
+        while timeout != 0 and not any(reference.is_done for reference in references):
+            self.step()
+        ready = [reference for reference in references if reference.is_done]
+        if timeout != 0:
+            ready = ready[:num_returns]
+        return ready, [reference for reference in references if reference not in ready]
+
+    def step(self):
+        busy = [actor for actor in self.running() if actor.queue]
+        assert busy, "the run waits without end"
+        actor = self.random.choice(busy)
+        self.most = max(self.most, len(actor.queue))
+        reference, name, arguments = actor.queue[0]
+        try:
+            if name == "line" and self.random.random() < self.chance:
+                raise Dies
+            reference.value = getattr(actor.target, name)(*arguments)
+        except Dies:
+            self.deaths[arguments[0]] += 1
+            actor.end(ActorDiedError("killed"))
+            return
+        except Exception as error:
+            reference.error = RayTaskError(repr(error))
+        reference.is_done = True
+        actor.queue.popleft()
+
+    def get(self, reference):
+        assert reference.is_done
+        if reference.error:
+            raise reference.error
+        return reference.value
+
+    def kill(self, actor):
+        actor.end(ActorDiedError("killed by the run"))
