@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import urls
 from ..detector import Model
 from ..errors import ImageError
 from .items import Item, record
 from .opening import open_uri
+from .remote import shown_name
 
 FOUND = "found"  # start of the file name
 INT64 = "q"  # the ids, as a type of `array`
@@ -37,13 +37,8 @@ def line(model: Model, text: str | Sequence[str], options: dict[str, Any], item:
     try:
         return record(item, model.detect(open_uri(item.uri), text, **options))
     except ImageError as error:
-        start, message = f"{shown(item.uri)}: ", str(error)
+        start, message = f"{shown_name(item.uri)}: ", str(error)
         return record(item, ImageError(message if message.startswith(start) else start + message))
-
-
-def shown(uri: str) -> str:
-    """Return the name of an image for messages: a URL without user name and password."""
-    return urls.shown(uri) if urls.is_url(uri) else uri
 
 
 class Done:

@@ -27,7 +27,7 @@ from ..extras import require
 from ..version import __version__
 from .batches import DetectBatch
 from .items import Item, record
-from .lines import shown
+from .remote import shown_name
 
 RAY = "ray>=2.40"
 WORDS = ("", "auto", "local")  # addresses that Ray looks up itself
@@ -337,7 +337,7 @@ class _Pool:
         if deaths < TRIES:
             lost.append(item)
         else:
-            name = shown(item.uri)
+            name = shown_name(item.uri)
             lines.append(record(item, ImageError(f"{name}: two workers on the cluster have ended while they processed "
                                                  "it. Give each more memory by more --threads, or leave the image "
                                                  "out")))

@@ -27,7 +27,8 @@ from ..runtime.spawning import SPAWN, end_with_parent
 from ..runtime.threads import set_threads
 from ..writing import reason
 from .items import Item, record
-from .lines import line, shown
+from .lines import line
+from .remote import shown_name
 
 AHEAD = 2  # images that a worker has: the one that it processes, and the next one
 TRIES = 2  # workers that may end while they process an image
@@ -217,7 +218,7 @@ class Workers:
             self._log(f"worker {worker.process.pid} has ended by {how}, and is replaced")
             return None
         first, *others = worker.items
-        name = shown(first.uri)
+        name = shown_name(first.uri)
         self._again.extendleft(reversed(others))
         self._ended[first] += 1
         if self._ended[first] == TRIES:
