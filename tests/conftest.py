@@ -1,7 +1,7 @@
 """Settings of Hypothesis, which tests are collected, and fixtures of several modules.
 
-Examples have no deadline, because machines differ in speed. In CI, every run uses the same examples. The parity tests
-are collected only if PyTorch is installed.
+Examples have no deadline, because machines differ in speed. In CI, every run uses the same examples; further versions of
+Python and of packages get few of them. The parity tests are collected only if PyTorch is installed.
 """
 
 import importlib.util
@@ -15,6 +15,7 @@ collect_ignore = [] if importlib.util.find_spec("torch") else ["parity"]
 quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("default", deadline=None, suppress_health_check=quiet)
 settings.register_profile("ci", deadline=None, suppress_health_check=quiet, derandomize=True)
+settings.register_profile("few", deadline=None, suppress_health_check=quiet, derandomize=True, max_examples=20)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
