@@ -19,12 +19,15 @@ import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import numpy as np
 import pytest
 import serving
 import yaml
+from PIL import Image
 
 from minigdino import cli
 from minigdino.serving import web
+from training.world import draw_scene
 
 pytestmark = pytest.mark.once
 
@@ -38,6 +41,9 @@ UNIT = (EXAMPLES / "minigdino.service").read_text()
 NGINX = (EXAMPLES / "nginx.conf").read_text()
 DEPLOYMENT, SERVICE = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
 POD = DEPLOYMENT["spec"]["template"]["spec"]
+SLURM = (EXAMPLES / "slurm.sh").read_text()
+JOB = yaml.safe_load((EXAMPLES / "kubernetes-job.yaml").read_text())
+JOB_POD = JOB["spec"]["template"]["spec"]
 UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "Mi": 2**20, "Gi": 2**30}
 
 
@@ -132,7 +138,8 @@ def test_commands_name_existing_files_and_options():
     texts = [path.read_text() for path in EXAMPLES.rglob("*") if path.is_file()]
     named = {path for text in texts for path in re.findall(r"--file(?:name)? (\S+)", text)}
     assert named == {str(path.relative_to(ROOT)) for path in (
-        DOCKERFILE, DOCKERFILE.parent / "compose.yaml", EXAMPLES / "kubernetes.yaml")}
+        DOCKERFILE, DOCKERFILE.parent / "compose.yaml", EXAMPLES / "kubernetes.yaml",
+        EXAMPLES / "kubernetes-job.yaml")}
     (run,) = re.findall(r"^docker run (.*)$", "\n".join(texts), re.MULTILINE)
     before, _, arguments = run.partition(" minigdino ")
     assert options(ENTRYPOINT + arguments.split()).model
@@ -369,9 +376,115 @@ def test_a_pod_has_the_time_and_the_memory_that_the_server_needs():
         EXAMPLES / "kubernetes.yaml").read_text()
 
 
+# ---- runs in shards
+
+PROMPT = "a star. a circle. a blue square."  # the embedded checkpoint knows no cats
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with drawn pictures, a manifest, and the lines of one run over all of them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(8):
+        Image.fromarray(draw_scene(np.random.default_rng(number)).image).save(folder / f"{number}.png")
+    rows = [f"{7 * number},{number}.png" for number in range(8)]
+    (folder / "images.csv").write_text("\n".join(["id,uri", *rows, ""]))
+    command = ["minigdino", "run", "images.csv", PROMPT, "--out", "all", "--model", "shapes"]
+    done = scheduled(folder, command)
+    assert done.returncode == 0, done.stderr
+    assert sum(len(line["detections"]) for line in lines(folder / "all")) > 8
+    return folder
+
+
+def scheduled(folder, command, **variables):
+    """Run a command in a folder, with variables that a scheduler sets."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **variables},
+                          check=False, capture_output=True, text=True)
+
+
+def lines(folder):
+    """The lines of all files of a run, sorted by id."""
+    found = [json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
+    return sorted((line for line in found if "image" in line), key=lambda line: line["id"])
+
+
+def array_task(folder, out, number, count, **variables):
+    """A task of `sbatch --array=1-COUNT examples/slurm.sh images.csv "a cat. a dog." OUT`."""
+    manifest, _, _ = shlex.split(re.search(r"examples/slurm.sh (.*)", SLURM)[1])
+    done = scheduled(folder, ["sh", EXAMPLES / "slurm.sh", manifest, PROMPT, out], MINIGDINO_MODEL="shapes",
+                     SLURM_ARRAY_TASK_ID=str(number), SLURM_ARRAY_TASK_COUNT=str(count), SLURM_CPUS_PER_TASK="1",
+                     **variables)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tasks_of_a_slurm_array_process_every_image_once(pictures):
+    for number in (1, 2, 3):
+        array_task(pictures, "slurm", number, 3)
+    assert lines(pictures / "slurm") == lines(pictures / "all")
+    before = {path: path.read_bytes() for path in (pictures / "slurm").glob("*.jsonl")}
+    array_task(pictures, "slurm", 2, 3)  # requeued
+    array_task(pictures, "slurm", 3, 1, SHARDS="3")  # submitted alone
+    assert {path: path.read_bytes() for path in (pictures / "slurm").glob("*.jsonl")} == before
+    assert len(before) == 3
+    done = scheduled(pictures, ["minigdino", "merge", "slurm", "--jsonl", "merged.jsonl"])
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_slurm_task_that_was_killed_continues(pictures):
+    array_task(pictures, "killed", 1, 1)
+    (path,) = (pictures / "killed").glob("*.jsonl")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 2 * len(whole) // 3])
+    array_task(pictures, "killed", 1, 1)
+    assert lines(pictures / "killed") == lines(pictures / "all")
+
+
+def test_the_options_of_the_slurm_array_fit_together():
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", SLURM, re.MULTILINE))
+    assert {"requeue", "open-mode", "output", "cpus-per-task", "mem"} <= options.keys()
+    assert len(options) == SLURM.count("#SBATCH")
+    assert options["open-mode"] == "append" and "%A" in options["output"] and "%a" in options["output"]
+    for shards, last in re.findall(r"SHARDS=(\d+) sbatch --array=\S*?(\d+) ", SLURM):
+        assert int(last) <= int(shards)
+
+
+def test_the_indexes_of_the_job_process_every_image_once(pictures):
+    (container,) = JOB_POD["containers"]
+    (script,) = container["args"]
+    command = [*container["command"], script.replace("grounding-dino-tiny", "shapes").replace("a cat. a dog.", PROMPT)]
+    for index in range(2):
+        done = scheduled(pictures, command, JOB_COMPLETION_INDEX=str(index), SHARDS="2")
+        assert done.returncode == 0, done.stderr
+    assert lines(pictures / "found") == lines(pictures / "all")
+
+
+def test_the_job_has_an_index_per_shard_and_a_status_that_ends_it(tmp_path):
+    (container,), (download,), spec = JOB_POD["containers"], JOB_POD["initContainers"], JOB["spec"]
+    assert (JOB["apiVersion"], JOB["kind"], spec["completionMode"]) == ("batch/v1", "Job", "Indexed")
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert int(variables["SHARDS"]) == spec["completions"] >= spec["parallelism"]
+    assert JOB_POD["restartPolicy"] == "Never" and "backoffLimitPerIndex" in spec  # which need each other
+    (wrong,) = (rule["onExitCodes"]["values"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule)
+    done = scheduled(tmp_path, ["minigdino", "run", "images.csv", "a cat.", "--out", "found", "--workers", "many"])
+    assert [done.returncode] == wrong
+    script = container["args"][0].replace("$((JOB_COMPLETION_INDEX + 1))/$SHARDS", "1/100")
+    arguments = cli.parser().parse_args(shlex.split(script)[2:])  # after "exec minigdino"
+    assert cli.parser().parse_args(download["command"][1:]).id == arguments.model
+    limits = container["resources"]["limits"]
+    assert int(limits["cpu"]) == arguments.workers * arguments.threads
+    volumes = {volume["name"] for volume in JOB_POD["volumes"]}
+    for one in (container, download):
+        assert {mount["name"] for mount in one["volumeMounts"]} == volumes
+        assert one["securityContext"]["readOnlyRootFilesystem"]
+        assert one["image"] == COMPOSE["services"]["minigdino"]["image"]
+    assert JOB_POD["securityContext"]["runAsUser"] == int(step("USER"))
+    assert step("VOLUME") in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
 def test_the_list_of_examples_is_complete():
     text = (EXAMPLES / "README.md").read_text()
-    linked = {(EXAMPLES / link).resolve() for link in re.findall(r"\]\(([\w./]+)\)", text)}
+    linked = {(EXAMPLES / link).resolve() for link in re.findall(r"\]\(([\w./-]+)\)", text)}
     files = itertools.chain(EXAMPLES.glob("*.*"), (EXAMPLES / "docker").glob("*"))
     assert {path for path in files if path.is_file()} - linked == {EXAMPLES / "README.md",
                                                                    DOCKERFILE.with_suffix(".dockerignore")}
