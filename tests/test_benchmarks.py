@@ -20,8 +20,10 @@ from benchmarks import (
     agreement,
     case,
     learning,
+    listing,
     load,
     long_lists,
+    many_images,
     peers,
     processes,
     products,
@@ -162,6 +164,29 @@ def test_throughput_is_per_core_and_ratios_are_taken_within_a_round():
     rows = throughput.table(found, cpus=2)[2:]
     assert rows == ["| minigdino | 1 × 2 | 3 | 600 | 1.00 |", "| minigdino | 2 × 1 | 2.5 | 720 | 1.50 |",
                     "| minigdino | 1 × 8 | 4 | 450 | 0.75 |"]
+
+
+def test_many_images_are_measured_in_every_row(tmp_path):
+    (tmp_path / "tiny").symlink_to(case.SHAPES)
+    run = subprocess.run([sys.executable, "-m", "benchmarks.many_images", "--folder", tmp_path, "--models", "tiny",
+                          "--sizes", "64,96", "--precisions", "highest", "medium", "--rounds", "1", "--pictures", "3"],
+                         cwd=ROOT, check=True, capture_output=True, text=True)
+    rows = [line.strip("| ").split(" | ") for line in run.stdout.splitlines() if line.startswith("| tiny")]
+    assert [row[:3] for row in rows] == [["tiny", "64, 96", "highest"], ["tiny", "64, 96", "medium"]]
+    assert rows[0][6] == "1.00" and 0.1 < float(rows[1][6]) < 10
+    assert "\ntiny, 64,96, highest: mean 0." in run.stdout
+    assert len(list(tmp_path.glob("*.jpg"))) == 2 * len(many_images.ASPECTS)
+
+
+def test_the_costs_of_many_images_are_per_core_and_ratios_of_rounds():
+    def runs(*seconds):
+        return [{"seconds": [second, second], "elapsed": 3 * second, "peak": 2e9} for second in seconds]
+
+    found = {many_images.Row("tiny", (8, 9), "high"): runs(1.0, 0.5, 2.0),
+             many_images.Row("base", (8, 9), "high"): runs(2.0, 2.0, 2.0)}
+    assert many_images.table(found)[2:] == ["| tiny | 8, 9 | high | 1 | 3600 | 278 | 1.00 | 2.00 | 1.50 |",
+                                            "| base | 8, 9 | high | 2 | 1800 | 556 | 2.00 | 2.00 | 1.50 |"]
+    assert many_images.quantiles([3, 1, 2])[:: many_images.QUANTILES // 2] == [1, 2, 3]
 
 
 def test_stages_of_every_precision_are_side_by_side():
@@ -346,3 +371,14 @@ def test_memory_is_measured_until_the_clients_have_ended(monkeypatch):
 def test_growth_is_between_the_second_and_the_last_quarter(totals, expected):
     before, after = serving.growth([(0.0, [total // 2, total - total // 2]) for total in totals])
     assert after - before == expected
+
+
+def test_listing_and_merging_are_measured():
+    pytest.importorskip("pyarrow")
+    run = subprocess.run([sys.executable, "-m", "benchmarks.listing", "--images", "500", "--shards", "3"], cwd=ROOT,
+                         check=True, capture_output=True, text=True)
+    rows = {row[0]: row[1:] for row in (line.strip("| ").split(" | ") for line in run.stdout.splitlines()[4:])}
+    assert [rows[f"list {kind}"][-1] for kind in listing.FORMATS] == 3 * ["500"]
+    assert len({rows[f"list {kind}, shard 1/3"][-1] for kind in listing.FORMATS} - {"500"}) == 1  # the same images
+    assert {"merge, jsonl", "merge, parquet"} <= rows.keys()
+    assert all(float(row[0]) > 0 for row in rows.values())
