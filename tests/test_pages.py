@@ -70,6 +70,25 @@ def test_the_throughput_on_the_page_about_servers_is_the_measured_one():
     assert shown == measured != []
 
 
+def test_the_costs_of_many_images_are_those_of_the_throughput():
+    """Rows of the tiny geometry at 800 x 1066 are measured, the others in proportion to the number of operations."""
+    page = (ROOT / "docs" / "howto" / "many-images.md").read_text()
+    price = float(re.search(r"example price of ([\d.]+) € per core-hour", page)[1])
+    throughput = {row[0]: int(row[3]) for row in rows(PERFORMANCE, "## Throughput")[1:] if row[1] == "2 × 1"}
+
+    def operations(geometry, image):
+        family = "grounding-dino" if geometry == "tiny" else "mm-grounding-dino"
+        return flops.total(minigdino.Config.published(family, geometry), *map(int, image.split(" × ")), 9)
+
+    shown = rows(page, "## What it costs")[1:]
+    assert len(shown) == 12
+    for geometry, image, precision, images, hours, euros, source in shown:
+        share = operations("tiny", "800 × 1066") / operations(geometry, image)
+        expected = throughput[f'minigdino, "{precision}"'] * share
+        assert [images, hours, euros] == [f"{expected:.0f}", f"{1e6 / expected:.0f}", f"{1e6 / expected * price:.1f}"]
+        assert source == ("measured" if share == 1 else "estimate")
+
+
 CHECKPOINTS = {row[0]: row[1:] for row in rows(README, "### All checkpoints")[1:]}
 CHOSEN = rows(README, "### Which model")[1:]
 
