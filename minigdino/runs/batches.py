@@ -49,7 +49,7 @@ class DetectBatch:
 
     def __init__(self, text: str | list[str], *, model: str | Path | None = None, threads: int | None = None,
                  device: str | None = None, precision: str | None = None, **options: Unpack[DetectOptions]):
-        self._text, self._options = text, options
+        self._text, self._options = text, dict[str, Any](options)
         self._arguments = {"model": default_source() if model is None else model, "threads": threads, "device": device,
                            "precision": precisions.checked(precision), **options}
         assigned = _assigned_by_ray()

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,7 +177,7 @@ def _no_cluster(address, error):
 
 def detect_each(ray: Any, items: Iterable[Item], arguments: dict[str, Any], fingerprint: str, *, threads: int = 1,
                 gpus: int = 0, workers: int | None = None,
-                log: Callable[[str], object] = str) -> Iterator[list[dict[str, Any]]]:
+                log: Callable[[str], object] = str) -> Generator[list[dict[str, Any]], None, None]:
     """Detect in each image once, in no particular order.
 
     An actor that ends is replaced, and its images are given to others. An image that ended two actors becomes a line
