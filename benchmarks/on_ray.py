@@ -4,6 +4,9 @@
 
 Both have as many processes, with one thread each, and the same pictures of drawn shapes. The bare ones share them
 equally and write nothing. The run deals them out, and writes its lines to a file. Starts are not timed.
+
+Seconds of CPU per image count all processes of Ray, also those that only wait. They vary less than images per second
+where other programs run on the machine.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -35,14 +39,21 @@ def bare(items: list[Item], start: dict, barrier, results) -> None:
     detect = DetectBatch(**start)
     detect.lines(items[:WARM])
     barrier.wait()
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     for item in items[WARM:]:
         detect.lines([item])
-    results.put((began, time.perf_counter()))
+    results.put((began, time.perf_counter(), time.process_time() - used))
 
 
-def bare_rate(items: list[Item], start: dict, processes: int) -> float:
-    """Return images per second of bare processes."""
+def cpu_seconds(pid: int) -> float:
+    """Return the seconds of CPU that a process and its descendants have used. For Linux."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    children = [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(map(cpu_seconds, map(int, children)))
+
+
+def bare_rates(items: list[Item], start: dict, processes: int) -> tuple[float, float]:
+    """Return images per second, and seconds of CPU per image, of bare processes."""
     barrier, results = SPAWN.Barrier(processes), SPAWN.Queue()
     running = [SPAWN.Process(target=bare, args=(items[i::processes], start, barrier, results))
                for i in range(processes)]
@@ -51,20 +62,24 @@ def bare_rate(items: list[Item], start: dict, processes: int) -> float:
     times = [results.get() for _ in running]
     for process in running:
         process.join()
-    return (len(items) - WARM * processes) / (max(end for _, end in times) - min(began for began, _ in times))
+    began, ended, used = zip(*times)
+    timed = len(items) - WARM * processes
+    return timed / (max(ended) - min(began)), sum(used) / timed
 
 
-def ray_rate(items: list[Item], start: dict, processes: int, folder: Path) -> float:
-    """Return images per second of a run on Ray."""
+def ray_rates(items: list[Item], start: dict, processes: int, folder: Path) -> tuple[float, float]:
+    """Return the same of a run on Ray."""
     detect = DetectBatch(**start)
-    done, began, timed = 0, 0.0, 0
+    done, began, used, timed = 0, 0.0, 0.0, 0
     with JsonLines(folder / f"{time.time_ns()}.jsonl", header=detect.header) as lines:
         for group in detect_each(ray, items, start, detect.header["fingerprint"], workers=processes):
             lines.write(*group)
             done += len(group)
             if not began and done >= WARM * processes:
-                began, timed = time.perf_counter(), done
-    return (done - timed) / (time.perf_counter() - began)
+                began, used, timed = time.perf_counter(), cpu_seconds(os.getpid()), done
+            if done == len(items):  # before the actors end, and their time is no longer found
+                seconds, used = time.perf_counter() - began, cpu_seconds(os.getpid()) - used
+    return (done - timed) / seconds, used / (done - timed)
 
 
 def main() -> None:
@@ -76,7 +91,7 @@ def main() -> None:
     parser.add_argument("--model", default="shapes", help="as in minigdino.load")
     options = parser.parse_args()
     start = {"text": TEXT, "model": options.model, "threads": 1}
-    rates: dict[str, list[float]] = {"bare": [], "ray": []}
+    bare_ones, on_ray = [], []
     with tempfile.TemporaryDirectory() as folder:
         items = []
         for i, (scene, _) in enumerate(scenes("larger", options.images)):
@@ -85,11 +100,13 @@ def main() -> None:
             items.append(Item(i, str(path)))
         ray.init(num_cpus=options.processes, include_dashboard=False, log_to_driver=False)
         for _ in range(options.rounds):
-            rates["bare"].append(bare_rate(items, start, options.processes))
-            rates["ray"].append(ray_rate(items, start, options.processes, Path(folder)))
+            bare_ones.append(bare_rates(items, start, options.processes))
+            on_ray.append(ray_rates(items, start, options.processes, Path(folder)))
         ray.shutdown()
-    ratio = statistics.median(on / off for on, off in zip(rates["ray"], rates["bare"]))
-    print(json.dumps({"images per second": rates, "median of ray / bare": round(ratio, 3)}))
+    for place, name in enumerate(("images per second", "seconds of CPU per image")):
+        values = {"bare": [one[place] for one in bare_ones], "ray": [one[place] for one in on_ray]}
+        ratio = statistics.median(on / off for on, off in zip(values["ray"], values["bare"]))
+        print(json.dumps({name: values, "median of ray / bare": round(ratio, 3)}))
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def _cluster(address):
     handler = signal.getsignal(signal.SIGTERM) if in_main else None
     try:
         ray.init(address or None, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError, AssertionError, OSError) as error:
+    except (ray.exceptions.RayError, RuntimeError, ValueError, AssertionError, OSError) as error:
         raise _no_cluster(address, error) from None
     finally:
         if in_main:

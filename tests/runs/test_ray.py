@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -33,14 +34,18 @@ FEW, SOME, MANY = 40, 400, 2000
 LIMIT = 900  # seconds for a command
 
 
+def environment(folder):
+    """Variables with which Ray writes nothing outside a folder, reports no usage, and finds no other cluster."""
+    rest = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {**rest, "HOME": folder, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+
+
 class Cluster:
     """Nodes of Ray on this machine, as processes."""
 
     def __init__(self, *cpus):
         self.folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # names of sockets must be short
-        self.environment = {**os.environ, "RAY_TMPDIR": self.folder, "RAY_USAGE_STATS_ENABLED": "0",
-                            "PYTHONPATH": str(ROOT)}
-        self.environment.pop("RAY_ADDRESS", None)
+        self.environment = environment(self.folder)
         script = [sys.executable, Path(__file__).with_name("ray_nodes.py"), *map(str, cpus)]
         self.process = subprocess.Popen(script, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=subprocess.DEVNULL, text=True)
@@ -287,7 +292,7 @@ def test_a_cluster_of_this_machine(manifests, tmp_path):
     """Without an address and a cluster, Ray starts one, which ends with the run."""
     manifest, expected = manifests(FEW)
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    local = type("", (), {"address": "", "environment": {**os.environ, "RAY_TMPDIR": folder, "PYTHONPATH": str(ROOT)}})
+    local = SimpleNamespace(address="", environment=environment(folder))
     process = command(local, manifest, tmp_path)
     started = set()
     while process.poll() is None:
