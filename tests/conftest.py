@@ -1,7 +1,7 @@
 """Settings of Hypothesis, which tests are collected, and fixtures of several modules.
 
-Examples have no deadline, because machines differ in speed. In CI, every run uses the same examples; further versions of
-Python and of packages get few of them. The parity tests are collected only if PyTorch is installed.
+Examples have no deadline, because machines differ in speed. In CI, every run uses the same examples; further versions
+of Python and of packages get few of them. The parity tests are collected only if PyTorch is installed.
 """
 
 import importlib.util
