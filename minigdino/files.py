@@ -573,11 +573,12 @@ def check_new_id(number: int, image: str, names: dict[int, str]) -> None:
                             "folders to the names with an id")
 
 
-def read_phrases(path: str | Path) -> list[str]:
+def read_phrases(path: str | Path, option: str = "--phrases") -> list[str]:
     """Read the phrases of a prompt from a text file with a phrase on each line. Empty lines are skipped.
 
     Args:
         path: the file, in UTF-8.
+        option: the option that names the file, used in error messages.
 
     Returns:
         The phrases, at least one.
@@ -589,7 +590,7 @@ def read_phrases(path: str | Path) -> list[str]:
     try:
         lines = read_text(path).removeprefix("\ufeff").splitlines()
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{path}: {expected} ({brief(error)}). Check the path of --phrases") from None
+        raise ArgumentError(f"{path}: {expected} ({brief(error)}). Check the path of {option}") from None
     if not (phrases := [line.strip() for line in lines if line.strip()]):
         raise ArgumentError(f"{path}: {expected}; it has none. Write for example: a cat")
     return phrases

@@ -35,7 +35,7 @@ LEVELS = [  # a module may import from the rows below its own, never from its ow
     {"__init__", "files", "evaluation.verify", "inspection.tree", "runs.remote", "runtime.bench"},
     {"detector", "runtime.info"},
     {"learning.gradients"},
-    {"learning.augmentation", "learning.backward", "learning.state"},
+    {"learning.augmentation", "learning.backward", "learning.distillation", "learning.state"},
     {"tiles"},
     {"cache", "chunks", "results", "targets", "video", "network.model", "checkpoints.hub", "checkpoints.reading"},
     {"checkpoints.saving"},

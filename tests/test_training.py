@@ -25,7 +25,7 @@ from minigdino.learning import command, features, state, training
 from minigdino.learning.annotations import Sample
 from minigdino.learning.curve import HEIGHT, WIDTH, curve, smoothed
 from minigdino.learning.features import FeatureStore
-from minigdino.learning.optimizer import TRAINED
+from minigdino.learning.optimizer import TRAINED, group
 from minigdino.learning.training import AUGMENTS, Options, evaluate, train
 
 MODEL = tiny.model("mm-grounding-dino", encoder_layers=1, decoder_layers=2)
@@ -120,7 +120,7 @@ def test_only_the_chosen_tensors_change(samples, tmp_path, what):
     for _ in train(MODEL, samples[:1], tmp_path / "run", options):
         pass
     after = weights(tmp_path / "run")
-    changed = {training.group(name) for name in after if (after[name] != MODEL.tensors[name]).any()}
+    changed = {group(name) for name in after if (after[name] != MODEL.tensors[name]).any()}
     assert changed == set(TRAINED[what])
 
 
@@ -131,10 +131,10 @@ def test_backbones_learn_at_a_tenth_of_the_rate(samples, tmp_path):
         pass
     largest = {}
     for name, array in weights(tmp_path / "run").items():
-        group = training.group(name)
-        largest[group] = max(largest.get(group, 0), abs(array - MODEL.tensors[name]).max())
-    for group, change in largest.items():
-        assert change == pytest.approx(1e-4 if group in ("backbone", "text") else 1e-3, rel=0.05), group
+        part = group(name)
+        largest[part] = max(largest.get(part, 0), abs(array - MODEL.tensors[name]).max())
+    for part, change in largest.items():
+        assert change == pytest.approx(1e-4 if part in ("backbone", "text") else 1e-3, rel=0.05), part
 
 
 def test_a_batch_is_the_mean_of_its_images(samples):

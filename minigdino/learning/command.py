@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from ..detector import load
+from ..files import read_phrases
 from .annotations import read
 from .training import Options, train
 
@@ -29,7 +30,8 @@ def run(arguments: argparse.Namespace, show: Callable[[str], object],
     """
     options = Options(arguments.steps, arguments.rate, arguments.batch, arguments.train, arguments.augment,
                       tuple(arguments.size) if arguments.size else None, arguments.phrases, seed=arguments.seed,
-                      recompute=arguments.recompute, keep=arguments.keep)
+                      recompute=arguments.recompute, keep=arguments.keep,
+                      remember=tuple(read_phrases(arguments.remember, "--remember")) if arguments.remember else ())
     samples = read(arguments.data, arguments.images)
     validation = read(arguments.val, arguments.images) if arguments.val else []
     model = load(arguments.model, precision=arguments.precision)

@@ -15,6 +15,8 @@ BETAS = 0.9, 0.999  # decay of the two running means, as in Table 8 of Grounding
 EPS = 1e-8
 BACKBONES = "backbone", "text"  # groups with a lower rate
 SLOWER = 0.1  # their rate is a tenth of the others' (Table 8 of the appendix: 1e-5 and 1e-4)
+NEW_WORDS = "new_words"  # the embeddings of new words, which are no tensor of a checkpoint on their own
+FASTER = 10.0  # their rate is ten times that of the others
 
 # Groups of tensors by published name; the first pattern that matches counts
 GROUPS = {
@@ -43,6 +45,13 @@ def group(name: str) -> str:
         decoder and the query selection, and "enhancer" for the feature enhancer and the projections before it.
     """
     return next(group for group, pattern in GROUPS.items() if pattern.match(name))
+
+
+def relative_rate(name: str) -> float:
+    """Return the learning rate of a tensor, as a multiple of that of a run."""
+    if name == NEW_WORDS:
+        return FASTER
+    return SLOWER if group(name) in BACKBONES else 1.0
 
 
 def trained_names(names, what: str) -> list[str]:

@@ -72,6 +72,30 @@ def check(samples: Iterable[Sample], tokenizer: Tokenizer, limit: int = 256) -> 
             raise ArgumentError(f"{sample.path}: {error}") from None
 
 
+def check_each(phrases: Iterable[str], tokenizer: Tokenizer, limit: int = 256) -> None:
+    """Check that each phrase is a valid prompt on its own.
+
+    Args:
+        phrases: the phrases.
+        tokenizer: tokenizer of the model.
+        limit: largest number of tokens of a prompt.
+
+    Raises:
+        ArgumentError: if a phrase does not fit in a prompt.
+        PromptError: if a phrase is no valid phrase.
+    """
+    for phrase in phrases:
+        if (length := _length([tokenizer.tokens(phrase)])) > limit:
+            raise ArgumentError(f"expected phrases that fit in a prompt of {limit} tokens; {brief(phrase)} needs "
+                                f"{length}. Shorten it")
+
+
+def new_tokens(phrases: Iterable[str], old: Iterable[str], tokenizer: Tokenizer) -> list[int]:
+    """Return the sorted ids of the tokens of some phrases that no old phrase has."""
+    return sorted({i for phrase in phrases for i in tokenizer.tokens(phrase)}
+                  - {i for phrase in old for i in tokenizer.tokens(phrase)})
+
+
 def _required(labels, tokens: Callable[[str], tuple[int, ...]], limit) -> dict[tuple[int, ...], str]:
     """{tokens: label} of the labels of an image."""
     chosen: dict[tuple[int, ...], str] = {}

@@ -37,25 +37,26 @@ from .annotations import Sample
 from .augmentation import SIDE, augmented, flipped, sizes_of
 from .average_precision import AveragePrecision
 from .curve import curve
+from .distillation import distillation
 from .features import FeatureStore
 from .gradients import value_and_gradients
 from .optimizer import (
-    BACKBONES,
-    SLOWER,
+    NEW_WORDS,
     TRAINED,
     adamw,
     clip_factor,
     decays,
     global_norm,
-    group,
     learning_rate,
+    relative_rate,
     trained_names,
 )
-from .prompts import check, mixed
+from .prompts import check, check_each, mixed, new_tokens
 from .recording import values
 from .state import State
 
 CURVE = "curve.png"
+EMBEDDINGS = "model.text_backbone.embeddings.word_embeddings.weight"
 FEATURES = "features"
 AUGMENTS = "none", "flip", "crop"
 ORDER, IMAGE = range(2)  # what a random generator is for
@@ -91,6 +92,9 @@ class Options:
         recompute: whether the backward pass computes inner steps again. This takes less memory and more time.
         keep: share of the starting weights in the model that is written and validated, 0 to 1. It keeps old abilities
             (arXiv 2109.01903, §3), and does not change the training itself.
+        remember: phrases for which the model should detect the same as before (arXiv 1606.09282). Each image gets a
+            second prompt of random ones, for which the starting model supplies the targets. The word embeddings of
+            tokens that only other phrases have are trained, too (arXiv 2208.01618).
     """
 
     steps: int = 1000
@@ -105,6 +109,7 @@ class Options:
     seed: int = 0
     recompute: bool = False
     keep: float = 0.0
+    remember: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name, low in (("steps", 1), ("batch", 1), ("phrases", 1), ("warm_up", 0), ("seed", 0)):
@@ -118,6 +123,8 @@ class Options:
         for name, known in (("train", tuple(TRAINED)), ("augment", AUGMENTS)):
             if getattr(self, name) not in known:
                 raise ArgumentError(f"{name} must be one of {', '.join(known)}; got {brief(getattr(self, name))}")
+        if type(self.remember) is not tuple or not all(isinstance(phrase, str) for phrase in self.remember):
+            raise ArgumentError(f"remember must be a tuple of phrases; got {brief(self.remember)}")
 
     def rate_of(self, step: int) -> float:
         """Return the learning rate of a step, from 0."""
@@ -172,7 +179,7 @@ def train(model: Model, samples: Sequence[Sample], directory: str | Path, option
         ArgumentError: if an argument is not valid, the folder cannot be used, SciPy is not installed, or a loss or a
             gradient is not finite. The last good weights are written then.
         ImageError: if an image cannot be used.
-        PromptError: if the labels of an image make no valid prompt.
+        PromptError: if the labels of an image make no valid prompt, or a phrase in `remember` is no valid phrase.
         CheckpointError: if the model has no tokenizer, or a file of the run is damaged.
     """
     require("scipy.optimize", "training", "scipy")
@@ -189,6 +196,7 @@ def train(model: Model, samples: Sequence[Sample], directory: str | Path, option
         raise ArgumentError("training needs images with boxes; none of the images has one")
     model.preprocess(np.zeros((64, 64, 3), np.uint8), size=options.size)  # an invalid size is an error before all files
     check(samples, _tokenizer(model), model.config.max_text_len)
+    check_each(options.remember, _tokenizer(model), model.config.max_text_len)
     settings = {"minigdino": __version__, "model": str(model.source),
                 "fingerprint": fingerprint(model.tensors, model.config, model.settings.to_dict()),
                 "precision": model.precision, "data": states.digest(samples), "validation": states.digest(validation),
@@ -207,6 +215,11 @@ class _Run:
         names = set(trained_names(model.tensors, options.train))
         self._start = {name: array for name, array in model.tensors.items() if name in names}
         self._frozen = {name: array for name, array in model.tensors.items() if name not in names}
+        self._new = new_tokens(labels, options.remember, _tokenizer(model)) if options.remember else []
+        self._rows = np.arange(len(model.tensors[EMBEDDINGS]))  # of tokens, in the table of embeddings
+        if self._new:
+            self._start[NEW_WORDS] = model.tensors[EMBEDDINGS][self._new]
+            self._rows[self._new] = len(self._rows) + np.arange(len(self._new))
         self._store = None
         if options.train != "all" and options.augment != "crop":  # the same crop hardly comes again
             maps = len(model.config.backbone_config.out_indices)
@@ -237,7 +250,11 @@ class _Run:
         model, tensors, keep = self._model, state.tensors, np.float32(self._options.keep)
         if keep:
             tensors = {name: keep * self._start[name] + (1 - keep) * array for name, array in tensors.items()}
-        return Model({**model.tensors, **tensors}, model.config, tokenizer=model.tokenizer,
+        tensors = {**model.tensors, **tensors}
+        if self._new:
+            tensors[EMBEDDINGS] = tensors[EMBEDDINGS].copy()
+            tensors[EMBEDDINGS][self._new] = tensors.pop(NEW_WORDS)
+        return Model(tensors, model.config, tokenizer=model.tokenizer,
                      settings=model.settings, source=self._directory, precision=model.precision)
 
     def _draw(self, state):
@@ -267,8 +284,7 @@ class _Run:
         for name, array in state.tensors.items():
             tensors[name], moments[name] = adamw(
                 array, factor * gradients[name], state.moments[name], step,
-                rate * SLOWER if group(name) in BACKBONES else rate,
-                options.weight_decay if decays(name, array.shape) else 0.0)
+                rate * relative_rate(name), options.weight_decay if decays(name, array.shape) else 0.0)
         return State(tensors, moments, (*state.losses, loss), state.precisions)
 
     def _stop(self, state, sample, loss):
@@ -288,7 +304,7 @@ class _Run:
         return self._samples[order[place]], np.random.default_rng([self._options.seed, IMAGE, number])
 
     def _gradients(self, state, sample, rng):
-        """The loss of a sample, and its gradients {published name: array}."""
+        """The loss of a sample, with that of remembered phrases, and its gradients {published name: array}."""
         model, options = self._model, self._options
         picture, boxes, labels, size = self._varied(sample, rng)
         phrases = mixed(labels, self._labels, rng, options.phrases, model.tokenizer, model.config.max_text_len)
@@ -299,14 +315,45 @@ class _Run:
         except ImageError as error:  # it names no file, because a picture has none
             raise ImageError(f"{sample.path}: {error}") from None
         features = self._store.get(pixels, self._backbone) if self._store else None
+        rows = self._rows[ids]
 
         def loss(trained):
-            return total_loss({**self._frozen, **trained}, model.config, pixels, ids, model.tokenizer.delimiters,
+            return total_loss(self._completed(trained), model.config, pixels, rows, model.tokenizer.delimiters,
                               targets, features)
 
-        with precisions.computing(model.precision):
-            value, gradients = value_and_gradients(loss, state.tensors, recompute=options.recompute)
+        value, gradients = self._pulled(loss, state)
+        if options.remember:
+            more, others = self._pulled(self._distillation(pixels, features, rng), state)
+            value, gradients = value + more, {name: g + others[name] for name, g in gradients.items()}
+        return value, gradients
+
+    def _completed(self, trained):
+        """All tensors. The table of embeddings has further rows for new words, since the others are not trained."""
+        tensors = {**self._frozen, **trained}
+        if self._new:
+            tensors[EMBEDDINGS] = np.concatenate([tensors[EMBEDDINGS], tensors[NEW_WORDS]])
+        return tensors
+
+    def _pulled(self, loss, state):
+        """The value of a function of the trained tensors, and its gradients."""
+        with precisions.computing(self._model.precision):
+            value, gradients = value_and_gradients(loss, state.tensors, recompute=self._options.recompute)
         return float(value), gradients
+
+    def _distillation(self, pixels, features, rng):
+        """The loss of a prompt of remembered phrases, as a function of the trained tensors."""
+        model, options = self._model, self._options
+        phrases = mixed([], options.remember, rng, options.phrases, model.tokenizer, model.config.max_text_len)
+        inputs = pixels, np.asarray(model.tokenize(phrases).ids), model.tokenizer.delimiters
+        with precisions.computing(model.precision):
+            wanted = forward(*inputs, model.weights, model.config, details=True, image_features=features)
+
+        def loss(trained):
+            weights = build(self._completed(trained), model.config)
+            output = forward(*inputs, weights, model.config, wanted.selected, details=True, image_features=features)
+            return total(distillation(output, wanted, model.config), model.config)
+
+        return loss
 
     def _varied(self, sample, rng):
         """A random variant of a sample: picture [H, W, 3], boxes [B, 4], labels, and the size for `preprocess`."""
