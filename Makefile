@@ -33,7 +33,7 @@ test: build  ## the plain test suite: no PyTorch, no network access
 	$(BIN)/python -m pytest --ignore tests/parity --ignore tests/runs $(PYTEST_ARGS)
 
 test-runs: $(VENV)/test-runs  ## results as Parquet in pandas, DuckDB and Polars; runs on a local Ray cluster and in Daft; S3
-	MINIGDINO_RUNS=required $(BIN)/python -m pytest tests/runs tests/test_opening.py
+	MINIGDINO_RUNS=required $(BIN)/python -m pytest tests/runs tests/test_opening.py $(PYTEST_ARGS)
 
 $(VENV)/test-runs: $(VENV)/built
 	$(call extra,test-runs)

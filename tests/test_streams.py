@@ -459,7 +459,7 @@ def test_a_line_is_written_after_the_picture(home, monkeypatch, capsys):
 @pytest.mark.parametrize("options", [
     "--jsonl same.x --coco same.x", "--jsonl same.x --coco ./void/../same.x", "--out same.png --coco same.png",
     "--out same.png --jsonl same.png", "--out me.png", "--coco me.png", "--jsonl me.png --resume", "--coco link.png",
-    "--categories ids.json --coco ids.json", "--categories ids.json --jsonl ids.json --resume",
+    "--categories ids.json --coco ids.json", "--categories ids.json --coco new.json --jsonl ids.json --resume",
     "you.png --out folder --coco folder/me.png", "you.png --out new --jsonl new",
     "--csv me.png --overwrite", "--out me.png --overwrite", "--out link.png --overwrite", "--coco hard.png --overwrite",
     "--csv same.x --coco same.x", "--jsonl me.png --overwrite",
