@@ -13,7 +13,7 @@ from acting import Acting
 from minigdino import ArgumentError, CheckpointError, Error
 from minigdino.runs import workers as module
 from minigdino.runs.items import Item
-from minigdino.runs.workers import MAX_STARTS, Workers
+from minigdino.runs.workers import AHEAD, MAX_STARTS, Workers
 
 pytestmark = [pytest.mark.once, pytest.mark.skipif(sys.platform == "win32", reason="kills by signals")]
 
@@ -47,7 +47,8 @@ def detected(tmp_path, names, count=2, start="ready"):
 
 
 def test_each_image_is_processed_once(tmp_path):
-    found, logged = detected(tmp_path, [f"ok-{i}" for i in range(200)], count=3)
+    names = [*(f"meet-{i}" for i in range(AHEAD + 1)), *(f"ok-{i}" for i in range(200))]  # one worker gets AHEAD images
+    found, logged = detected(tmp_path, names, count=3)
     assert len({line["pid"] for line in found.values()}) > 1
     assert os.getpid() not in {line["pid"] for line in found.values()}
     assert all(line["ignores Ctrl-C"] for line in found.values())
