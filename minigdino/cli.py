@@ -321,8 +321,9 @@ def parser() -> argparse.ArgumentParser:
                        help="share of the starting weights in the model that is written, 0 to 1 (default: 0). It keeps "
                             "old abilities. With --resume, a run that is done is written with another share")
     train.add_argument("--remember", metavar="FILE", type=_path, default=(),
-                       help="text file with a phrase on each line: for these, the model should detect the same as "
-                            "before. Each step takes about twice the time")
+                       help="text file with a phrase on each line, for which the model should detect the same as "
+                            "before. Word embeddings of the labels' other tokens are trained, too. A step takes almost "
+                            "twice the time")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: 0)")
     train.add_argument("--resume", action="store_true",
                        help="continue the run in DIR, which was interrupted. The settings must be the same")
