@@ -166,7 +166,7 @@ def test_another_run_in_the_same_folder_is_refused(home, run, change, message):
     before = (home / "whole" / "found.jsonl").read_bytes()
     status, err = run(*change, "images", *PROMPT, "--out", "whole")
     assert (status, err.count("\n")) == (1, 1)
-    assert "whole/found.jsonl: the same command needs the model and the options with which the file was begun" in err
+    assert "whole/found.jsonl: a run that continues needs the model and the options with which the file was" in err
     assert message in err
     assert (home / "whole" / "found.jsonl").read_bytes() == before
 

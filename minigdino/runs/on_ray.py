@@ -29,7 +29,7 @@ from .batches import DetectBatch
 from .items import Item, record
 from .remote import shown_name
 
-RAY = "ray>=2.40"
+RAY = "ray>=2.60"
 WORDS = ("", "auto", "local")  # addresses that Ray looks up itself
 REACH = 10.0  # seconds in which a cluster must accept a connection
 DEVICES = {"cpu": 0, "cuda": 1}  # GPUs of an actor

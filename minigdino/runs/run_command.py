@@ -93,7 +93,8 @@ def _detect(results, items, ids, path, header):
         header: its header.
     """
     done, failed = Done(), 0
-    with JsonLines(path, True, header=header, option=OPTION, continues="the same command", on_line=done.add) as lines:
+    with JsonLines(path, True, header=header, option=OPTION, continues="a run that continues",
+                   on_line=done.add) as lines:
         to_do = len(ids) - int(np.count_nonzero(done.has(ids)))
         progress = Progress(sys.stderr, to_do)
         rest = (item for item in items() if not done.has(item.id))
