@@ -178,7 +178,7 @@ def test_the_lines_of_detect_are_not_continued(home, run, monkeypatch, capsys):
     assert status == 1 and "sources None" in err
     (home / "other" / "found.jsonl").write_text('{"image": "a"}\n')
     status, err = run("images/0.png", *PROMPT, "--out", "other")
-    assert status == 1 and "expected a first line that names the model and the prompt, because the same command" in err
+    assert status == 1 and "expected a first line that names the model and the prompt, because a run that" in err
 
 
 # ---- arguments
