@@ -16,11 +16,10 @@ from ..runtime import precision as precisions
 from ..runtime.threads import set_threads
 from .items import Item
 from .lines import line
+from .manifest import is_id
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-MAX_ID = 2**63
 
 
 class DetectBatch:
@@ -123,7 +122,7 @@ def _items(batch):
     """The images of a batch, checked."""
     ids, names = (_column(batch, name) for name in ("id", "uri"))
     for number, (key, uri) in enumerate(zip(ids, names)):
-        if type(key) is not int or not -MAX_ID <= key < MAX_ID:
+        if not is_id(key):
             raise ArgumentError(f'the column "id" must have an int64 in each row; got {brief(key)} in row {number} of '
                                 "a batch. For names, use minigdino.runs.items.stable_id")
         if not isinstance(uri, str) or not uri:

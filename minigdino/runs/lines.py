@@ -12,6 +12,7 @@ import numpy as np
 from ..detector import Model
 from ..errors import ImageError
 from .items import Item, record
+from .manifest import is_id
 from .opening import open_uri
 from .remote import shown_name
 
@@ -53,7 +54,7 @@ class Done:
         Args:
             values: the JSON object.
         """
-        if type(number := values.get("id")) is int and -(2**63) <= number < 2**63:
+        if is_id(number := values.get("id")):
             self._ids.append(number)
             self._good.append("error" not in values)
 

@@ -23,12 +23,16 @@ GZIP = ".gz"
 COLUMNS = ("id", "uri")
 BLOCK = 2**20  # bytes of a text file, or
 ROWS = 2**16  # rows of a Parquet file, that are in memory at a time
-MIN_ID, MAX_ID = -(2**63), 2**63 - 1
 OUTPUT = re.compile(r'{"(minigdino|image)": ')
 NUMBER = re.compile("-?[0-9]{1,19}")
 MARK = b"\xef\xbb\xbf"  # of UTF-8, which some programs write at the start of a text
 EXAMPLE = '{"id": 7, "uri": "a.jpg"} in a line'
 PYARROW = "pyarrow>=16.1"
+
+
+def is_id(value: object) -> bool:
+    """Return whether a value can be the id of an image: an int within int64."""
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def is_manifest(uri: str) -> bool:
@@ -154,7 +158,7 @@ def _no_columns(names, where):
 
 def _checked(number: Any, uri: Any, unit: str, n: int) -> tuple[int, str]:
     """Check the n-th line or row."""
-    if type(number) is not int or not MIN_ID <= number <= MAX_ID:
+    if not is_id(number):
         raise ArgumentError(f"{unit} {n}: expected an integer as id, within 64 bits; got {brief(number)}. Correct it")
     if type(uri) is not str or not uri or not (uri.isascii() or _is_unicode(uri)):
         raise ArgumentError(f"{unit} {n}: expected a path or a URL as uri; got {brief(uri)}. Correct it")

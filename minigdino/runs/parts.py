@@ -21,6 +21,7 @@ from ..errors import ArgumentError, brief
 from ..files import is_result
 from ..line_files import SHARD, LineFile, check_headers
 from .items import stable_id
+from .manifest import is_id
 from .shard import Shard
 from .table import is_parquet, read_header, read_lines
 
@@ -240,7 +241,7 @@ def _values(path) -> Iterator[dict]:
 def _checked(line, labels, path):
     """The fields of a line, in their order."""
     image, failed = line.get("image"), "error" in line
-    if not (isinstance(image, str) and _is_id(line.get("id", 0))
+    if not (isinstance(image, str) and is_id(line.get("id", 0))
             and (isinstance(line["error"], str) if failed else _is_found(line, labels))):
         raise ArgumentError(f"{path}: {EXPECTED}; the line of {brief(image)} has another format, or a value out of "
                             "range. Remove it and continue the run, or run this part again")
@@ -249,10 +250,6 @@ def _checked(line, labels, path):
         return {**start, "error": line["error"]}
     return {**start, "width": line["width"], "height": line["height"],
             "detections": [{name: one[name] for name in FIELDS} for one in line["detections"]]}
-
-
-def _is_id(value):
-    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _is_found(line, labels):

@@ -56,11 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
     model.detect([], text, **options)  # checks the options; a wrong one must not leave an empty file
     header = {**detect_arguments.header(model, parts, options), "sources": sources, "recursive": arguments.recursive,
               "shard": None if shard is None else str(shard)}
-    workers = arguments.workers or 1
-    setup = Setup(pickle.dumps(model), header["fingerprint"], text, options, arguments.threads or threads_each(workers))
+    if is_on_ray:
+        results = partial(on_ray.results, arguments, text, options, header)
+    else:
+        workers = arguments.workers or 1
+        threads = arguments.threads or threads_each(workers)
+        results = partial(_results, Setup(pickle.dumps(model), header["fingerprint"], text, options, threads), workers)
     del model  # without mapped weights, it would need their memory
-    results = (partial(on_ray.results, arguments, text, options, header) if is_on_ray
-               else partial(_results, setup, workers))
     failed = _detect(results, items, ids, path, header)
     complain(f"wrote {printable(str(path))}")
     if failed:
