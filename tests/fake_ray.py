@@ -7,6 +7,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+LONG = 1.0  # seconds; a shorter timeout ends before anything happens
+
 
 class Dies(BaseException):
     """Raised by a method to end its actor, as a signal would."""
@@ -107,11 +109,9 @@ class FakeRay:
 
     def wait(self, references, num_returns=1, timeout=None):
         assert len(set(references)) == len(references) >= num_returns > 0
-        while timeout != 0 and not any(reference.is_done for reference in references):
+        while (timeout is None or timeout >= LONG) and not any(reference.is_done for reference in references):
             self.step()
-        ready = [reference for reference in references if reference.is_done]
-        if timeout != 0:
-            ready = ready[:num_returns]
+        ready = [reference for reference in references if reference.is_done][:num_returns]
         return ready, [reference for reference in references if reference not in ready]
 
     def step(self):

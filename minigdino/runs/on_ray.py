@@ -34,6 +34,7 @@ WORDS = ("", "auto", "local")  # addresses that Ray looks up itself
 REACH = 10.0  # seconds in which a cluster must accept a connection
 DEVICES = {"cpu": 0, "cuda": 1}  # GPUs of an actor
 LOOK_AHEAD = 3  # images of an actor: one in progress, and others that it need not wait for
+GATHER = 0.02  # seconds in which further results are gathered, so that fewer calls and writes are needed
 TRIES = 2  # actors that may end while they process an image
 STARTS = 5  # times the number of actors that may end in a row before one of them is ready
 CHECK = 10.0  # seconds between two looks at the nodes of the cluster
@@ -297,7 +298,7 @@ class _Pool:
         """Wait for actors. Return lines that are done, and images whose actor has ended."""
         references = [reference for worker in self._workers for reference in worker.references()]
         ready, rest = self._ray.wait(references, timeout=1.0)
-        ready = {*ready, *self._ray.wait(rest, num_returns=len(rest), timeout=0)[0]} if rest else set(ready)
+        ready = {*ready, *self._ray.wait(rest, num_returns=len(rest), timeout=GATHER)[0]} if rest else set(ready)
         lines: list[dict[str, Any]] = []
         lost: list[Item] = []
         for worker in [worker for worker in self._workers if not ready.isdisjoint(worker.references())]:
