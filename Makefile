@@ -32,7 +32,7 @@ DEMO_TEXT = "a purple star. a green heart. an orange ring."
 test: build  ## the plain test suite: no PyTorch, no network access
 	$(BIN)/python -m pytest --ignore tests/parity --ignore tests/runs $(PYTEST_ARGS)
 
-test-runs: $(VENV)/test-runs  ## results as Parquet in pandas, DuckDB and Polars; runs on a local Ray cluster and in Daft; S3
+test-runs: $(VENV)/test-runs  ## results as Parquet in pandas, DuckDB and Polars; runs on a local Ray cluster and in Daft; S3 and GCS
 	MINIGDINO_RUNS=required $(BIN)/python -m pytest tests/runs tests/test_opening.py $(PYTEST_ARGS)
 
 $(VENV)/test-runs: $(VENV)/built

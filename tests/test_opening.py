@@ -94,7 +94,7 @@ def local(tmp_path):
     return str(tmp_path)
 
 
-@pytest.fixture(params=["local", "file", "memory", "web", "s3"])
+@pytest.fixture(params=["local", "file", "memory", "web", "s3", "gs"])
 def place(request):
     """A folder of the same files in every kind of place."""
     if request.param == "file":
@@ -115,11 +115,7 @@ def bucket(fsspec):
         for name, value in SECRETS.items():
             patched.setenv(name, value)
         patched.setitem(fsspec.config.conf, "s3", {"endpoint_url": f"http://{host}:{port}"})
-        files = fsspec.filesystem("s3")
-        files.mkdir("box")
-        for name, content in CONTENTS.items():
-            files.pipe_file(f"box/{name}", content)
-        files.pipe_file("box/empty.png", b"")
+        fill(fsspec.filesystem("s3"))
         yield "s3://box"
     server.stop()
 
@@ -128,6 +124,36 @@ def bucket(fsspec):
 def s3(bucket):
     tar._read_places.cache_clear()
     return bucket
+
+
+@pytest.fixture(scope="module")
+def google_bucket(fsspec):
+    """A bucket on a server with the interface of Google Cloud Storage."""
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs gcp-storage-emulator and gcsfs")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would ask Google what kind of bucket this is
+        pytest.importorskip("gcsfs")
+        server = emulator.create_server("127.0.0.1", 0, in_memory=True)
+        server.start()
+        host, port = server._api._httpd.server_address
+        patched.setitem(fsspec.config.conf, "gs", {"endpoint_url": f"http://{host}:{port}", "token": "anon",
+                                                   "project": "p"})
+        fill(fsspec.filesystem("gs"))
+        yield "gs://box"
+        server.stop()
+
+
+@pytest.fixture
+def gs(google_bucket):
+    tar._read_places.cache_clear()
+    return google_bucket
+
+
+def fill(files):
+    """Write the contents into a new bucket."""
+    files.mkdir("box")
+    for name, content in (CONTENTS | {"empty.png": b""}).items():
+        files.pipe_file(f"box/{name}", content)
 
 
 def reason(uri, kind=ImageError, function=open_uri):
@@ -329,15 +355,20 @@ def test_patterns_and_folders_of_a_store(fsspec, memory):
         assert reason(uri, ImageError, found) == f"expected {expected}; found none. Check the bucket and the folder"
 
 
-def test_patterns_and_folders_of_s3(s3):
-    assert remote.find("s3://box/*.tar", recursive=False) == ["s3://box/s-0.tar"]
-    assert remote.find("s3://box/", recursive=False) == ["s3://box/a b.png", "s3://box/empty.png"]
-    assert remote.find("s3://box/", recursive=True) == ["s3://box/a b.png", "s3://box/empty.png"]
+@pytest.mark.parametrize("store", ["s3", "gs"])
+def test_patterns_and_folders_of_buckets(request, store):
+    box = request.getfixturevalue(store)
+    assert remote.find(f"{box}/*.tar", recursive=False) == [f"{box}/s-0.tar"]
+    assert remote.find(f"{box}/", recursive=False) == [f"{box}/a b.png", f"{box}/empty.png"]
+    assert remote.find(f"{box}/", recursive=True) == [f"{box}/a b.png", f"{box}/empty.png"]
 
 
-def test_errors_of_s3(s3, monkeypatch):
-    assert reason("s3://nowhere/a.png").startswith(("no such file", "cannot be read"))
-    assert "s3cr3t" not in reason("s3://box/empty.png")
+@pytest.mark.parametrize("store", ["s3", "gs"])
+def test_errors_of_buckets(request, store):
+    box = request.getfixturevalue(store)
+    assert reason(f"{store}://nowhere/a.png").startswith(("no such file", "cannot be read"))
+    assert reason(f"{box}/none.png").startswith("no such file. Check the URL")
+    assert "s3cr3t" not in reason(f"{box}/empty.png")
 
 
 # ---- web servers
