@@ -20,4 +20,5 @@ export HF_HUB_OFFLINE=1  # no task downloads
 
 # exec: the signals of Slurm reach minigdino. A killed task loses the images in the making, and no others
 exec minigdino run "$1" "$2" --out "$3" --model "${MINIGDINO_MODEL:-grounding-dino-tiny}" \
-    --shard "$SLURM_ARRAY_TASK_ID/${SHARDS:-$SLURM_ARRAY_TASK_COUNT}" --workers "$SLURM_CPUS_PER_TASK" --threads 1
+    --shard "$SLURM_ARRAY_TASK_ID/${SHARDS:-$SLURM_ARRAY_TASK_COUNT}" --workers "$SLURM_CPUS_PER_TASK" --threads 1 \
+    --allow-errors

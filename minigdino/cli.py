@@ -223,6 +223,8 @@ def parser() -> argparse.ArgumentParser:
                      help="use the machines of a Ray cluster: --workers are then its actors, with --threads CPUs each "
                           "(default: as many as there is room for, with 1 CPU). Without ADDRESS: $RAY_ADDRESS, else "
                           "this machine. Write it at the end")
+    run.add_argument("--allow-errors", action="store_true",
+                     help="exit with status 0 although images have an error, for a scheduler that would start it again")
     _add_options(run)
     run.set_defaults(command=_run, error=run.error, verb="run")
 

@@ -449,14 +449,29 @@ def test_the_options_of_the_slurm_array_fit_together():
         assert int(last) <= int(shards)
 
 
-def test_the_indexes_of_the_job_process_every_image_once(pictures):
+def index(folder, number, count):
+    """An index of the Kubernetes job."""
     (container,) = JOB_POD["containers"]
     (script,) = container["args"]
     command = [*container["command"], script.replace("grounding-dino-tiny", "shapes").replace("a cat. a dog.", PROMPT)]
-    for index in range(2):
-        done = scheduled(pictures, command, JOB_COMPLETION_INDEX=str(index), SHARDS="2")
-        assert done.returncode == 0, done.stderr
+    done = scheduled(folder, command, JOB_COMPLETION_INDEX=str(number), SHARDS=str(count))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_indexes_of_the_job_process_every_image_once(pictures):
+    for number in range(2):
+        index(pictures, number, 2)
     assert lines(pictures / "found") == lines(pictures / "all")
+
+
+@pytest.mark.parametrize("start", [lambda folder: array_task(folder, "found", 1, 1),
+                                   lambda folder: index(folder, 0, 1)])
+def test_an_image_that_cannot_be_read_fails_no_task(tmp_path, start):
+    """Its scheduler would start it again without end, or report the whole array as failed."""
+    (tmp_path / "images.csv").write_text("id,uri\n7,missing.png\n")
+    start(tmp_path)
+    (line,) = lines(tmp_path / "found")
+    assert line["error"].startswith("missing.png: no such file")
 
 
 def test_the_job_has_an_index_per_shard_and_a_status_that_ends_it(tmp_path):

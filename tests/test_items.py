@@ -13,7 +13,7 @@ from test_results import found
 
 from minigdino import ArgumentError, ImageError, files
 from minigdino.runs import manifest
-from minigdino.runs.items import Item, read_items, record, stable_id
+from minigdino.runs.items import MAX_URI, Item, read_items, record, stable_id
 
 
 @pytest.fixture
@@ -140,6 +140,16 @@ def test_ranges(folder):
     for wrong in ("{3..1}", "{0..1000000}"):
         assert reason(f"{wrong}.jpg") == (f"{wrong}.jpg: expected an ascending range of at most 1000000 numbers, such "
                                           f"as {{000..127}}; got {wrong}. Correct it")
+
+
+def test_a_uri_without_end_is_refused(folder):
+    for length in (MAX_URI, MAX_URI + 1):
+        (folder / "long.jsonl").write_text("".join(json.dumps({"id": i, "uri": "a" * n}) + "\n"
+                                                   for i, n in enumerate([1, length])))
+        if length == MAX_URI:
+            assert len(uris("long.jsonl")) == 2
+    assert reason("long.jsonl").startswith("long.jsonl (image 2): expected a path or a URL of at most 8192 characters; "
+                                           "got 8193: 'aaa")
 
 
 def test_invalid_sources_are_refused_before_the_first_image(folder):

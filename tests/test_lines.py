@@ -8,27 +8,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minigdino import files
+from minigdino import ArgumentError, files
 from minigdino.runs.items import Item
 from minigdino.runs.lines import Done, line
 
 OPTIONS = {"threshold": 0.1, "text_threshold": 0.25, "size": None}
 IDS = st.sampled_from([-(2**63), -1, 0, 1, 2, 2**62 + 1, 2**63 - 1])
-LINES = st.lists(st.tuples(IDS, st.booleans()).map(
-    lambda pair: {"image": "a", "id": pair[0], **({"detections": []} if pair[1] else {"error": "no"})}))
-OTHERS = st.sampled_from([{"image": "a"}, *({"image": "a", "id": number} for number in (None, True, 1.0, 2**63, "1"))])
+NAMES = st.sampled_from(["a", "b", "\udcff"])
+LINES = st.lists(st.tuples(NAMES, IDS, st.booleans()).map(
+    lambda row: {"image": row[0], "id": row[1], **({"detections": []} if row[2] else {"error": "no"})}))
+OTHERS = st.sampled_from([{"id": 1}, *({"image": "a", **number} for number in (
+    {}, {"id": None}, {"id": True}, {"id": 1.0}, {"id": 2**63}, {"id": "1"}))])
 
 
-@given(LINES, st.lists(OTHERS, max_size=3), st.lists(IDS))
-def test_the_last_line_of_an_image_says_whether_it_is_done(lines, others, ids):
+@given(LINES, st.lists(OTHERS, max_size=3), st.lists(IDS, unique=True), NAMES)
+def test_the_last_line_of_an_image_says_whether_it_is_done(lines, others, ids, name):
     done, last = Done(), {}
     for values in (*lines, *others):
         done.add(values)
         if values in lines:
-            last[values["id"]] = "error" not in values
-    assert list(done.ids) == sorted(number for number, good in last.items() if good)
-    assert list(done.has(ids)) == [last.get(number, False) for number in ids]
-    assert [bool(done.has(number)) for number in ids] == list(done.has(ids))
+            last[values["id"]] = values
+    good = {number: values["image"] for number, values in last.items() if "error" not in values}
+    assert done.count(ids) == len(good.keys() & set(ids))
+    for number in ids:
+        if good.get(number, name) == name:
+            assert (Item(number, name) in done) == (number in good)
+        else:
+            with pytest.raises(ArgumentError, match=f"another image with the id {number}\\. Correct the manifest"):
+                assert Item(number, name) not in done
 
 
 @pytest.fixture(scope="module")

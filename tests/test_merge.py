@@ -243,6 +243,13 @@ def test_missing_images_are_named(capsys):
     assert printed(capsys) == "wrote all.jsonl\n2 files, 3 images\nminigdino: 1 image with an error: 2.jpg\n"
 
 
+def test_a_line_of_another_image_with_the_id_is_not_that_of_the_source(capsys):
+    manifest([1, 2])
+    shards([line(1, name="other.jpg")], [line(2)])
+    assert merge(".") == 1
+    assert "1 image of 2 has none: 1.jpg" in printed(capsys)
+
+
 def test_other_sources_can_be_given(tmp_path, capsys):
     shards([line(1)], [line(2)])
     assert merge(".") == 1
@@ -327,7 +334,8 @@ def test_which_line_counts(tmp_path_factory, rows):
     assert list(parts) == [line(n, error=None if max(found)[0] else f"error in {max(found)[1]}")
                            for n, found in sorted(expected.items())]
     assert parts.failed == sum(not max(found)[0] for found in expected.values())
-    assert parts.has(np.arange(-1, 4)).tolist() == [n in expected for n in range(-1, 4)]
+    assert parts.has([Item(n, f"{n}.jpg") for n in range(-1, 4)]) == [n in expected for n in range(-1, 4)]
+    assert parts.has([Item(n, "other.jpg") for n in range(-1, 4)]) == [False] * 5
 
 
 # Files that do not fit.

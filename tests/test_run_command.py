@@ -158,6 +158,29 @@ def test_an_image_with_an_error_is_tried_again(home, run):
     assert (home / "again" / "found.jsonl").read_bytes() == before
 
 
+def test_an_id_that_is_that_of_another_image_now_ends_the_run(home, run):
+    """Such as a number of a row, after a row was added before it. Without an error, the image would be skipped."""
+    def write(*names):
+        rows = [f"{i},images/{name}.png" for i, name in enumerate(names)]
+        (home / "moved.csv").write_text("\n".join(["id,uri", *rows, ""]))
+
+    write(0, 1)
+    assert run("moved.csv", *PROMPT, "--out", "moved")[0] == 0
+    before = (home / "moved" / "found.jsonl").read_bytes()
+    write(2, 0, 1)
+    status, err = run("moved.csv", *PROMPT, "--out", "moved")
+    assert status == 1
+    assert ("images/2.png: expected an id of its own; the file of this run has another image with the id 0. Correct "
+            "the manifest, or begin a run in another folder") in err
+    assert (home / "moved" / "found.jsonl").read_bytes() == before
+
+
+def test_errors_of_images_can_be_allowed(home, run):
+    status, err = run("images", *PROMPT, "--out", "allowed", "--allow-errors")
+    assert status == 0 and "1 of 12 images has an error" in err
+    assert run("none.csv", *PROMPT, "--out", "allowed", "--allow-errors")[0] == 1
+
+
 @pytest.mark.parametrize(("change", "message"), [
     (["--threshold", "0.3"], "threshold 0.25; got threshold 0.3."), (["--recursive"], "got recursive True."),
     (["--nms", "0.5"], "nms None; got nms 0.5."),

@@ -12,7 +12,7 @@ from acting import Acting
 
 from minigdino import ArgumentError, CheckpointError, Error
 from minigdino.runs import workers as module
-from minigdino.runs.items import Item
+from minigdino.runs.items import MAX_URI, Item
 from minigdino.runs.workers import AHEAD, MAX_STARTS, Workers
 
 pytestmark = [pytest.mark.once, pytest.mark.skipif(sys.platform == "win32", reason="kills by signals")]
@@ -53,6 +53,12 @@ def test_each_image_is_processed_once(tmp_path):
     assert os.getpid() not in {line["pid"] for line in found.values()}
     assert all(line["ignores Ctrl-C"] for line in found.values())
     assert not logged
+
+
+def test_the_longest_names_fill_no_buffer(tmp_path):
+    """The parent would wait for a worker that waits for the parent, which has its line and no room for it."""
+    names = [f"ok-{i}-".ljust(MAX_URI, "\U0001f995") for i in range(20)]  # 12 bytes each in JSON
+    assert detected(tmp_path, names)[0].keys() == set(names)
 
 
 def test_whatever_workers_do_each_image_has_one_line(tmp_path):

@@ -20,6 +20,7 @@ from . import manifest, remote, tar
 
 RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 MAX_RANGE = 10**6  # numbers
+MAX_URI = 8192  # characters. What a worker is given must fit into the buffers of the system: nobody waits for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ def read_items(sources: Sequence[str], *, recursive: bool = False) -> Iterator[I
     Raises:
         ImageError: if a folder or a pattern has no image or cannot be read.
         ArgumentError: if a source is a video or standard input. The iterator also raises it for a manifest or a tar
-            file that cannot be read or has an invalid row, and at its end if an id occurs twice.
+            file that cannot be read or has an invalid row, for a URI of over 8192 characters, and at its end if an id
+            occurs twice.
     """
     names = [name for source in sources for part in _in_range(source) for name in _found(part, recursive)]
     for name in names:
@@ -121,6 +123,9 @@ def _checked(names) -> Iterator[Item]:
         starts.append(len(ids))
         for item in _items(name):
             ids.append(item.id)
+            if len(item.uri) > MAX_URI:
+                raise ArgumentError(f"{_place(names, starts, len(ids) - 1)}: expected a path or a URL of at most "
+                                    f"{MAX_URI} characters; got {len(item.uri)}: {brief(item.uri)}. Use a shorter one")
             yield item
     numbers = np.frombuffer(ids, np.int64) if ids else np.empty(0, np.int64)
     ordered = np.sort(numbers)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..detector import Model
-from ..errors import ImageError
-from .items import Item, record
+from ..errors import ArgumentError, ImageError
+from .items import Item, record, stable_id
 from .manifest import is_id
 from .opening import open_uri
 from .remote import shown_name
@@ -43,10 +43,10 @@ def line(model: Model, text: str | Sequence[str], options: dict[str, Any], item:
 
 
 class Done:
-    """The images of a file that have detections. It takes 9 bytes per line while it is filled, then 8 per image."""
+    """The images of a file that have detections. It takes 17 bytes per line while it is filled, then 16 per image."""
 
     def __init__(self):
-        self._ids, self._good = array(INT64), array("b")
+        self._ids, self._names, self._good = array(INT64), array(INT64), array("b")
 
     def add(self, values: dict[str, Any]) -> None:
         """Add a line of the file. The last line of an image counts. One without an id is none of a run.
@@ -54,18 +54,35 @@ class Done:
         Args:
             values: the JSON object.
         """
-        if is_id(number := values.get("id")):
+        if is_id(number := values.get("id")) and isinstance(name := values.get("image"), str):
             self._ids.append(number)
+            self._names.append(stable_id(name))
             self._good.append("error" not in values)
 
     @functools.cached_property
-    def ids(self) -> np.ndarray:
-        """The ids of the images [N], sorted."""
+    def _sorted(self):
+        """The ids of the images [N], sorted, and the hashes of their names [N]."""
         ids, last = np.unique(np.asarray(self._ids)[::-1], return_index=True)
-        good = np.asarray(self._good)[::-1][last].astype(bool)
-        del self._ids, self._good
-        return ids[good]
+        good, names = (np.asarray(column)[::-1][last] for column in (self._good, self._names))
+        del self._ids, self._names, self._good
+        return ids[good != 0], names[good != 0]
 
-    def has(self, ids: int | Sequence[int]) -> np.ndarray:
-        """Return for each id whether the file has the image."""
-        return np.searchsorted(self.ids, ids, "right") > np.searchsorted(self.ids, ids, "left")
+    def count(self, ids: Sequence[int]) -> int:
+        """Return how many of some ids the file has."""
+        found = self._sorted[0]
+        return int(np.count_nonzero(np.searchsorted(found, ids, "right") > np.searchsorted(found, ids, "left")))
+
+    def __contains__(self, item: Item) -> bool:
+        """Return whether the file has an image.
+
+        Raises:
+            ArgumentError: if it has another one with the same id.
+        """
+        ids, names = self._sorted
+        i = np.searchsorted(ids, item.id)
+        if i == len(ids) or ids[i] != item.id:
+            return False
+        if names[i] != stable_id(item.uri):
+            raise ArgumentError(f"{shown_name(item.uri)}: expected an id of its own; the file of this run has another "
+                                f"image with the id {item.id}. Correct the manifest, or begin a run in another folder")
+        return True

@@ -10,8 +10,6 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
 from .. import outputs, urls, writing
 from ..checkpoints.json_file import is_folder
 from ..console import complain, counted, listed, printable, write
@@ -106,8 +104,7 @@ def _check_sources(parts, given, header, recursive):
     try:
         items = read_items(sources, recursive=recursive if given else header.get("recursive", False))
         while block := list(itertools.islice(items, BLOCK)):
-            known = parts.has(np.array([item.id for item in block], np.int64))
-            lost = [urls.shown(item.uri) for item, is_known in zip(block, known.tolist()) if not is_known]
+            lost = [urls.shown(item.uri) for item, is_known in zip(block, parts.has(block)) if not is_known]
             found += len(block) - len(lost)
             missing += len(lost)
             names += lost[: NAMED - len(names)]

@@ -10,8 +10,6 @@ from array import array
 from collections.abc import Iterator
 from functools import partial
 
-import numpy as np
-
 from .. import detect_arguments, outputs
 from ..console import complain, printable
 from ..detector import load, prompts
@@ -35,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments: the parsed arguments. Their `error` ends the process with a usage message.
 
     Returns:
-        The exit status: 1 if an image could not be used, else 0.
+        The exit status: 1 if an image could not be used and that is not allowed, else 0.
 
     Raises:
         Error: if an argument or a source is invalid, or the file cannot be written.
@@ -68,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     if failed:
         complain(f"minigdino: {failed} of {len(ids)} images {'has' if failed == 1 else 'have'} an error. The same "
                  "command tries again")
-    return 1 if failed else 0
+    return 1 if failed and not arguments.allow_errors else 0
 
 
 def _check_paths(arguments, sources, path):
@@ -97,9 +95,9 @@ def _detect(results, items, ids, path, header):
     done, failed = Done(), 0
     with JsonLines(path, True, header=header, option=OPTION, continues="a run that continues",
                    on_line=done.add) as lines:
-        to_do = len(ids) - int(np.count_nonzero(done.has(ids)))
+        to_do = len(ids) - done.count(ids)
         progress = Progress(sys.stderr, to_do)
-        rest = (item for item in items() if not done.has(item.id))
+        rest = (item for item in items() if item not in done)
         with results(rest, to_do, partial(_complain, progress)) as groups:
             for group in groups:
                 lines.write(*group)
