@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import ArgumentError, brief
 from ..extras import require
@@ -30,7 +30,7 @@ EXAMPLE = '{"id": 7, "uri": "a.jpg"} in a line'
 PYARROW = "pyarrow>=16.1"
 
 
-def is_id(value: object) -> bool:
+def is_id(value: object) -> TypeGuard[int]:
     """Return whether a value can be the id of an image: an int within int64."""
     return type(value) is int and -(2**63) <= value < 2**63
 
