@@ -26,6 +26,10 @@ class ActorDiedError(RayError):
     actor_init_failed = False
 
 
+class GetTimeoutError(RayError):
+    pass
+
+
 class exceptions:  # a module of ray
     RayError, RayTaskError, ActorDiedError = RayError, RayTaskError, ActorDiedError
 
@@ -75,16 +79,17 @@ class FakeRay:
     Args:
         cpus: CPUs of each node. Only as many actors can run; the others wait.
         chance: probability that an actor dies during a call of its method `line`.
+        outages: probability that some actors die at once before a call, whether they are idle or not.
         seed: of all decisions.
     """
 
     exceptions = exceptions
 
-    def __init__(self, cpus=(2,), chance=0.0, seed=0):
-        self.cpus, self.chance, self.random = list(cpus), chance, random.Random(seed)
+    def __init__(self, cpus=(2,), chance=0.0, outages=0.0, seed=0):
+        self.cpus, self.chance, self.outages, self.random = list(cpus), chance, outages, random.Random(seed)
         self.actors: list[Handle] = []
         self.options: dict[str, Any] = {}
-        self.deaths: Counter = Counter()  # by the arguments of the call
+        self.deaths: Counter = Counter()  # of actors that had begun a call, by its argument
         self.most = 0  # calls that an actor had at once
 
     def remote(self, **options):
@@ -115,6 +120,11 @@ class FakeRay:
         return ready, [reference for reference in references if reference not in ready]
 
     def step(self):
+        if self.random.random() < self.outages:
+            running = self.running()
+            for actor in self.random.sample(running, self.random.randint(0, len(running))):
+                self.die(actor, "its node ended")
+            return
         busy = [actor for actor in self.running() if actor.queue]
         assert busy, "the run waits without end"
         actor = self.random.choice(busy)
@@ -125,16 +135,23 @@ class FakeRay:
                 raise Dies
             reference.value = getattr(actor.target, name)(*arguments)
         except Dies:
-            self.deaths[arguments[0]] += 1
-            actor.end(ActorDiedError("killed"))
+            self.die(actor, "killed")
             return
         except Exception as error:
             reference.error = RayTaskError(repr(error))
         reference.is_done = True
         actor.queue.popleft()
 
-    def get(self, reference):
-        assert reference.is_done
+    def die(self, actor, reason):
+        """End an actor, which has begun its first call."""
+        if actor.queue and actor.queue[0][1] == "line":
+            self.deaths[actor.queue[0][2][0]] += 1
+        actor.end(ActorDiedError(reason))
+
+    def get(self, reference, timeout=None):
+        if not reference.is_done:
+            assert timeout is not None, "the run waits without end"
+            raise GetTimeoutError
         if reference.error:
             raise reference.error
         return reference.value

@@ -36,7 +36,7 @@ DEVICES = {"cpu": 0, "cuda": 1}  # GPUs of an actor
 LOOK_AHEAD = 3  # images of an actor: one in progress, and others that it need not wait for
 GATHER = 0.02  # seconds in which further results are gathered, so that fewer calls and writes are needed
 TRIES = 2  # actors that may end while they process an image
-STARTS = 5  # times the number of actors that may end in a row before one of them is ready
+ENDS = 5  # times the number of actors that may end in a row while none of them finishes an image
 CHECK = 10.0  # seconds between two looks at the nodes of the cluster
 PATIENCE = 60.0  # seconds without an actor after which a message says so
 
@@ -66,6 +66,9 @@ class Actor:
             return CheckpointError(f"{name}: expected the model with the fingerprint {fingerprint} on each node; got "
                                    f"{got}. Copy the same checkpoint to all nodes")
         return None
+
+    def begin(self) -> None:
+        """Answer. Calls are processed in order, so that an actor that answers has lived to begin the next one."""
 
     def line(self, item: Item) -> dict[str, Any] | Error:
         """Detect in an image.
@@ -181,8 +184,8 @@ def detect_each(ray: Any, items: Iterable[Item], arguments: dict[str, Any], fing
                 log: Callable[[str], object] = str) -> Generator[list[dict[str, Any]], None, None]:
     """Detect in each image once, in no particular order.
 
-    An actor that ends is replaced, and its images are given to others. An image that ended two actors becomes a line
-    with an error. Actors are added while nodes join the cluster.
+    An actor that ends is replaced, and its images are given to others. An image becomes a line with an error once two
+    actors have begun it and ended. Actors are added while nodes join the cluster.
 
     Args:
         ray: the package, connected to a cluster.
@@ -198,7 +201,8 @@ def detect_each(ray: Any, items: Iterable[Item], arguments: dict[str, Any], fing
         Lines of images that are done, as from `lines.line`, one or several at a time.
 
     Raises:
-        Error: if the model cannot be loaded on a node, if no node has room for an actor, or as `Model.detect` does.
+        Error: if the model cannot be loaded on a node, if no node has room for an actor, if actors end one after the
+            other, or as `Model.detect` does.
     """
     pool = _Pool(ray, {**arguments, "threads": threads}, fingerprint, threads, gpus, workers, log)
     further, waiting = iter(items), deque[Item]()
@@ -208,16 +212,28 @@ def detect_each(ray: Any, items: Iterable[Item], arguments: dict[str, Any], fing
             if not (left := len(waiting) + pool.in_progress()):
                 return
             pool.fill(left)
-            for worker in pool.with_room():
-                if not waiting:
-                    break
-                worker.give(waiting.popleft())
+            pool.deal(waiting)
             lines, lost = pool.collect()
-            waiting.extendleft(lost)
+            waiting.extendleft(lost)  # the last one is the next
             if lines:
                 yield lines
     finally:
         pool.close()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """An image that an actor has.
+
+    Attributes:
+        item: the image.
+        begun: reference of the answer to `Actor.begin`, which precedes `Actor.line`; None if the actor was not asked.
+        line: reference of the line.
+    """
+
+    item: Item
+    begun: Any
+    line: Any
 
 
 @dataclass(eq=False)
@@ -227,24 +243,28 @@ class _Worker:
     Attributes:
         actor: its handle.
         started: reference of the answer to `Actor.start`; None once it is ready.
-        calls: references of the lines that it has not returned, with their images. The first one is in progress.
+        calls: images whose lines it has not returned, in their order.
     """
 
     actor: Any
     started: Any
-    calls: deque[tuple[Any, Item]] = field(default_factory=deque)
+    calls: deque[_Call] = field(default_factory=deque)
 
-    def give(self, item: Item) -> None:
-        """Give an image to the actor."""
-        self.calls.append((self.actor.line.remote(item), item))
+    def give(self, item: Item, ask: bool) -> None:
+        """Give an image to the actor, and ask whether it begins it."""
+        self.calls.append(_Call(item, self.actor.begin.remote() if ask else None, self.actor.line.remote(item)))
 
     def references(self) -> list[Any]:
         """Return the references that the actor will fulfil."""
-        return [reference for reference, _ in self.calls] if self.started is None else [self.started]
+        return [call.line for call in self.calls] if self.started is None else [self.started]
 
 
 class _Pool:
-    """The actors of a run. The arguments are those of `detect_each`."""
+    """The actors of a run. The arguments are those of `detect_each`.
+
+    An actor that ended while it had no image is noticed only when it is given one. So the first loss of an image says
+    nothing about the image. Every further actor is asked whether it begins the image, and counts only if it did.
+    """
 
     def __init__(self, ray, arguments, fingerprint, threads, gpus, workers, log):
         self._ray, self._threads, self._gpus, self._log = ray, threads, gpus, log
@@ -253,8 +273,8 @@ class _Pool:
                                 scheduling_strategy="SPREAD")(Actor)
         self._given, self._wanted = workers, workers or 0
         self._workers: list[_Worker] = []
-        self._deaths: dict[int, int] = {}  # {id of an image: actors that ended while they processed it}
-        self._failed_starts = 0  # in a row
+        self._deaths: dict[int, int] = {}  # {id of an image that was lost: asked actors that began it and ended}
+        self._ends = self._most = 0  # actors that ended since the last line; actors at once
         self._looked = -CHECK
         self._last_ready = time.monotonic()
 
@@ -288,9 +308,20 @@ class _Pool:
         while len(self._workers) < min(self._wanted, left):
             actor = self._kind.remote()
             self._workers.append(_Worker(actor, actor.start.remote(*self._start)))
+        self._most = max(self._most, len(self._workers))
 
-    def with_room(self) -> Iterator[_Worker]:
-        """Yield a ready actor for each further image, so that all have equally many."""
+    def deal(self, waiting: deque[Item]) -> None:
+        """Give images to ready actors, so that all have equally many. One that was lost needs an idle actor."""
+        for worker in self._with_room():
+            if not waiting:
+                return
+            was_lost = waiting[0].id in self._deaths
+            if was_lost and worker.calls:
+                return
+            worker.give(waiting.popleft(), ask=was_lost)
+
+    def _with_room(self):
+        """Yield a ready actor for each further image."""
         for n in range(LOOK_AHEAD):
             yield from (worker for worker in self._workers if worker.started is None and len(worker.calls) == n)
 
@@ -301,13 +332,16 @@ class _Pool:
         ready = {*ready, *self._ray.wait(rest, num_returns=len(rest), timeout=GATHER)[0]} if rest else set(ready)
         lines: list[dict[str, Any]] = []
         lost: list[Item] = []
+        ends: list[Exception] = []
         for worker in [worker for worker in self._workers if not ready.isdisjoint(worker.references())]:
             try:
                 self._take(worker, ready, lines)
             except self._ray.exceptions.RayTaskError:  # an error of the program, with its traceback
                 raise
             except self._ray.exceptions.RayError as error:
+                ends.append(error)
                 self._lose(worker, error, lines, lost)
+        self._check_ends(ends, lines)
         self._check_patience()
         return lines, lost
 
@@ -315,9 +349,9 @@ class _Pool:
         """Add the lines that an actor has returned."""
         if worker.started is not None:
             self._checked(self._ray.get(worker.started))
-            worker.started, self._failed_starts = None, 0
-        while worker.calls and worker.calls[0][0] in ready:
-            lines.append(self._checked(self._ray.get(worker.calls[0][0])))
+            worker.started = None
+        while worker.calls and worker.calls[0].line in ready:
+            lines.append(self._checked(self._ray.get(worker.calls[0].line)))
             worker.calls.popleft()
 
     @staticmethod
@@ -330,30 +364,39 @@ class _Pool:
         """Remove an actor that has ended."""
         self._workers.remove(worker)
         self._kill(worker)
-        if worker.started is not None:
-            self._check_starts(error)
-            return
-        _, item = worker.calls.popleft()
-        deaths = self._deaths[item.id] = self._deaths.get(item.id, 0) + 1
-        if deaths < TRIES:
-            lost.append(item)
-        else:
-            name = shown_name(item.uri)
-            lines.append(record(item, ImageError(f"{name}: two workers on the cluster have ended while they processed "
-                                                 "it. Give each more memory by more --threads, or leave the image "
-                                                 "out")))
-        lost += [item for _, item in worker.calls]
-        self._log(f"a worker on the cluster has ended, and is replaced ({brief(error)})")
-
-    def _check_starts(self, error):
-        """Give up if no actor becomes ready."""
-        self._failed_starts += 1
         if getattr(error, "actor_init_failed", False):
             raise CheckpointError(f"--ray: expected minigdino {__version__} on each node; a worker cannot import it "
                                   f"({brief(error)}). Install the same version on all nodes") from None
-        if self._failed_starts >= STARTS * max(self._wanted, 1):
-            raise CheckpointError(f"--ray: expected workers that load the model; {self._failed_starts} in a row ended "
-                                  f"before they were ready ({brief(error)}). Check that each node has enough memory, "
+        if worker.started is not None:
+            return
+        call = worker.calls.popleft()
+        self._deaths[call.item.id] = self._deaths.get(call.item.id, 0) + self._had_begun(call)
+        lost[:0] = [call.item for call in worker.calls]
+        if self._deaths[call.item.id] < TRIES:
+            lost.append(call.item)  # is given again before all others
+        else:
+            name = shown_name(call.item.uri)
+            lines.append(record(call.item, ImageError(f"{name}: two workers on the cluster have ended while they "
+                                                      "processed it. Give each more memory by more --threads, or leave "
+                                                      "the image out")))
+        self._log(f"a worker on the cluster has ended, and is replaced ({brief(error)})")
+
+    def _had_begun(self, call):
+        """Whether an actor that has ended is known to have begun an image."""
+        if call.begun is None:
+            return False
+        try:
+            self._ray.get(call.begun, timeout=GATHER)  # the end of an actor fulfils all references
+        except self._ray.exceptions.RayError:
+            return False
+        return True
+
+    def _check_ends(self, ends, lines):
+        """Give up if actors end one after the other and no image is finished."""
+        self._ends = 0 if lines else self._ends + len(ends)
+        if ends and self._ends >= ENDS * self._most:
+            raise CheckpointError(f"--ray: expected workers that finish images; {self._ends} have ended in a row and "
+                                  f"none has finished one ({brief(ends[-1])}). Check that each node has enough memory, "
                                   "or use fewer --workers") from None
 
     def _check_patience(self):

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,7 +124,8 @@ def command(cluster, manifest, out, *more):
     """Start `minigdino run` on the cluster."""
     words = [sys.executable, "-m", "minigdino", "run", manifest, TEXT, "--out", out, "--model", "shapes", *more,
              "--ray", cluster.address]
-    return subprocess.Popen(list(map(str, words)), env=cluster.environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(list(map(str, words)), env=cluster.environment, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
 
 
 def written(path):
@@ -156,6 +159,55 @@ def test_a_run_on_two_nodes_gives_the_lines_of_one_process(cluster, manifests, t
     plain = [sys.executable, "-m", "minigdino", "run", manifest, TEXT, "--out", out, "--model", "shapes"]
     assert subprocess.run(plain, capture_output=True, text=True).stderr == shown  # also without Ray
     assert not cluster.actors()
+
+
+@contextlib.contextmanager
+def slow_image(png):
+    """Yield the URL of an image whose first reader waits until the end, and a list of the requests."""
+    requests, end = [], threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            if len(requests) == 1:
+                end.wait(LIMIT)
+            with contextlib.suppress(OSError):  # the reader has ended
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(png)))
+                self.end_headers()
+                self.wfile.write(png)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/slow.png", requests
+    finally:
+        end.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_the_end_of_an_idle_worker_is_no_fault_of_an_image(manifests, tmp_path, monkeypatch):
+    """A node ends with two workers, of which one is idle. Only the other one has begun the image that is left."""
+    monkeypatch.setenv("MINIGDINO_PRIVATE_URLS", "1")
+    _, expected = manifests(FEW)
+    quick = next(iter(expected.values()))
+    manifest, file = tmp_path / "two.csv", tmp_path / "found.jsonl"
+    with slow_image(Path(quick["image"]).read_bytes()) as (url, requests), contextlib.closing(Cluster(0, 2)) as cluster:
+        manifest.write_text(f"id,uri\n1,{quick['image']}\n2,{url}\n")
+        process = command(cluster, manifest, tmp_path)
+        until(lambda: requests and file.exists() and len(file.read_text().splitlines()) == 2, process)
+        cluster.ask("kill")
+        cluster.ask("add 2")
+        output, shown = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, shown
+    assert written(file)[1] == [{**quick, "id": 1}, {**quick, "id": 2, "image": url}]
+    assert len(requests) == 2 and "minigdino" not in output  # only Ray writes there
 
 
 def test_no_node_is_large_enough(cluster, manifests, tmp_path):
