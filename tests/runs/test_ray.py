@@ -253,6 +253,27 @@ def test_ray_data_gives_the_lines_of_one_process(cluster, manifests, tmp_path):
     assert written(merged)[1] == [expected[key] for key in sorted(expected)]
 
 
+@pytest.mark.parametrize(("more", "got", "room"), [(["--actors", 4], "4 actors with 1 CPUs", 3),
+                                                   (["--cpus", 3], "1 actors with 3 CPUs", 0),
+                                                   (["--actors", 2, "--cpus", 2], "2 actors with 2 CPUs", 1)])
+def test_ray_data_does_not_wait_for_cpus_that_its_actors_hold(cluster, manifests, tmp_path, more, got, room):
+    manifest, _ = manifests(FEW)
+    process = ray_data(cluster, manifest, tmp_path, *more)
+    shown = process.communicate(timeout=LIMIT)[1]
+    assert process.returncode == 2, shown
+    assert f"expected room for {got} each, and a free CPU to read the manifest; the nodes have room for {room}" in shown
+
+
+def test_ray_data_on_two_cpus(manifests, tmp_path):
+    """One actor is the most that leaves a CPU free."""
+    manifest, expected = manifests(FEW)
+    with contextlib.closing(Cluster(2)) as cluster:
+        process = ray_data(cluster, manifest, tmp_path)
+        shown = process.communicate(timeout=LIMIT)[1]
+    assert process.returncode == 0, shown
+    assert once(parts(tmp_path)) == expected
+
+
 def test_a_model_that_is_missing_ends_ray_data(cluster, manifests, tmp_path):
     manifest, _ = manifests(FEW)
     process = ray_data(cluster, manifest, tmp_path, "--model", tmp_path / "none")
