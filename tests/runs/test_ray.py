@@ -24,10 +24,13 @@ pytest.importorskip("ray")
 pa = pytest.importorskip("pyarrow")
 
 import pyarrow.parquet as pq  # noqa: E402
+from minigdino._ext.cpus import affinity  # noqa: E402
 
+from minigdino import ArgumentError  # noqa: E402
 from minigdino.runs.items import Item  # noqa: E402
 from minigdino.runs.lines import line  # noqa: E402
 from minigdino.runs.table import header_of, lines  # noqa: E402
+from minigdino.runtime.device import find_device  # noqa: E402
 from training.scenes import scenes  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
@@ -215,6 +218,77 @@ def test_no_node_is_large_enough(cluster, manifests, tmp_path):
     process = command(cluster, manifest, tmp_path, "--threads", 3)
     shown = process.communicate(timeout=LIMIT)[1]
     assert process.returncode == 1 and "expected a node with 3 CPUs for a worker; the cluster has none" in shown
+
+
+@pytest.fixture(scope="module")
+def gpu_cluster():
+    """A node with 2 CPUs that declares a GPU, and on which the user allows one thread to libraries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        cluster = Cluster("2:1")
+    yield cluster
+    cluster.close()
+
+
+def actors(cluster, *words):
+    """Run the script with actors that count their threads."""
+    words = map(str, [sys.executable, Path(__file__).with_name("ray_actors.py"), *words])
+    environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+    return subprocess.run(list(words), env=environment, capture_output=True, text=True, timeout=LIMIT)
+
+
+@pytest.mark.skipif(affinity() < 2, reason="needs two processors")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_actor_uses_as_many_threads_as_it_has_cpus(gpu_cluster, manifests, tmp_path, threads):
+    counts = {"threads": threads, "OMP_NUM_THREADS": 1}
+    assert json.loads(actors(gpu_cluster, threads, 0).stdout) == counts
+    _, expected = manifests(FEW)
+    image = next(iter(expected.values()))["image"]
+    actors(gpu_cluster, "run", image, TEXT, "--out", tmp_path, "--model", "shapes", "--threads", threads, "--ray")
+    assert [{key: row[key] for key in counts} for row in written(tmp_path / "found.jsonl")[1]] == [counts]
+
+
+def why_no_gpu():
+    """The error of device "cuda"."""
+    try:
+        find_device("cuda")
+    except ArgumentError as error:
+        return str(error)
+    pytest.skip("this machine has a GPU")
+
+
+def test_an_actor_with_a_gpu_computes_on_it(gpu_cluster, manifests, tmp_path):
+    """Without a GPU, the error of its device arrives."""
+    reason = why_no_gpu()
+    process = command(gpu_cluster, manifests(FEW)[0], tmp_path, "--device", "cuda")
+    shown = process.communicate(timeout=LIMIT)[1]
+    assert process.returncode == 1 and shown == f"minigdino: {reason}\n"
+    assert f"ArgumentError: {reason}" in actors(gpu_cluster, 1, 1).stderr
+
+
+def test_no_node_has_a_gpu(cluster, manifests, tmp_path):
+    process = command(cluster, manifests(FEW)[0], tmp_path, "--device", "cuda")
+    shown = process.communicate(timeout=LIMIT)[1]
+    assert process.returncode == 1
+    assert "expected a node with 1 CPU and a GPU for a worker; the cluster has none" in shown
+
+
+TOO_MANY_GPUS = """
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from minigdino.runs.batches import DetectBatch
+DataContext.get_current().wait_for_min_actors_s = 5
+images = ray.data.from_items([{"id": 1, "uri": "image.jpg"}])
+images.map_batches(DetectBatch, fn_constructor_kwargs={"text": "a star.", "model": "shapes"}, num_gpus=2,
+                   compute=ActorPoolStrategy(min_size=1, max_size=1), batch_size=8).take_all()
+"""
+
+
+def test_ray_data_gives_up_on_an_actor_for_which_there_is_no_node(gpu_cluster):
+    environment = {**gpu_cluster.environment, "RAY_ADDRESS": gpu_cluster.address}
+    shown = subprocess.run([sys.executable, "-c", TOO_MANY_GPUS], env=environment, capture_output=True, text=True,
+                           timeout=LIMIT).stderr
+    assert "Timed out while starting actors. This may mean that the cluster does not have enough resources" in shown
 
 
 def ray_data(cluster, manifest, out, *more):
