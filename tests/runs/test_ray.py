@@ -148,8 +148,8 @@ def test_a_run_on_two_nodes_gives_the_lines_of_one_process(cluster, manifests, t
     manifest, expected = manifests(FEW)
     out = tmp_path / "found"
     process = command(cluster, manifest, out)
-    shown = process.communicate(timeout=LIMIT)[1]
-    assert process.returncode == 1, shown
+    output, shown = process.communicate(timeout=LIMIT)
+    assert process.returncode == 1 and not output, shown
     header, rows = written(out / "found.jsonl")
     assert len(rows) == FEW and once(rows) == expected
     assert header["shard"] is None and header["sources"] == [str(manifest)]
