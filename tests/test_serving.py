@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import errno
 import http.client
 import io
 import json
@@ -403,6 +404,19 @@ def test_a_system_without_room_for_a_process_is_an_error(monkeypatch):
     monkeypatch.setattr(processes, "SPAWN", argparse.Namespace(Process=Refusing))
     with pytest.raises(CheckpointError, match=r"refused \(Resource temporarily unavailable\). Use fewer --workers"):
         asyncio.run(Process.start(echo, "works"))
+
+
+def test_a_system_without_a_free_descriptor_is_an_error():
+    def refuse():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def test():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(socket, "socketpair", refuse)
+            with pytest.raises(CheckpointError, match=r"refused \(Too many open files\). Use fewer --workers"):
+                await Process.start(echo, "works")
+
+    asyncio.run(test())
 
 
 def test_a_message_that_is_cut_is_the_end(tmp_path):

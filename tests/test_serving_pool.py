@@ -180,7 +180,7 @@ def test_a_worker_that_dies_is_replaced_and_its_request_tried_once_more():
         async with running(pool):
             assert (await pool.ask({**JOB, "number": 7}))[0]["of"] == 7
             assert [len(worker.asked) for worker in started] == [1, 1]
-            assert pool.restarts == {"died": 1, "stuck": 0, "memory": 0}
+            assert pool.restarts == {"died": 1, "stuck": 0, "memory": 0, "broken": 0}
         assert lines == [f"worker {started[0].pid} is replaced: it has ended"]
 
     run(test())
@@ -360,7 +360,9 @@ def test_an_error_at_the_start_is_raised_and_no_worker_is_left():
     run(test())
 
 
-def test_a_worker_that_cannot_start_again_is_tried_until_it_can(monkeypatch):
+@pytest.mark.parametrize(("error", "shown"), [(CheckpointError("not now"), "not now"),
+                                              (ValueError("a fault"), "ValueError('a fault')")])
+def test_a_worker_that_cannot_start_again_is_tried_until_it_can(monkeypatch, error, shown):
     monkeypatch.setattr(pools, "PAUSE", 0.001)
 
     async def test():
@@ -369,7 +371,7 @@ def test_a_worker_that_cannot_start_again_is_tried_until_it_can(monkeypatch):
         async def start():
             if started and len(failures) < 3:
                 failures.append(True)
-                raise CheckpointError("not now")
+                raise error
             started.append(serving.Fake(at_once))
             return started[-1]
 
@@ -377,7 +379,32 @@ def test_a_worker_that_cannot_start_again_is_tried_until_it_can(monkeypatch):
         async with running(pool):
             started[0].kill()
             assert (await pool.ask({**JOB, "number": 3}))[0]["of"] == 3
-        assert lines.count("a worker cannot start, and is tried again: not now") == 3
+        assert len(failures) == 3
+        assert lines[1:] == [f"a worker cannot start, and is tried again: {shown}"]
+
+    run(test())
+
+
+@pytest.mark.parametrize("memory", ["many", ValueError("no JSON")])
+def test_an_answer_that_breaks_the_protocol_ends_only_its_worker(memory):
+    async def test():
+        answers = [memory]
+
+        async def answer(header):
+            if not answers:
+                return {"of": header["number"]}
+            if isinstance(answers[0], Exception):
+                raise answers.pop()
+            return {"of": header["number"], "memory": answers.pop()}
+
+        lines = []
+        pool, started = fake_pool(answer, max_memory=100, log=lines.append)
+        async with running(pool):
+            for number in range(3):
+                assert (await pool.ask({**JOB, "number": number}))[0]["of"] == number
+        assert len(started) == 2
+        assert lines[0].startswith(f"worker {started[0].pid} gave no valid answer: ")
+        assert lines[1:] == [f"worker {started[0].pid} is replaced: it broke the protocol"]
 
     run(test())
 

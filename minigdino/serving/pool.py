@@ -104,7 +104,7 @@ class Pool:
         clock: function that returns the time in seconds.
 
     Attributes:
-        restarts: number of workers that were replaced, by reason: "died", "stuck" or "memory".
+        restarts: number of workers that were replaced, by reason: a key of `REASONS`.
         draining: whether new requests are refused.
     """
 
@@ -119,7 +119,7 @@ class Pool:
         self._tasks: list[asyncio.Task[None]] = []
         self._open = 0  # requests without an answer
         self._seconds = 0.0  # mean time of a request in a worker
-        self.restarts = Counter(died=0, stuck=0, memory=0)
+        self.restarts = Counter(died=0, stuck=0, memory=0, broken=0)
         self.draining = False
 
     async def start(self) -> None:
@@ -250,16 +250,22 @@ class Pool:
         return True
 
     async def _keep(self, slot, started):
-        """Keep a worker running: start one, and a new one whenever it ends."""
-        pause = PAUSE
+        """Keep a worker running: start one, and a new one whenever it ends. Only an error of the first start is raised.
+
+        A later one is logged, once in a row.
+        """
+        pause, said = PAUSE, ""
         while True:
             try:
                 worker = await self._start()
-            except Error as error:
+            except Exception as error:
                 if not started.done():
                     started.set_exception(error)
                     return
-                self._log(f"a worker cannot start, and is tried again: {error}")
+                text = str(error) if isinstance(error, Error) else repr(error)
+                if text != said:
+                    self._log(f"a worker cannot start, and is tried again: {text}")
+                said = text
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, MAX_PAUSE)
                 continue
@@ -272,6 +278,7 @@ class Pool:
                 slot.worker, slot.job, slot.memory = None, None, 0
                 slot.recent.clear()
                 worker.kill()
+            said = ""
             self.restarts[reason] += 1
             self._log(f"worker {worker.pid} is replaced: {REASONS[reason]}")
             pause = PAUSE if answers else min(2 * pause, MAX_PAUSE)
@@ -289,12 +296,15 @@ class Pool:
                         header, _ = await worker.ask({"kind": "ping"})
                 else:
                     header = await self._process(slot, worker, job)
+                slot.seen, slot.memory = self._clock(), int(header.get("memory", 0))
             except WorkerEnded:
                 return "died", answers
             except TimeoutError:
                 return "stuck", answers
+            except Exception as error:
+                self._log(f"worker {worker.pid} gave no valid answer: {error!r}")
+                return "broken", answers
             answers += 1
-            slot.seen, slot.memory = self._clock(), header.get("memory", 0)
             if self._max_memory is not None and slot.memory > self._max_memory:
                 return "memory", answers
             if header.get("ends"):
@@ -327,11 +337,11 @@ class Pool:
         try:
             async with asyncio.timeout(self._timeout):  # `wait_for` can lose a cancellation in Python 3.11
                 message = await worker.ask(header, job.blocks)
-        except WorkerEnded:
-            self._again(job)
-            raise
         except TimeoutError:  # the deadline of the job was earlier
             job.fail(504, str(self._late()))
+            raise
+        except Exception:
+            self._again(job)
             raise
         finally:
             slot.job = None
@@ -358,4 +368,5 @@ def _retrieve(answer):
         answer.exception()
 
 
-REASONS = {"died": "it has ended", "stuck": "it gave no answer in time", "memory": "its memory exceeds --max-memory"}
+REASONS = {"died": "it has ended", "stuck": "it gave no answer in time", "memory": "its memory exceeds --max-memory",
+           "broken": "it broke the protocol"}

@@ -45,16 +45,11 @@ class Process:
         Raises:
             CheckpointError: if it cannot load its model, or ends before it is ready.
         """
-        ours, theirs = socket.socketpair()
-        process = SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
         try:
-            process.start()
+            process, ours = _spawned(target, arguments)
         except OSError as error:
-            ours.close()
             raise CheckpointError(f"expected to start a worker process; the system refused ({reason(error)}). Use "
-                                  "fewer --workers") from None
-        finally:
-            theirs.close()
+                                  "fewer --workers, or raise the limits that `ulimit -a` lists") from None
         try:
             worker = cls(process, *await asyncio.open_connection(sock=ours))
         except BaseException:
@@ -104,7 +99,7 @@ class Process:
                 message = await read(reader)
                 if not self._answer.done():
                     self._answer.set_result(message)
-        except (OSError, EOFError, ValueError):  # the last: a message that was cut
+        except Exception:  # of the connection, or a message that is cut or wrong
             self.ended.set_result(None)
 
     def kill(self) -> None:
@@ -114,3 +109,16 @@ class Process:
         self._process.kill()
         if not self.ended.done():
             self.ended.cancel()
+
+
+def _spawned(target, arguments):
+    """A new process, and this end of its connection."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            process = SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
+            process.start()
+    except BaseException:
+        ours.close()
+        raise
+    return process, ours
