@@ -176,14 +176,14 @@ def local_app(pool_options=None, setup_options=None, **settings):
 
 
 @contextlib.contextmanager
-def served(app, pool):
+def served(app, pool, **options):
     """Serve an application in a thread, without processes. Yields the port and the service."""
     started = threading.Event()
     found = []
 
     async def serve():
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            service = Service(pool, app, listener)
+            service = Service(pool, app, listener, **options)
             found.append((listener.getsockname()[1], service, asyncio.get_running_loop()))
             await service.run(started.set)
 

@@ -324,6 +324,93 @@ def test_an_answer_that_a_client_does_not_take_is_dropped(monkeypatch):
         assert not service._server.server_state.connections
 
 
+def test_a_connection_above_the_limit_ends_the_one_that_is_silent_longest():
+    head = b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+    live = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    async def test():
+        opened = asyncio.Event()
+
+        async def app(scope, receive, send):
+            if scope["path"] == "/v1/detect":
+                await receive()
+                await opened.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+            await send({"type": "http.response.body", "body": b"ok"})
+
+        async def connect(data):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writers.append(writer)
+            writer.write(data)
+            await asyncio.sleep(0.02)
+            return reader
+
+        async def ended(reader):
+            try:
+                async with asyncio.timeout(0.1):
+                    await reader.read()
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                pass
+            return True
+
+        writers = []
+        pool, _ = fake_pool(None)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            service = web.Service(pool, app, listener, connections=5)
+            running = asyncio.create_task(service.run(lambda: None))
+            complete = await connect(head + b"123456789")  # it is in process, and never ended
+            in_head, in_body, idle, silent = [await connect(data) for data in (live[:9], head + b"123", live, b"")]
+            assert await idle.readexactly(15) == b"HTTP/1.1 200 OK"
+            writers[1].write(live[9:12])  # the head goes on, so that the body is silent longest
+            await asyncio.sleep(0.02)
+            for oldest in (in_body, idle, silent, in_head):
+                assert not await ended(oldest)
+                reader = await connect(live)
+                assert await reader.readexactly(15) == b"HTTP/1.1 200 OK"
+                assert await ended(oldest)
+            opened.set()
+            assert await complete.readexactly(15) == b"HTTP/1.1 200 OK"
+            service.stop()
+            await running
+            for writer in writers:
+                writer.close()
+
+    asyncio.run(test())
+
+
+def test_a_system_that_refuses_connections_is_tried_again_with_one_line(monkeypatch):
+    monkeypatch.setattr(web, "ACCEPT_PAUSE", 0.01)
+
+    async def test():
+        loop, refusals, lines = asyncio.get_running_loop(), [], []
+        accept = loop.sock_accept
+
+        async def refuse(listener):
+            if len(refusals) < 5:
+                refusals.append(True)
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return await accept(listener)
+
+        monkeypatch.setattr(loop, "sock_accept", refuse)
+        app, pool = local_app()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            service = web.Service(pool, app, listener, log=lines.append)
+            running = asyncio.create_task(service.run(lambda: None))
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await reader.readexactly(15) == b"HTTP/1.1 200 OK"
+            writer.close()
+            service.stop()
+            await running
+        assert len(refusals) == 5
+        assert lines == ["cannot accept connections (Too many open files), and tries again"]
+
+    asyncio.run(test())
+
+
 def test_a_second_signal_ends_the_server_at_once():
     async def forever(header):
         await asyncio.sleep(100)
@@ -454,6 +541,23 @@ def test_a_message_that_is_cut_is_the_end(tmp_path):
 def test_wrong_options_are_errors(options, text, capsys):
     assert cli.main(["serve", *options]) == 1
     assert f"minigdino: {text}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("files", "queue", "workers", "connections"), [
+    (116, 32, 1, 49), (1024, 32, 1, 957), (10**6, 32, 8, 1040), (10**6, 5000, 8, 6008)])
+def test_connections_leave_descriptors_for_workers(monkeypatch, files, queue, workers, connections):
+    monkeypatch.setattr(server, "_open_files", lambda: files)
+    assert server._connections(queue, workers) == connections
+
+
+@LINUX
+def test_a_queue_that_needs_more_open_files_is_an_error():
+    code = ("import resource, sys, minigdino.cli\nresource.setrlimit(resource.RLIMIT_NOFILE, (115, 115))\n"
+            "sys.exit(minigdino.cli.main(['serve', '--port', '0', '--workers', '1']))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=serving.ROOT)
+    assert done.returncode == 1
+    assert done.stderr == ("minigdino: --queue 32 and --workers 1 need 116 open files; the system allows 115. Raise "
+                           "that limit by `ulimit -n 116`, or use a smaller --queue\n")
 
 
 def test_a_port_in_use_is_an_error(capsys):

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -268,6 +269,26 @@ def test_slow_clients_do_not_keep_others_waiting(server, expected):
         assert figure(server, "minigdino_queue_length") == 0
         slow[4].sendall(data[-1:])  # its other bytes have waited
         assert slow[4].recv(12) == b"HTTP/1.1 200"
+
+
+def test_a_worker_that_ends_while_clients_hold_all_connections_is_replaced(folder, expected):
+    """The process may open few files, and 200 clients never complete the head of a request."""
+    files, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, limit))  # the server gets it, too
+        try:
+            server = stack.enter_context(running(folder, workers=1, queue=4))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, limit))
+        for _ in range(200):
+            stack.enter_context(connect(server)).sendall(b"GET /health/live HTTP/1.1\r\n")
+        assert server.ask("GET", "/health/live")[0] == 200
+        assert len(os.listdir(f"/proc/{server.process.pid}/fd")) < 80
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: server.workers() not in ([], [worker]) and figure(server, "minigdino_workers_ready") == 1)
+        check({0: exchange(server, request())}, expected)
+        assert len(server.lines) == 2  # of the start and of the worker
 
 
 @pytest.mark.slow

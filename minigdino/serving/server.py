@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "pyt
             "prometheus_client": "prometheus-client"}  # module -> its name for pip
 KEY = "MINIGDINO_API_KEY"
 BACKLOG = 1024  # connections that the system accepts before the server does
+FILES, WORKER_FILES = 64, 3  # file descriptors of the web process besides connections, and of each worker
+MIN_SPARE, SPARE = 16, 1000  # connections besides those of accepted requests: uploads, health checks, idle ones
 LIMITS = {"workers": (1, 1024), "threads": (1, MAX_THREADS), "port": (0, 65535), "max_pixels": (1, 10**9),
           "max_bytes": (1, 10**9), "queue": (0, 10**6), "timeout": (0.001, 86400), "max_memory": (1, 10**9)}
 
@@ -70,6 +73,7 @@ async def _serve(arguments, key, listener):
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs each malformed form
     workers = arguments.workers or threads_each(arguments.threads or 2)  # as many as there are CPUs for
     threads = arguments.threads or threads_each(workers)
+    connections = _connections(arguments.queue, workers)
     source = _source(arguments.model)
     model = load(source, precision=arguments.precision)
     name = model_name(source)
@@ -78,9 +82,8 @@ async def _serve(arguments, key, listener):
                         arguments.cors or ())
     del model  # without mapped weights, it would need their memory
     pool = Pool(partial(Process.start, run, setup), workers, queue=arguments.queue, timeout=arguments.timeout,
-                max_memory=arguments.max_memory and arguments.max_memory * 10**6,
-                log=lambda line: complain(f"minigdino: {printable(line)}"))
-    service = Service(pool, create(pool, settings), listener)
+                max_memory=arguments.max_memory and arguments.max_memory * 10**6, log=_log)
+    service = Service(pool, create(pool, settings), listener, connections, _log)
     handlers = _handle_signals(service.stop)
     try:
         await service.run(lambda: _announce(name, listener, workers, threads, key))
@@ -89,6 +92,30 @@ async def _serve(arguments, key, listener):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _connections(queue, workers):
+    """The largest number of connections, so that descriptors are left for workers and files."""
+    accepted, others = queue + workers, FILES + WORKER_FILES * workers
+    needed, files = others + accepted + MIN_SPARE, _open_files()
+    if files < needed:
+        raise ArgumentError(f"--queue {queue} and --workers {workers} need {needed} open files; the system allows "
+                            f"{files}. Raise that limit by `ulimit -n {needed}`, or use a smaller --queue")
+    return min(files - others, accepted + SPARE)
+
+
+def _open_files():
+    """The number of files that the system allows this process to open."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource
+
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else files
+
+
+def _log(line):
+    complain(f"minigdino: {printable(line)}")
 
 
 def _announce(name, listener, workers, threads, key):

@@ -12,28 +12,43 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..writing import reason
 from .pool import Pool
 
 HEAD_SECONDS = 20.0  # in which the head of a request must arrive, and the rest of a body that is refused
 SEND_SECONDS = 120.0  # in which a client must accept an answer that fills the buffers
 KEEP_ALIVE = 15  # seconds after which a connection without requests is closed
 FLUSH = 5  # seconds after the last answer in which connections must end
+ACCEPT_PAUSE = 1.0  # seconds without new connections after the system refused one
 
 
 class _Protocol(H11Protocol):
-    """Connections as uvicorn handles them, but with an end for clients that stop to send or to receive."""
+    """Connections as uvicorn handles them, but with an end for clients that stop to send or to receive.
 
+    Attributes:
+        seen: when data came last.
+    """
+
+    seen = 0.0
     _receiving: asyncio.TimerHandle | None = None
     _sending: asyncio.TimerHandle | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether this connection waits for a request, or for the rest of one, and has sent all of its answers."""
+        return (self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing()
+                and not self.transport.get_write_buffer_size())
 
     def connection_made(self, transport: Any) -> None:
         """Start the time for the first request."""
         super().connection_made(transport)
+        self.seen = self.loop.time()
         self._expect()
 
     def data_received(self, data: bytes) -> None:
         """Process data. The time runs on if a head is incomplete after it, or if it belongs to a refused body."""
         super().data_received(data)
+        self.seen = self.loop.time()
         if h11.IDLE is self.conn.their_state or h11.DONE is self.conn.our_state:
             self._expect()
         else:
@@ -78,10 +93,13 @@ class Service:
         pool: the workers.
         app: the web application.
         listener: the listening socket.
+        connections: largest number of connections. A further one ends that whose client is silent longest.
+        log: function that receives a line if connections cannot be accepted.
     """
 
-    def __init__(self, pool: Pool, app: Any, listener: socket.socket):
-        self._pool, self._listener = pool, listener
+    def __init__(self, pool: Pool, app: Any, listener: socket.socket, connections: int = 1000,
+                 log: Callable[[str], object] = lambda _: None):
+        self._pool, self._listener, self._limit, self._log = pool, listener, connections, log
         self._server = _Server(uvicorn.Config(
             app, http=_Protocol, ws="none", loop="asyncio", lifespan="off", log_config=None, log_level="critical",
             access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE,
@@ -102,19 +120,46 @@ class Service:
         self._running = asyncio.current_task()
         try:
             await self._pool.start()
-            serving = asyncio.create_task(self._server.serve([self._listener]))
+            serving = asyncio.create_task(self._server.serve([]))  # `_accept` has the socket
             while not (self._server.started or serving.done()):
                 await asyncio.sleep(0.01)
+            accepting = asyncio.create_task(self._accept())
             if self._server.started:
                 on_start()
             stopped = asyncio.create_task(self._stopped.wait())
             await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             await self._pool.drain()
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+            self._listener.close()
             self._server.should_exit = True
             await serving
         finally:
             await self._pool.close()
+
+    async def _accept(self):
+        """Accept connections one at a time, so that many at once take no descriptors beyond the limit."""
+        loop, config, state = asyncio.get_running_loop(), self._server.config, self._server.server_state
+        connections: set[Any] = state.connections
+        self._listener.setblocking(False)
+        said = ""
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(self._listener)
+                _, newest = await loop.connect_accepted_socket(lambda: _Protocol(config, state, {}), accepted)
+            except ConnectionError:  # the client has left
+                continue
+            except Exception as error:
+                if reason(error) != said:
+                    self._log(f"cannot accept connections ({reason(error)}), and tries again")
+                said = reason(error)
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
+            said = ""
+            if len(connections) > self._limit:
+                waiting = (connection for connection in connections if connection.waits)
+                min(waiting, key=lambda connection: connection.seen, default=newest).transport.abort()
 
     def stop(self) -> None:
         """Refuse new requests, and end once the accepted ones are answered. A second call ends at once."""
