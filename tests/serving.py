@@ -37,6 +37,7 @@ class Fake:
     """A worker in this process. `answer(header)` computes; it may be a coroutine, and may raise WorkerEnded."""
 
     pids = itertools.count(1)
+    dead = False  # also before `ended` is done
 
     def __init__(self, answer):
         self.pid, self.answer = next(self.pids), answer
@@ -44,8 +45,8 @@ class Fake:
         self.asked = []
 
     async def ask(self, header, blocks=()):
-        if self.ended.done():
-            raise WorkerEnded
+        if self.dead or self.ended.done():
+            raise WorkerEnded(begun=False)
         if header["kind"] == "ping":
             return {}, []
         self.asked.append(header)

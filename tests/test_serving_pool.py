@@ -200,11 +200,67 @@ def test_a_request_that_kills_two_workers_fails_and_others_do_not(monkeypatch):
             asked = [asyncio.create_task(pool.ask({**JOB, "number": i})) for i in range(6)]
             answers = await asyncio.gather(*asked, return_exceptions=True)
             assert answers[0].status == 500
-            assert "two workers have ended" in str(answers[0])
+            assert "2 workers that were to process it have ended" in str(answers[0])
             assert [header["of"] for header, _ in answers[1:]] == [1, 2, 3, 4, 5]
             assert sum(header["number"] == 0 for worker in started for header in worker.asked) == 2
 
     run(test())
+
+
+def test_a_request_that_no_worker_begins_fails_in_the_end(monkeypatch):
+    monkeypatch.setattr(pools, "PAUSE", 0.001)
+
+    async def test():
+        async def answer(header):
+            raise WorkerEnded(begun=False)
+
+        pool, started = fake_pool(answer, workers=3)
+        async with running(pool):
+            refusal = await refused(pool.ask(JOB))
+            assert refusal.status == 500
+            assert "5 workers that were to process it have ended" in str(refusal)
+            assert sum(len(worker.asked) for worker in started) == 5
+
+    run(test())
+
+
+def test_a_worker_that_has_ended_gets_no_request():
+    async def test():
+        pool, started = fake_pool(at_once, workers=2)
+        async with running(pool):
+            for worker in started[:2]:
+                worker.kill()  # the pool takes note in the next turn of the event loop
+            assert (await pool.ask({**JOB, "number": 1}))[0]["of"] == 1
+            assert [len(worker.asked) for worker in started[:2]] == [0, 0]
+
+    run(test())
+
+
+@given(st.integers(1, 4), st.lists(st.tuples(st.sets(st.integers(0, 3)), st.integers(0, 3), st.integers(1, 5)),
+                                   min_size=1, max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_deaths_of_idle_workers_lose_no_request(workers, rounds):
+    """Each round: idle workers die, of which the pool learns some turns of the event loop later; requests arrive."""
+    async def test():
+        pool, _ = fake_pool(at_once, workers=workers)
+        async with running(pool):
+            for victims, turns, count in rounds:
+                while pool.ready < workers:
+                    await asyncio.sleep(0.001)
+                dead = [slot.worker for i, slot in enumerate(pool._slots) if i in victims]
+                for worker in dead:
+                    worker.dead = True
+                asked = [asyncio.create_task(pool.ask({**JOB, "number": i})) for i in range(count)]
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                for worker in dead:
+                    worker.kill()
+                assert [header["of"] for header, _ in await asyncio.gather(*asked)] == list(range(count))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pools, "PAUSE", 0.001)
+        patch.setattr(pools, "MAX_PAUSE", 0.002)
+        run(test())
 
 
 def test_an_idle_worker_that_dies_is_replaced():

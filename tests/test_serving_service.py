@@ -212,6 +212,37 @@ def test_killed_workers_and_clients_lose_no_request(folder, expected, kills):
         assert len(server.lines) == 1 + kills  # a line for each worker
 
 
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_of_all_workers_at_once_lose_no_request(folder, expected, kills):
+    with running(folder, workers=3) as server:
+        with Clients(server, 6) as clients:
+            for i in range(kills):
+                until(lambda: figure(server, "minigdino_workers_ready") == 3)
+                for victim in server.workers():
+                    os.kill(victim, signal.SIGKILL)
+                until(lambda: figure(server, "minigdino_worker_restarts_total") == 3 * (i + 1))  # noqa: B023
+                clients.settle()  # so that no request meets a second kill
+        check(clients.outcomes, expected)
+        assert server.stop() == 0
+
+
+def test_a_request_survives_the_end_of_workers_that_do_not_begin_it(folder, expected):
+    """All workers are stopped, so that the request goes from one to the next."""
+    with running(folder, workers=3) as server:
+        for number in range(3):
+            until(lambda: figure(server, "minigdino_workers_ready") == 3)
+            victims = server.workers()
+            for victim in victims:
+                os.kill(victim, signal.SIGSTOP)
+            with connect(server) as connection:
+                connection.sendall(request(number))
+                until(lambda: figure(server, "minigdino_workers_busy") == 1)
+                for victim in victims:
+                    os.kill(victim, signal.SIGKILL)
+                    time.sleep(0.02)
+                check({number: received(connection)}, expected)
+
+
 def test_the_end_under_load_answers_all_accepted_requests(folder, expected):
     with running(folder) as server:
         with Clients(server, 8) as clients:

@@ -28,7 +28,15 @@ SMOOTHING = 0.1  # weight of the newest request in the mean of the computing sec
 
 
 class WorkerEnded(Exception):
-    """A worker has ended, and gives no answer any more."""
+    """A worker has ended, and gives no answer any more.
+
+    Args:
+        begun: whether it had begun the message.
+    """
+
+    def __init__(self, begun: bool = True):
+        super().__init__()
+        self.begun = begun
 
 
 class Worker(Protocol):
@@ -43,7 +51,7 @@ class Worker(Protocol):
     ended: asyncio.Future[None]
 
     async def ask(self, header: dict[str, Any], blocks: Sequence[bytes] = ()) -> Message:
-        """Send a message, and return the answer. Raises WorkerEnded if the worker ends before."""
+        """Send a message, and return the answer. Raises WorkerEnded if the worker ends before it answers."""
         ...
 
     def kill(self) -> None:
@@ -53,14 +61,20 @@ class Worker(Protocol):
 
 @dataclass(eq=False)
 class _Job:
-    """A request on its way to an answer."""
+    """A request on its way to an answer.
+
+    Attributes:
+        given: workers that were to process it, and have ended.
+        begun: those of them that had begun.
+    """
 
     header: dict[str, Any]
     blocks: Sequence[bytes]
     digests: Sequence[str]
     arrived: float
     answer: asyncio.Future[Message]
-    tries: int = 0
+    given: int = 0
+    begun: int = 0
 
     def fail(self, status: int, text: str) -> None:
         """Answer with an error, unless there is an answer."""
@@ -150,7 +164,8 @@ class Pool:
             The answer of the worker.
 
         Raises:
-            Refused: 503 if the queue is full or the pool drains, 504 after the timeout, 500 if two workers have died.
+            Refused: 503 if the queue is full or the pool drains, 504 after the timeout, 500 if two workers have ended
+                that had begun it.
         """
         self.check_open()
         job = _Job(header, blocks, digests, self._clock(), asyncio.get_running_loop().create_future())
@@ -240,10 +255,11 @@ class Pool:
 
     def _give(self, job):
         """Give a job to an idle worker, preferably one that knows its first image. Returns whether there is one."""
-        if not self._idle:
+        idle = [slot for slot in self._idle if slot.worker and not slot.worker.ended.done()]
+        if not idle:
             return False
         first = job.digests[0] if job.digests else None
-        slot = next((slot for slot in self._idle if first in slot.recent), self._idle[0])
+        slot = next((slot for slot in idle if first in slot.recent), idle[0])
         self._idle.remove(slot)
         assert slot.offer is not None  # of every idle one
         slot.offer.set_result(job)
@@ -312,6 +328,8 @@ class Pool:
 
     async def _next(self, slot, worker):
         """Wait for the next job of a worker. Returns None if the worker is idle for so long that it is checked."""
+        if worker.ended.done():
+            raise WorkerEnded
         if self._waiting:
             return self._waiting.popleft()
         slot.offer = asyncio.get_running_loop().create_future()
@@ -331,7 +349,6 @@ class Pool:
     async def _process(self, slot, worker, job):
         """Have a worker process a job. Returns the header of its answer."""
         slot.job, slot.began = job, self._clock()
-        job.tries += 1
         slot.recent.extend(job.digests)
         header = {**job.header, "waited": slot.began - job.arrived}
         try:
@@ -340,7 +357,9 @@ class Pool:
         except TimeoutError:  # the deadline of the job was earlier
             job.fail(504, str(self._late()))
             raise
-        except Exception:
+        except Exception as error:
+            job.given += 1
+            job.begun += not isinstance(error, WorkerEnded) or error.begun
             self._again(job)
             raise
         finally:
@@ -352,12 +371,15 @@ class Pool:
         return message[0]
 
     def _again(self, job):
-        """Try a job again whose worker has died. One that has killed two workers fails."""
+        """Try a job again whose worker has ended. One that two workers had begun fails.
+
+        The death of a worker that had not begun proves nothing, but each worker can be lost only once in that way.
+        """
         if job.answer.done():
             return
-        if job.tries > 1:
-            job.fail(500, "the server could not process this request: two workers have ended while they processed it. "
-                     "Send a smaller image, or another format")
+        if job.begun > 1 or job.given > len(self._slots) + 1:
+            job.fail(500, f"the server could not process this request: {job.given} workers that were to process it "
+                     "have ended. Send a smaller image, or another format")
         elif not self._give(job):
             self._waiting.appendleft(job)
 

@@ -29,6 +29,7 @@ class Process:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._process, self._writer = process, writer
         self._answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()  # the first message
+        self._begun = False  # whether the process works on the answer
         self._listener = asyncio.create_task(self._listen(reader))
 
     @classmethod
@@ -79,25 +80,27 @@ class Process:
         Raises:
             WorkerEnded: if the process ends before it answers.
         """
-        self._answer = asyncio.get_running_loop().create_future()
+        self._answer, self._begun = asyncio.get_running_loop().create_future(), False
         try:
             self._writer.writelines(packed(header, blocks))
             await self._writer.drain()
         except OSError:
-            raise WorkerEnded from None
+            raise WorkerEnded(self._begun) from None
         return await self._answered()
 
     async def _answered(self):
         await asyncio.wait({self._answer, self.ended}, return_when=asyncio.FIRST_COMPLETED)
         if not self._answer.done():
-            raise WorkerEnded
+            raise WorkerEnded(self._begun)
         return self._answer.result()
 
     async def _listen(self, reader):
         try:
             while True:
                 message = await read(reader)
-                if not self._answer.done():
+                if "begun" in message[0]:
+                    self._begun = True
+                elif not self._answer.done():
                     self._answer.set_result(message)
         except Exception:  # of the connection, or a message that is cut or wrong
             self.ended.set_result(None)

@@ -81,6 +81,7 @@ def run(connection: socket.socket, setup: Setup) -> None:
             if message[0]["kind"] == "ping":
                 send({})
                 continue
+            send({"begun": True})  # a request is not tried any number of times after this
             header, content = answer(model, setup, *message)
             send(header, [content])
             if header.get("ends"):
