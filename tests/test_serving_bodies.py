@@ -77,6 +77,18 @@ CASES = {
     "no form": ((b"x", FORM), 422, "expected a multipart form"),
     "an empty form": ((b"", FORM), 422, "its end is missing"),
     "a form without its end": ((form([IMAGE, ("text", "a")])[0][:-5], FORM), 422, "its end is missing"),
+    "a long text": (as_json(text="a" * 65_537), 422, "text must have at most 65536 characters"),
+    "a long field": (form([IMAGE, ("text", "a" * 2**20)]), 422, "'text' must have at most 524288 bytes; got 1048576"),
+    "many values of a threshold": (form([IMAGE, ("text", "a"), ("threshold", '{"a": [' + "[]," * 2**18 + "0]}")]), 422,
+                                   "'threshold' must have at most 524288 bytes"),
+    "long phrases of thresholds": (as_json(phrases=["a"], threshold={"a": 0.5, " " * 70_000: 0.5}), 422,
+                                   "threshold must have at most 65536 characters in total"),
+    "many lists": ((b'{"images": [' + b"[]," * 100_000 + b"[]]}", {"Content-Type": "application/json"}), 422,
+                   "at most 200000 of the characters , : [ {; got 200004. Send several"),
+    "many lists in another encoding": ((f'{{"images": [{"[]," * 100_000}[]]}}'.encode("utf-16"),
+                                        {"Content-Type": "application/json"}), 422, "at most 200000 of the characters"),
+    "a long URL": ((json.dumps({"images": ["http://" + "a" * 9000], "text": "a"}).encode(),
+                    {"Content-Type": "application/json"}), 422, "a URL must have at most 8192 characters; got 9007"),
     "too many parts": (form([IMAGE] + [("phrase", "a")] * bodies.MAX_PARTS), 422, "at most"),
     "no image in a form": (form([("text", "a")]), 422, "1 to 16 images; got none"),
     "too many images": (form([IMAGE] * 17 + [("text", "a")]), 422, "1 to 16 images; got 17"),
@@ -123,6 +135,17 @@ def test_a_refusal_states_what_was_expected_and_what_came(case):
     found = refusal(*request)
     assert found.status == status
     assert text in str(found)
+
+
+def test_the_longest_request_is_accepted():
+    phrases = [f"{',' * 28}{i:04}" for i in range(bodies.MAX_PHRASES)]
+    body, headers = as_json([picture(seed=i) for i in range(bodies.MAX_IMAGES)], phrases=phrases,
+                            threshold=dict.fromkeys(phrases, 0.5), size=[80, 120])
+    found = parsed(body, headers)
+    assert (found.text, len(found.images)) == (phrases, bodies.MAX_IMAGES)
+    encoded = json.dumps(found.options["threshold"])
+    assert parsed(*form([IMAGE, *(("phrase", phrase) for phrase in phrases), ("threshold", encoded)])).text == phrases
+    assert parsed(*as_json(text="," * 65_536)).text == "," * 65_536
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

@@ -24,6 +24,9 @@ MAX_IMAGES = 16
 MAX_PHRASES = 2000
 MAX_RESIZED = 2**22  # pixels of a resized image; a forward pass needs about 250 bytes of memory for each
 MAX_PARTS = MAX_PHRASES + MAX_IMAGES + 32  # of a form
+MAX_FIELD = 2**19  # bytes of a field that is no image: 8 for each character of the longest prompt
+MAX_URL = 2**13  # characters
+MAX_MARKS = 200_000  # of a JSON body: more than the longest prompt with its thresholds has, even of commas
 DRAWN = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 DEFAULTS: dict[str, Any] = {  # options of `Model.detect` in requests
     "threshold": 0.25, "text_threshold": 0.25, "size": None, "score": "max", "max_area": None, "nms": None,
@@ -81,6 +84,11 @@ def parse(body: bytes, content_type: str, allow_urls: bool) -> Query:
 
 def _json(body):
     """Images and fields of a JSON body."""
+    # each value follows one of these marks, which base64 lacks. json.loads blocks all threads, and needs up to 64 bytes
+    # of memory for each value
+    if (marks := sum(map(body.count, b",:[{"))) > MAX_MARKS:
+        raise ArgumentError(f"expected JSON with at most {MAX_MARKS} of the characters , : [ {{; got {marks}. Send "
+                            "several requests")
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -98,6 +106,9 @@ def _decoded(image):
     if image[:5].lower() == "data:":
         image = image.partition(",")[2]
     elif is_url(image):
+        if len(image) > MAX_URL:
+            raise ArgumentError(f"a URL must have at most {MAX_URL} characters; got {len(image)}. Send the bytes of "
+                                "the image")
         return image
     try:
         return base64.b64decode(image, validate=True)
@@ -117,6 +128,9 @@ def _form(body, boundary):
             continue
         if is_file:
             raise ArgumentError(f"a file must be in the field image; got one in {brief(name)}. Rename the field")
+        if len(content) > MAX_FIELD:
+            raise ArgumentError(f"the field {brief(name)} must have at most {MAX_FIELD} bytes; got {len(content)}. "
+                                "Only image can be longer")
         try:
             value = content.decode()
         except UnicodeDecodeError:
@@ -240,6 +254,8 @@ def _query(images, fields, allow_urls):
     if precision is not None and precision not in PRECISIONS:
         raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}; got {brief(precision)}")
     chosen = {name: fields.get(name, default) for name, default in DEFAULTS.items()}
+    if isinstance(chosen["threshold"], dict):
+        _check_characters("threshold", chosen["threshold"])
     checked = options.checked(**chosen, chunk=None)
     if checked.size and checked.size[0] * checked.size[1] > MAX_RESIZED:
         raise ArgumentError(f"size must be two edges whose product is at most {MAX_RESIZED}; got "
@@ -265,6 +281,7 @@ def _text(fields: Mapping[str, Any]) -> str | list[str]:
         raise ArgumentError(f"expected either text or phrases; got {'neither' if text is None else 'both'}. Give for "
                             'example the text "a cat. a dog."')
     if isinstance(text, str):
+        _check_characters("text", [text])
         return text
     if text is not None:
         raise ArgumentError(f"text must be a text such as \"a cat. a dog.\"; got {brief(text)}")
@@ -272,7 +289,11 @@ def _text(fields: Mapping[str, Any]) -> str | list[str]:
         raise ArgumentError(f'phrases must be a list such as ["a cat", "a dog"]; got {brief(phrases)}')
     if len(phrases) > MAX_PHRASES:
         raise ArgumentError(f"expected at most {MAX_PHRASES} phrases; got {len(phrases)}. Send several requests")
-    if sum(map(len, phrases)) > MAX_CHARACTERS:
-        raise ArgumentError(f"phrases must have at most {MAX_CHARACTERS} characters in total; got more. Send several "
-                            "requests")
+    _check_characters("phrases", phrases)
     return phrases
+
+
+def _check_characters(name, texts):
+    if sum(map(len, texts)) > MAX_CHARACTERS:
+        raise ArgumentError(f"{name} must have at most {MAX_CHARACTERS} characters in total; got more. Send several "
+                            "requests")
