@@ -113,8 +113,8 @@ def call(app, method, path, body=b"", headers=None, leave=False):
     return asyncio.run(acall(app, method, path, body, headers, leave))
 
 
-async def acall(app, method, path, body=b"", headers=None, leave=False):
-    """The same as a coroutine. With `leave`, the client leaves once the body is sent."""
+async def acall(app, method, path, body=b"", headers=None, leave=False, pause=0):
+    """The same as a coroutine. With `leave`, the client leaves once the body is sent. A `pause` precedes each part."""
     sent, messages = asyncio.Event(), []
     parts = iter([body] if isinstance(body, bytes) else body)
     following = next(parts, b"")
@@ -123,6 +123,7 @@ async def acall(app, method, path, body=b"", headers=None, leave=False):
         nonlocal following
         if following is not None:
             part, following = following, next(parts, None)
+            await asyncio.sleep(pause)
             return {"type": "http.request", "body": part, "more_body": following is not None}
         if not leave:
             await sent.wait()

@@ -49,7 +49,7 @@ class Settings:
         model: name of the model.
         precision: precision of requests that name none.
         max_bytes: largest number of bytes of a body.
-        timeout: seconds in which a body must arrive; the pool has the one for the answer.
+        timeout: seconds from the head of a request to its answer.
         allow_urls: whether images may be URLs.
         key: key that requests must have; None for no key.
         origins: origins of pages that may use the server from a browser.
@@ -92,7 +92,7 @@ def create(pool: Pool, settings: Settings) -> FastAPI:
 
 def _add_detect(app, pool, settings, metrics):
     intake = Intake(settings.max_bytes, settings.timeout, settings.allow_urls)
-    downloads = Downloads(settings.max_bytes, settings.timeout)
+    downloads = Downloads(settings.max_bytes)
 
     @app.post("/v1/detect", summary="Detect objects", **openapi.DETECT)
     async def detect(request: Request) -> Response:

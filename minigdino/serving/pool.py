@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from ..detector import IMAGE_CACHE
 from ..errors import Error
 from .messages import Message
-from .refusals import Refused
+from .refusals import LATE, Refused
 
 PING = 2.0  # seconds between two checks of an idle worker
 STALE = 3 * PING  # seconds without a sign of life after which an idle worker does not count as ready
@@ -195,8 +195,7 @@ class Pool:
                           {"Retry-After": str(self.wait_seconds()), "Connection": "close"})
 
     def _late(self):
-        return Refused(504, f"expected an answer within {self._timeout:g} s; there was none. Send a smaller request, "
-                       "or try again when the server is less busy")
+        return Refused(504, LATE.format(self._timeout))
 
     @property
     def waiting(self) -> int:

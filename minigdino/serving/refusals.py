@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 LEFT = 499  # status of a request whose client has left, by the convention of nginx
+LATE = ("expected an answer within {:g} s; there was none. Send a smaller request, or try again when the server is "
+        "less busy")
 FAILED = "the server failed to process this request. Its log has the reason"
 
 
