@@ -44,6 +44,10 @@ MAX_NAME = 50  # characters of a file name, which can have 4 bytes each
 MAX_FOLDERS = 8
 
 
+class TooLarge(ImageError):
+    """The content has more bytes than allowed."""
+
+
 class Download(bytes):
     """The content of a URL.
 
@@ -112,11 +116,13 @@ def check(url: str) -> None:
         raise ImageError(f"{shown(url)}: {error}") from None
 
 
-def download(url: str) -> Download:
+def download(url: str, *, max_bytes: int | None = None, seconds: float | None = None) -> Download:
     """Download a file. Redirects are followed, and a compressed answer is decompressed.
 
     Args:
         url: an http or https URL.
+        max_bytes: largest number of bytes; None for `MAX_BYTES`.
+        seconds: time for the whole transfer, with all redirects; None for `MAX_SECONDS`.
 
     Returns:
         The content, of any type but a web page.
@@ -124,16 +130,18 @@ def download(url: str) -> Download:
     Raises:
         ImageError: if the URL is invalid, if it or a redirect leads to an address that is not public (unless
             $MINIGDINO_PRIVATE_URLS is 1), if the server does not answer with status 200 and a content, or if
-            `MAX_BYTES`, `MAX_SECONDS` or `MAX_REDIRECTS` is exceeded. The time of a name server is limited by the
-            system only.
+            `max_bytes`, `seconds` or `MAX_REDIRECTS` is exceeded. The time of a name server is limited by the system
+            only. `TooLarge` for `max_bytes`.
     """
     from http.client import HTTPException
 
-    where, deadline, target = shown(url), time.monotonic() + MAX_SECONDS, url
+    max_bytes = MAX_BYTES if max_bytes is None else max_bytes
+    seconds = MAX_SECONDS if seconds is None else seconds
+    where, deadline, target = shown(url), time.monotonic() + seconds, url
     of_caller = sys.exc_info()[1]
     try:
         for _ in range(MAX_REDIRECTS + 1):
-            answer = _get(target, deadline)
+            answer = _get(target, deadline, max_bytes)
             if isinstance(answer, bytes):
                 found = Download(answer)
                 found.url = where
@@ -142,9 +150,9 @@ def download(url: str) -> Download:
             where = f"{shown(url)}, redirected to {shown(target)}"
         raise ImageError(f"expected at most {MAX_REDIRECTS} redirects; got more. Give the URL of the image itself")
     except ImageError as error:
-        raise ImageError(f"{where}: {error}") from None
+        raise (TooLarge if isinstance(error, TooLarge) else ImageError)(f"{where}: {error}") from None
     except TimeoutError:
-        raise ImageError(f"{where}: expected a complete answer within {MAX_SECONDS} s; got none. {OTHERWISE}") from None
+        raise ImageError(f"{where}: expected a complete answer within {seconds:.3g} s; got none. {OTHERWISE}") from None
     except (OSError, ValueError, HTTPException, zlib.error) as error:
         _raise_interruption(error, of_caller)
         raise ImageError(f"{where}: cannot be downloaded ({brief(error)}). Check the URL and the connection") from None
@@ -177,7 +185,7 @@ def _parsed(url) -> SplitResult:
     return parts
 
 
-def _get(url, deadline) -> bytes | str:
+def _get(url, deadline, max_bytes) -> bytes | str:
     """Request a URL. Returns its content, or the URL to which the server redirects."""
     import http.client
 
@@ -196,7 +204,7 @@ def _get(url, deadline) -> bytes | str:
             if response.status != http.client.OK:
                 phrase = http.client.responses.get(response.status, "unknown")
                 raise ImageError(f"expected an image; the server answered {response.status} ({phrase}). Check the URL")
-            return _content(response)
+            return _content(response, max_bytes)
 
 
 SAFE = string.punctuation  # a URL may contain escapes, so "%" stays
@@ -308,17 +316,18 @@ def _left(deadline):
     return left
 
 
-def _content(response: http.client.HTTPResponse) -> bytes:
-    """Read the content of an answer, at most MAX_BYTES, also after decompression."""
+def _content(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
+    """Read the content of an answer, limited also after decompression."""
     expected, blocks, size = response.length, [], 0  # the length is None if the server does not state it
-    while size <= MAX_BYTES and (block := response.read(BLOCK)):
+    while size <= max_bytes and (block := response.read(BLOCK)):
         blocks.append(block)
         size += len(block)
-    if size > MAX_BYTES:
-        raise _too_large()
+    if size > max_bytes:
+        raise _too_large(max_bytes)
     if expected is not None and size < expected:
         raise ImageError(f"expected {expected} bytes; the connection ended after {size}. Try again")
-    content = _decompressed(b"".join(blocks), response.headers.get("Content-Encoding", "identity").strip().lower())
+    content = _decompressed(b"".join(blocks), response.headers.get("Content-Encoding", "identity").strip().lower(),
+                            max_bytes)
     if not content:
         raise ImageError("expected an image; the answer is empty. Check the URL")
     if content[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
@@ -326,20 +335,20 @@ def _content(response: http.client.HTTPResponse) -> bytes:
     return content
 
 
-def _decompressed(data, encoding):
+def _decompressed(data, encoding, max_bytes):
     """Undo the compression of an answer. None was requested, but some servers compress nevertheless."""
     if encoding in ("", "identity"):
         return data
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise ImageError(f"expected an answer without compression, or with gzip; got {brief(encoding)}. {OTHERWISE}")
     decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32)  # of either format
-    data = decoder.decompress(data, MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise _too_large()
+    data = decoder.decompress(data, max_bytes + 1)
+    if len(data) > max_bytes:
+        raise _too_large(max_bytes)
     if not decoder.eof:
         raise ImageError("expected complete gzip data; its end is missing. Try again")
     return data
 
 
-def _too_large():
-    return ImageError(f"expected at most {MAX_BYTES} bytes; got more. {OTHERWISE}")
+def _too_large(max_bytes):
+    return TooLarge(f"expected at most {max_bytes} bytes; got more. {OTHERWISE}")

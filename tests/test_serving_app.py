@@ -1,9 +1,11 @@
 """The web application with a worker in this process: answers, limits, keys, headers, and what clients may do wrong."""
 
 import asyncio
+import http.client
 import io
 import json
 import re
+import threading
 import time
 
 import numpy as np
@@ -12,7 +14,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from serving import acall, as_json, fake_pool, form, local_app, picture, running
+from serving import acall, as_json, fake_pool, form, local_app, picture, running, served
 
 import minigdino
 from minigdino import urls
@@ -454,7 +456,7 @@ def test_a_form_of_another_origin_costs_no_computing_time(headers, is_refused, m
 
 
 def test_a_url_is_downloaded_if_the_server_allows_it(monkeypatch):
-    def download(url):
+    def download(url, **_):
         assert url == "https://example.org/cat.png"
         return urls.Download(PHOTO)
 
@@ -464,8 +466,6 @@ def test_a_url_is_downloaded_if_the_server_allows_it(monkeypatch):
     assert detect(request)[0] == 422
     status, answer = detect(request, allow_urls=True)
     assert (status, answer["results"]) == (200, [tiny.model().detect(PHOTO, "a cat.", threshold=0.01).to_dict()])
-    status, answer = detect(request, allow_urls=True, max_bytes=1000)
-    assert (status, "the one of the URL" in answer["error"]) == (413, True)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1/cat.png", "http://[::1]/", "http://169.254.169.254/latest/",
@@ -478,10 +478,114 @@ def test_a_private_address_is_never_downloaded(url):
 
 
 def test_slow_downloads_end_with_the_timeout(monkeypatch):
-    monkeypatch.setattr(urls, "download", lambda url: time.sleep(0.3))
-    body = json.dumps({"images": ["https://example.org/cat.png"], "text": "a cat."}).encode()
-    status, answer = detect((body, {"Content-Type": "application/json"}), allow_urls=True, timeout=0.05)
+    monkeypatch.setattr(urls, "download", lambda *_, **__: time.sleep(0.3))
+    status, answer = detect(with_urls(1), allow_urls=True, timeout=0.05)
     assert (status, "expected an answer within 0.05 s" in answer["error"]) == (504, True)
+
+
+def with_urls(count):
+    """A request with images at URLs."""
+    body = json.dumps({"images": ["https://example.org/cat.png"] * count, "text": "a cat."}).encode()
+    return body, {"Content-Type": "application/json"}
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """Downloads that wait for the event `end`, and do not know their limits. `running` are under way."""
+    class Downloads:
+        end, running, most, limits = threading.Event(), 0, 0, []
+
+        def __call__(self, url, **limits):
+            self.running += 1
+            self.most = max(self.most, self.running)
+            self.limits.append(limits)
+            self.end.wait(20)
+            self.running -= 1
+            return PHOTO
+
+    found = Downloads()
+    monkeypatch.setattr(urls, "download", found)
+    yield found
+    found.end.set()
+
+
+def test_downloads_that_outlive_their_requests_keep_their_places(downloads):
+    """Their threads cannot be ended. They delay other downloads only."""
+    async def test(send, pool):
+        waves = [await asyncio.gather(*(send("POST", "/v1/detect", *with_urls(1)) for _ in range(6))) for _ in range(2)]
+        assert {status for wave in waves for status, _, _ in wave} == {504}
+        assert downloads.running == downloads.most == intake.DOWNLOADS
+        large = form([("image", b"x" * 2 * intake.SMALL), ("text", "a cat.")])  # which is parsed in a thread
+        assert (await send("POST", "/v1/detect", *large))[0] == 422
+        downloads.end.set()
+        while downloads.running:
+            await asyncio.sleep(0.01)
+        assert (await send("POST", "/v1/detect", *with_urls(2)))[0] == 200
+
+    with_app(test, timeout=0.5, allow_urls=True)
+    assert all(0 < limits["seconds"] <= 0.5 for limits in downloads.limits)
+
+
+def test_the_end_does_not_wait_for_downloads(downloads):
+    app, pool = local_app(timeout=0.3, allow_urls=True)
+    with served(app, pool) as (port, _):
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("POST", "/v1/detect", *with_urls(1))
+        while not downloads.running:
+            time.sleep(0.01)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert connection.getresponse().status == 504
+    connection.close()
+    assert downloads.running == 1
+
+
+def test_a_client_that_leaves_ends_its_download(downloads):
+    async def test(send, pool):
+        began = time.monotonic()
+        status, _, _ = await send("POST", "/v1/detect", *with_urls(3), leave=True)
+        return status, time.monotonic() - began
+
+    status, seconds = with_app(test, allow_urls=True)
+    assert (status, len(downloads.limits)) == (499, 1)
+    assert seconds < 2
+
+
+def test_downloads_count_as_bytes_of_their_request(monkeypatch):
+    """A download can need what its request may have left, which is kept for it."""
+    limits, body = [], with_urls(1)[0]
+
+    def download(url, max_bytes, seconds):
+        limits.append(max_bytes)
+        if max_bytes < 6000:
+            raise urls.TooLarge("too large")
+        return b"x" * 6000
+
+    monkeypatch.setattr(urls, "download", download)
+    monkeypatch.setattr(intake, "HELD", 2)
+
+    async def test(send, pool):
+        opened = asyncio.Event()
+
+        async def wait(header):
+            await opened.wait()
+            return {"status": 422, "error": "late", "seconds": {"waited": 0, "decoded": 0, "computed": 0}}
+
+        pool._slots[0].worker.answer = wait
+        held = []
+        for _ in range(2):
+            held.append(asyncio.create_task(send("POST", "/v1/detect", *with_urls(1))))
+            await asyncio.sleep(0.1)
+        assert limits == [10_000 - len(body)] * 2
+        full, _, content = await send("POST", "/v1/detect", *with_urls(1))  # 12,000 of 20,000 bytes are in use
+        assert (full, len(limits)) == (503, 2), content
+        opened.set()
+        assert [status for status, _, _ in await asyncio.gather(*held)] == [422, 422]
+        status, _, content = await send("POST", "/v1/detect", *with_urls(2))
+        assert (status, "images of URLs included" in json.loads(content)["error"]) == (413, True)
+        assert (await send("POST", "/v1/detect", *with_urls(1)))[0] == 422
+
+    with_app(test, allow_urls=True, max_bytes=10_000)
 
 
 def test_an_unexpected_error_is_a_500_without_details(monkeypatch, capsys):

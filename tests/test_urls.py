@@ -232,6 +232,19 @@ def test_the_size_is_limited(server, monkeypatch):
         assert f"/{page}: expected at most 100000 bytes; got more" in reason(f"{server.url}/{page}")
 
 
+def test_a_caller_can_lower_the_limits(server):
+    server.pages |= {"/content": bytes(100), "/silent": silent,
+                     "/zipped": lambda handler: handler.answer(200, gzip.compress(bytes(101)), Content_Encoding="gzip")}
+    assert len(urls.download(f"{server.url}/content", max_bytes=100)) == 100
+    for page, most in (("content", 99), ("zipped", 100)):
+        with pytest.raises(urls.TooLarge, match=f"^{server.url}/{page}: expected at most {most} bytes; got more"):
+            urls.download(f"{server.url}/{page}", max_bytes=most)
+    began = time.monotonic()
+    with pytest.raises(ImageError, match=r"expected a complete answer within 0\.2 s"):
+        urls.download(f"{server.url}/silent", seconds=0.2)
+    assert time.monotonic() - began < 2
+
+
 @pytest.mark.parametrize("length", [b"-1", b"-5", b"-0001"])
 def test_the_length_of_a_chunk_is_not_negative(server, monkeypatch, length):
     """`http.client` takes -1 for the rest of the answer, which may have no end."""
@@ -652,8 +665,8 @@ def test_an_exception_of_a_signal_handler_that_http_client_replaces(server, monk
     server.pages["/x"] = lambda handler: handler.wfile.write(CHUNKED + b"1\r\n")
     content = urls._content
     before = signal.signal(signal.SIGALRM, handler)
-    monkeypatch.setattr(urls, "_content", lambda response: (
-        monkeypatch.setattr(urls._Buffered, "readline", readline, raising=False), content(response)))
+    monkeypatch.setattr(urls, "_content", lambda response, most: (
+        monkeypatch.setattr(urls._Buffered, "readline", readline, raising=False), content(response, most)))
     try:
         with pytest.raises(kind) as raised:
             urls.download(f"{server.url}/x")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import mimetypes
@@ -23,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 
 from ..version import __version__
 from . import openapi
-from .intake import Downloads, Intake
+from .intake import Intake, unless_gone
 from .metrics import Metrics
 from .pool import Pool
 from .refusals import FAILED, LEFT, Refused
@@ -92,7 +91,6 @@ def create(pool: Pool, settings: Settings) -> FastAPI:
 
 def _add_detect(app, pool, settings, metrics):
     intake = Intake(settings.max_bytes, settings.timeout, settings.allow_urls)
-    downloads = Downloads(settings.max_bytes)
 
     @app.post("/v1/detect", summary="Detect objects", **openapi.DETECT)
     async def detect(request: Request) -> Response:
@@ -102,10 +100,9 @@ def _add_detect(app, pool, settings, metrics):
             if query.model not in (None, settings.model):
                 raise Refused(422, f"model must be {settings.model!r}, the one of this server; got another one. See "
                               "/v1/models")
-            images = await downloads.all(query.images)
             header = {"kind": "detect", "text": query.text, "options": query.options, "precision": query.precision,
                       "draw": query.draw}
-            found, blocks = await _unless_gone(request, pool.ask(header, images, query.digests))
+            found, blocks = await unless_gone(request, pool.ask(header, query.images, query.digests))
         metrics.observe(found["seconds"])
         timing = ", ".join(f"{name};dur={1000 * value:.1f}" for name, value in found["seconds"].items())
         if "error" in found:
@@ -189,24 +186,6 @@ async def _refused_by_router(_: Request, error: HTTPException) -> Response:
     texts = {404: "expected a path of this server; got another one. See /docs",
              405: "expected another method for this path. See /docs"}
     return JSONResponse({"error": texts.get(error.status_code, str(error.detail))}, error.status_code, error.headers)
-
-
-async def _unless_gone(request: Request, answer: Awaitable[Any]) -> Any:
-    """Await an answer, and cancel it if the client leaves."""
-    async def gone():
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.ensure_future(answer), asyncio.create_task(gone())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            raise Refused(LEFT, "the client has left")
-        return tasks[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Door:
