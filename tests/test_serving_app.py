@@ -36,6 +36,8 @@ def with_app(test, *options, **more):
         async with running(pool):
             async def ask(method, path, body=b"", headers=None, **kinds):
                 return await acall(app, method, path, body, headers, **kinds)
+
+            ask.app = app
             return await test(ask, pool)
 
     return asyncio.run(asyncio.wait_for(whole(), 60))
@@ -283,7 +285,50 @@ def test_many_large_bodies_at_once_are_refused(monkeypatch):
         after = await send("POST", "/v1/detect", body, headers)
         return status, answer_headers["retry-after"], after[0]
 
-    assert with_app(test, max_bytes=1200) == (503, "1", 422)
+    assert with_app(test, max_bytes=1200) == (503, "2", 422)
+
+
+def test_slow_bodies_make_room_for_others(monkeypatch):
+    """Of three bodies that fill the memory, the largest makes progress. The larger one of the others is ended."""
+    monkeypatch.setattr(intake, "HELD", 3)
+    monkeypatch.setattr(intake, "SLOW", 0.5)
+    monkeypatch.setattr(intake, "STEP", 100)
+    request = form([("image", b"x" * 9000), ("text", "a cat.")])
+
+    async def test(send, pool):
+        statuses = {}
+
+        async def upload(name, parts):
+            waiting = iter(parts)
+
+            async def receive():
+                if (part := next(waiting, None)) is None:
+                    await asyncio.sleep(60)
+                await asyncio.sleep(0.1)
+                return {"type": "http.request", "body": part, "more_body": True}
+
+            async def answered(message):
+                statuses.setdefault(name, message.get("status"))
+
+            await send.app({"type": "http", "method": "POST", "path": "/v1/detect", "query_string": b"", "headers": [],
+                            "root_path": "", "http_version": "1.1"}, receive, answered)
+
+        parts = {"active": [b"x" * 10_000, *[b"x" * 100] * 20], "large": [b"x" * 9900],
+                 "small": [b"x" * 9600, *[b"x"] * 20]}
+        tasks = [asyncio.create_task(upload(*one)) for one in parts.items()]
+        await asyncio.sleep(0.2)
+        first, headers, content = await send("POST", "/v1/detect", *request)
+        assert (first, headers["retry-after"]) == (503, "1"), content  # no body is slow yet
+        await asyncio.sleep(0.6)
+        second = (await send("POST", "/v1/detect", *request))[0]
+        await asyncio.sleep(0)
+        assert (second, statuses) == (422, {"large": 408})
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert (await send("POST", "/v1/detect", *request))[0] == 422
+
+    with_app(test, max_bytes=12_000)
 
 
 def test_a_client_that_leaves_frees_its_place():
@@ -499,6 +544,7 @@ def downloads(monkeypatch):
             self.running += 1
             self.most = max(self.most, self.running)
             self.limits.append(limits)
+            assert threading.current_thread().daemon  # so that the end of the process does not wait
             self.end.wait(20)
             self.running -= 1
             return PHOTO

@@ -347,6 +347,32 @@ def test_slow_clients_are_sent_away(folder):
     assert ended["head"][1] > web.HEAD_SECONDS - 1
 
 
+def test_uploads_that_stall_do_not_keep_others_from_an_answer(server, expected):
+    """They fill the memory for bodies, and send a byte now and then. Others wait as Retry-After says."""
+    head = b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        stalled = [stack.enter_context(connect(server)) for _ in range(intake.HELD + 1)]
+        for connection in stalled:
+            connection.sendall(head + bytes(99_900))
+        began, statuses = time.monotonic(), []
+        for number in range(40):
+            for connection in stalled:
+                with contextlib.suppress(OSError):  # it was ended
+                    connection.sendall(b"x")
+            status, content = exchange(server, request(number))
+            statuses.append(status)
+            if status == 200:
+                assert content["results"] == expected(number)
+                assert len(statuses) > 1
+                break
+            assert (status, "Try again in 2 s" in content["error"]) == (503, True)
+            time.sleep(0.1)
+        assert statuses[-1] == 200
+        assert time.monotonic() - began < intake.SLOW + 3
+        for number in range(3):
+            check({number: exchange(server, request(number))}, expected)
+
+
 def test_bodies_that_end_early_leave_nothing_behind(server, expected):
     data = request()
     left = figure(server, "minigdino_requests_total")

@@ -90,7 +90,7 @@ def create(pool: Pool, settings: Settings) -> FastAPI:
 
 
 def _add_detect(app, pool, settings, metrics):
-    intake = Intake(settings.max_bytes, settings.timeout, settings.allow_urls)
+    intake = Intake(settings.max_bytes, settings.timeout, settings.allow_urls, pool.wait_seconds)
 
     @app.post("/v1/detect", summary="Detect objects", **openapi.DETECT)
     async def detect(request: Request) -> Response:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from . import bodies
 from .refusals import LATE, LEFT, Refused
 
 HELD = 16  # requests of the largest size that may be in memory before others are refused
+SLOW, STEP = 2.0, 2**16  # a body is slow if its next STEP bytes take more than SLOW seconds
 SMALL = 2**16  # bytes of a body that is parsed at once; others are parsed in a thread
 DOWNLOADS = 4  # URLs that are downloaded at the same time
 
@@ -27,12 +29,20 @@ class _Share:
     """What one request has of the memory for all.
 
     Attributes:
+        limit: its time limit.
         size: its bytes in memory.
+        mark: its bytes at the last step of its body.
+        since: the time of that step.
         has_arrived: whether its body is complete.
+        is_ended: whether it had to make room.
     """
 
+    limit: asyncio.Timeout
     size: int = 0
+    mark: int = 0
+    since: float = 0.0
     has_arrived: bool = False
+    is_ended: bool = False
 
 
 class Intake:
@@ -42,11 +52,14 @@ class Intake:
         max_bytes: largest number of bytes of a request: of its body, and of the images of its URLs.
         timeout: seconds from the head of a request to its answer.
         allow_urls: whether images may be URLs.
+        wait_seconds: function that estimates the seconds until a request in memory is answered.
     """
 
-    def __init__(self, max_bytes: int, timeout: float, allow_urls: bool):
+    def __init__(self, max_bytes: int, timeout: float, allow_urls: bool, wait_seconds: Callable[[], int]):
         self._max_bytes, self._timeout, self._allow_urls = max_bytes, timeout, allow_urls
+        self._wait_seconds = wait_seconds
         self._held = 0  # bytes in memory
+        self._arriving: set[_Share] = set()
         self._places = asyncio.Semaphore(DOWNLOADS)
         self._parser = ThreadPoolExecutor(1)  # one body at a time: parsing needs several times its memory
 
@@ -69,42 +82,64 @@ class Intake:
         length = request.headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 18 or int(length) > self._max_bytes):
             raise self._too_large()
-        share = _Share()
+        share = _Share(asyncio.timeout(self._timeout))
         try:
-            async with asyncio.timeout(self._timeout) as limit:
+            async with share.limit:
                 query = await self._parsed(await self._body(request, share), request.headers.get("content-type", ""))
                 if not all(isinstance(image, bytes) for image in query.images):
-                    images = await unless_gone(request, self._downloaded(query.images, share, limit.when()))
+                    images = await unless_gone(request, self._downloaded(query.images, share, share.limit.when()))
                     query = replace(query, images=images)
                 yield query
         except TimeoutError:
             if share.has_arrived:
                 raise Refused(504, LATE.format(self._timeout)) from None
+            if share.is_ended:
+                raise Refused(408, f"the server is busy: it expected {STEP} bytes within {SLOW:g} s; got fewer. Send "
+                              "the request again", {"Connection": "close"}) from None
             raise Refused(408, f"expected the whole request within {self._timeout:g} s; a part is missing. Send it "
                           "again", {"Connection": "close"}) from None
         finally:
             self._held -= share.size
 
     async def _body(self, request, share):
-        body = bytearray()
+        body, time = bytearray(), asyncio.get_running_loop().time
+        share.since = time()
+        self._arriving.add(share)
         try:
             async for part in request.stream():
                 if len(body) + len(part) > self._max_bytes:
                     raise self._too_large()
-                self._take(share, len(part))
                 body += part
+                self._held += len(part)
+                share.size += len(part)
+                self._make_room()
+                if share.size >= share.mark + STEP:
+                    share.mark, share.since = share.size, time()
         except ClientDisconnect:
             raise Refused(LEFT, "the client has left") from None
+        finally:
+            self._arriving.discard(share)
         share.has_arrived = True
         return bytes(body)
 
-    def _take(self, share, size):
-        """Count bytes of a request."""
-        if self._held + size > HELD * self._max_bytes:
-            raise Refused(503, "the server is busy: it receives many large images. Try again in 1 s",
-                          {"Retry-After": "1"})
-        self._held += size
-        share.size += size
+    def _make_room(self):
+        """If the bytes in memory are too many, end slow bodies, the largest first."""
+        if (missing := self._held - HELD * self._max_bytes) <= 0:
+            return
+        before = asyncio.get_running_loop().time() - SLOW
+        slow = sorted((one for one in self._arriving if one.since < before and not one.limit.expired()),
+                      key=lambda one: one.size)
+        if sum(one.size for one in slow) < missing:
+            seconds = max(self._wait_seconds(), math.ceil(SLOW))
+            raise Refused(503, f"the server is busy: it receives many large images. Try again in {seconds} s",
+                          {"Retry-After": str(seconds)})
+        while missing > 0:
+            one = slow.pop()
+            missing -= one.size
+            self._held -= one.size
+            one.size, one.is_ended = 0, True
+            self._arriving.discard(one)
+            one.limit.reschedule(0)  # which ends it as its deadline does
 
     async def _parsed(self, body, content_type):
         arguments = body, content_type, self._allow_urls
@@ -133,12 +168,13 @@ class Intake:
         """
         loop = asyncio.get_running_loop()
         await self._places.acquire()
-        room, found = _Share(), loop.create_future()
+        room, found = self._max_bytes - share.size, loop.create_future()
+        self._held += room
 
         def finish(content, error):
             """Free the place and the memory, in the event loop."""
             self._places.release()
-            self._held -= room.size
+            self._held -= room
             if not found.done():  # else the request has ended
                 self._held += len(content)
                 share.size += len(content)
@@ -148,14 +184,14 @@ class Intake:
             """Download, in the thread."""
             content, error = b"", None
             try:
-                content = urls.download(url, max_bytes=room.size, seconds=seconds)
+                content = urls.download(url, max_bytes=room, seconds=seconds)
             except Exception as problem:
                 error = problem
             with contextlib.suppress(RuntimeError):  # the event loop has ended
                 loop.call_soon_threadsafe(finish, content, error)
 
         try:
-            self._take(room, self._max_bytes - share.size)
+            self._make_room()
             seconds = min(urls.MAX_SECONDS, deadline - loop.time())
             threading.Thread(target=work, args=[seconds], daemon=True).start()
         except Exception as error:
