@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml setup.py $(wildcard _ext/*.pyx _ext/*.pxd _ext/*.h)
 
-.PHONY: build demo test test-runs test-browser docs mutants lint types parity published golden bench gpu-check gpu benchmarks train-shapes evaluate-shapes clean
+.PHONY: build demo test test-runs test-serve test-browser docs mutants lint types parity published golden bench gpu-check gpu benchmarks train-shapes evaluate-shapes clean
 
 build: $(VENV)/built
 
@@ -30,13 +30,20 @@ demo: build  ## detect shapes in a drawn scene with the embedded checkpoint; wri
 DEMO_TEXT = "a purple star. a green heart. an orange ring."
 
 test: build  ## the plain test suite: no PyTorch, no network access
-	$(BIN)/python -m pytest --ignore tests/parity --ignore tests/runs $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore tests/parity --ignore tests/runs --ignore tests/schema $(PYTEST_ARGS)
 
 test-runs: $(VENV)/test-runs  ## results as Parquet in pandas, DuckDB and Polars; runs on a local Ray cluster and in Daft; S3 and GCS
 	MINIGDINO_RUNS=required $(BIN)/python -m pytest tests/runs tests/test_opening.py $(PYTEST_ARGS)
 
 $(VENV)/test-runs: $(VENV)/built
 	$(call extra,test-runs)
+	touch $@
+
+test-serve: $(VENV)/test-serve  ## minigdino serve against its own description of the API, by schemathesis
+	$(BIN)/python -m pytest tests/schema
+
+$(VENV)/test-serve: $(VENV)/built
+	$(call extra,test-serve)
 	touch $@
 
 test-browser: $(VENV)/browser  ## the pages of minigdino explain and serve in a headless Chromium, which must be installed

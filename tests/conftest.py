@@ -1,7 +1,8 @@
 """Settings of Hypothesis, which tests are collected, and fixtures of several modules.
 
 Examples have no deadline, because machines differ in speed. In CI, every run uses the same examples; further versions
-of Python and of packages get few of them. The parity tests are collected only if PyTorch is installed.
+of Python and of packages get few of them. The parity tests are collected only if PyTorch is installed, those of the
+description of the API only if schemathesis is.
 """
 
 import importlib.util
@@ -10,7 +11,8 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-collect_ignore = [] if importlib.util.find_spec("torch") else ["parity"]
+collect_ignore = [folder for folder, package in (("parity", "torch"), ("schema", "schemathesis"))
+                  if not importlib.util.find_spec(package)]
 
 quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("default", deadline=None, suppress_health_check=quiet)

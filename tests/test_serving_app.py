@@ -684,13 +684,24 @@ def test_the_description_names_every_field_and_status():
     fields = {"text", "precision", "draw", "model", *bodies.DEFAULTS}
     assert set(kinds["application/json"]["schema"]["properties"]) == {"images", "phrases", *fields}
     assert set(kinds["multipart/form-data"]["schema"]["properties"]) == {"image", "phrase", *fields}
-    assert set(route["responses"]) == {"200", "401", "403", "408", "413", "415", "422", "500", "503", "504"}
+    assert set(route["responses"]) == {"200", "403", "408", "413", "415", "422", "500", "503", "504"}
     assert {"/v1/models", "/health/live", "/health/ready", "/metrics"} <= description["paths"].keys()
     status, answer = detect(as_json(text="a cat.", threshold=0.01))
     documented = route["responses"]["200"]["content"]["application/json"]["schema"]["properties"]
     assert answer.keys() == documented.keys()
     detection = documented["results"]["items"]["oneOf"][0]["properties"]["detections"]["items"]
     assert answer["results"][0]["detections"][0].keys() == detection["properties"].keys()
+
+
+def test_the_description_names_the_key_where_it_is_needed():
+    paths = json.loads(ask("GET", "/openapi.json", key="secret")[2])
+    kinds = paths["components"]["securitySchemes"]
+    for path, methods in paths["paths"].items():
+        for method, route in methods.items():
+            needed = ask(method.upper(), path, key="secret")[0] == 401
+            assert ("401" in route["responses"], len(route.get("security", []))) == (needed, 2 * needed), path
+            assert all(option.keys() <= kinds.keys() for option in route.get("security", []))
+    assert "components" not in json.loads(ask("GET", "/openapi.json")[2])
 
 
 def test_the_documentation_needs_nothing_from_elsewhere():

@@ -57,6 +57,7 @@ def test_a_threshold_may_be_one_for_each_phrase(value):
                                              ("true", "png"), ("false", None)])
 def test_the_format_of_a_picture(value, kind):
     assert parsed(*form([("image", picture()), ("text", "a"), ("draw", value)])).draw == kind
+    assert parsed(*as_json(text="a", draw={"true": True, "false": False}.get(value, value))).draw == kind
 
 
 def test_json_may_hold_data_urls_and_urls_only_if_they_are_allowed():
@@ -108,8 +109,10 @@ CASES = {
     "no whole number": (form([IMAGE, ("text", "a"), ("size", "8e2,9")]), 422, "size must be a whole number; got '8e2'"),
     "a huge size": (form([IMAGE, ("text", "a"), ("size", "9999,9999")]), 422, "product is at most 4194304"),
     "no flag": (form([IMAGE, ("text", "a"), ("class_agnostic", "maybe")]), 422, "must be true or false"),
+    "a flag in another spelling": (form([IMAGE, ("text", "a"), ("class_agnostic", "1")]), 422, "or false; got '1'"),
     "an unknown precision": (form([IMAGE, ("text", "a"), ("precision", "low")]), 422, "precision must be one of"),
     "an unknown format": (form([IMAGE, ("text", "a"), ("draw", "gif")]), 422, "draw must be png, jpeg or webp"),
+    "a number for a format": (form([IMAGE, ("text", "a"), ("draw", "1")]), 422, "draw must be png, jpeg or webp"),
     "two pictures": (form([IMAGE, IMAGE, ("text", "a"), ("draw", "png")]), 422, "draw expects one image"),
     "no JSON body": ((b"{", {"Content-Type": "application/json"}), 422, "expected JSON"),
     "deep JSON": ((b"[" * 100_000, {"Content-Type": "application/json"}), 422, "expected JSON"),

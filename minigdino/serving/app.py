@@ -79,6 +79,8 @@ def create(pool: Pool, settings: Settings) -> FastAPI:
     _add_detect(app, pool, settings, metrics)
     _add_state(app, pool, settings, metrics)
     _add_pages(app)
+    if settings.key is not None:
+        openapi.add_key(app.openapi(), _is_open)  # FastAPI keeps the description
     app.add_exception_handler(Refused, _refused)  # type: ignore[arg-type]  # of handlers of a kind of exception
     app.add_exception_handler(HTTPException, _refused_by_router)  # type: ignore[arg-type]
     app.add_middleware(_Door, key=settings.key, origins=settings.origins, metrics=metrics)
@@ -112,8 +114,6 @@ def _add_detect(app, pool, settings, metrics):
 
 def _add_state(app, pool, settings, metrics):
     """Routes for the model and the health of the server, with those of the Open Inference Protocol."""
-    live, ready = {"live": True}, {503: {"description": "No worker has made progress lately, or the server ends."}}
-
     def readiness():
         found = {"ready": pool.ready > 0 and not pool.draining, "queue": pool.waiting, "workers": pool.ready,
                  "busy": pool.busy}
@@ -123,24 +123,24 @@ def _add_state(app, pool, settings, metrics):
         if name != settings.model:
             raise Refused(404, "expected the name of the model of this server; got another one. See /v1/models")
 
-    @app.get("/v1/models", summary="The model of this server")
+    @app.get("/v1/models", summary="The model of this server", responses=openapi.MODELS)
     async def models() -> Any:
         """Name, version and precision of the model."""
         return {"models": [{"name": settings.model, "version": __version__, "precision": settings.precision}]}
 
     @app.get("/v2/health/live", include_in_schema=False)
-    @app.get("/health/live", summary="Whether the web process answers")
+    @app.get("/health/live", summary="Whether the web process answers", responses=openapi.LIVE)
     async def is_live() -> Any:
         """Answer 200."""
-        return live
+        return {"live": True}
 
     @app.get("/v2/health/ready", include_in_schema=False)
-    @app.get("/health/ready", summary="Whether requests would be processed", responses=ready)
+    @app.get("/health/ready", summary="Whether requests would be processed", responses=openapi.READY)
     async def is_ready() -> Response:
         """Answer 200 if a worker has made progress lately, else 503. `queue` is the number of waiting requests."""
         return readiness()
 
-    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response, responses=openapi.METRICS)
     async def figures() -> Response:
         """Requests, seconds, queue, memory and restarts, in the text format of Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
@@ -247,7 +247,7 @@ class _Door:
         return origin is not None and _host(origin.partition("//")[2]) != _host(headers.get("host", ""))
 
     def _is_allowed(self, scope):
-        if self._key is None or scope["path"] == "/" or scope["path"].startswith(OPEN):
+        if self._key is None or _is_open(scope["path"]):
             return True
         headers = {name: value for name, value in scope["headers"] if name in (b"authorization", b"x-api-key")}
         kind, _, bearer = headers.get(b"authorization", b"").partition(b" ")
@@ -260,6 +260,11 @@ OTHER_ORIGIN = JSONResponse({"error": "expected a request of this server's own p
 KEY_NEEDED = JSONResponse({"error": "expected the key of this server, in the header Authorization: Bearer KEY or "
                            "X-API-Key: KEY; got none or another one"}, 401, {"WWW-Authenticate": "Bearer"})
 BROKEN = JSONResponse({"error": FAILED}, 500)
+
+
+def _is_open(path):
+    """Whether a path needs no key."""
+    return path == "/" or path.startswith(OPEN)
 
 
 def _with(headers, added):

@@ -27,7 +27,8 @@ MAX_PARTS = MAX_PHRASES + MAX_IMAGES + 32  # of a form
 MAX_FIELD = 2**19  # bytes of a field that is no image: 8 for each character of the longest prompt
 MAX_URL = 2**13  # characters
 MAX_MARKS = 200_000  # of a JSON body: more than the longest prompt with its thresholds has, even of commas
-DRAWN = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
+DRAWN = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp", True: "png", False: None}
+FLAGS = {"true": True, "false": False}
 DEFAULTS: dict[str, Any] = {  # options of `Model.detect` in requests
     "threshold": 0.25, "text_threshold": 0.25, "size": None, "score": "max", "max_area": None, "nms": None,
     "class_agnostic": False, "max_detections": None, "tile": None}
@@ -218,9 +219,13 @@ def _threshold(text, name):
 
 
 def _flag(text, name):
-    if (value := {"true": True, "1": True, "false": False, "0": False}.get(text.lower())) is None:
+    if text.lower() not in FLAGS:
         raise ArgumentError(f"{name} must be true or false; got {brief(text)}")
-    return value
+    return FLAGS[text.lower()]
+
+
+def _format(text, _):
+    return FLAGS.get(text.lower(), text)
 
 
 def _edges(text, name):
@@ -229,7 +234,7 @@ def _edges(text, name):
 
 READ: Mapping[str, Callable[[str, str], Any]] = {  # how fields of a form are read; the others stay text
     "threshold": _threshold, "text_threshold": _number, "size": _edges, "max_area": _number, "nms": _number,
-    "class_agnostic": _flag, "max_detections": _count, "tile": _count}
+    "class_agnostic": _flag, "max_detections": _count, "tile": _count, "draw": _format}
 
 
 def _query(images, fields, allow_urls):
@@ -246,7 +251,7 @@ def _query(images, fields, allow_urls):
                             "of the file, or start the server with --allow-urls")
     if not all(images):
         raise ArgumentError("an image must have bytes; got an empty one. Choose a file")
-    draw = _draw(fields.get("draw"))
+    draw = _draw(fields.get("draw", False))
     if draw and len(images) > 1:
         raise ArgumentError(f"draw expects one image, because the answer is a picture; got {len(images)}. Send a "
                             "request for each")
@@ -266,12 +271,9 @@ def _query(images, fields, allow_urls):
 
 def _draw(value):
     """The format of the picture; None for JSON."""
-    if value in (None, False, "false", "0", ""):
-        return None
-    kind = "png" if value in (True, "true", "1") else DRAWN.get(value) if isinstance(value, str) else None
-    if kind is None:
+    if not isinstance(value, (str, bool)) or value not in DRAWN:
         raise ArgumentError(f"draw must be png, jpeg or webp; got {brief(value)}")
-    return kind
+    return DRAWN[value]
 
 
 def _text(fields: Mapping[str, Any]) -> str | list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Callable
 from typing import Any
 
 from ..runtime.precision import PRECISIONS
-from .bodies import MAX_IMAGES, MAX_PHRASES, MAX_RESIZED
+from .bodies import DRAWN, MAX_IMAGES, MAX_PHRASES, MAX_RESIZED
 
 DESCRIPTION = "Open-set object detection: images and a prompt in, boxes with the phrases of the prompt out."
 
@@ -16,10 +17,11 @@ def _number(text, low=0.0, high=1.0, **more):
     return {"type": "number", "minimum": low, "maximum": high, "description": text, **more}
 
 
-SIZE = "Shortest and longest edge of the resized image, in pixels. Their product is at most " + str(MAX_RESIZED) + "."
+SIZE = f"Shortest and longest edge of the resized image, in pixels. Their product is at most {MAX_RESIZED}."
 THRESHOLD = _number("Score that a detection must exceed.", default=0.25)
 COMMON: dict[str, Any] = {  # fields of both kinds of bodies
-    "text": {"type": "string", "description": 'The prompt, such as "a cat. a dog."', "examples": ["a cat. a dog."]},
+    "text": {"type": "string", "minLength": 1, "description": 'The prompt, such as "a cat. a dog."',
+             "examples": ["a cat. a dog."]},
     "text_threshold": _number('Probability that a token must exceed to become part of "phrase".', default=0.25),
     "score": {"enum": ["max", "mean"], "default": "max",
               "description": "Whether the score is the highest probability of a token, or the mean of a phrase."},
@@ -30,25 +32,27 @@ COMMON: dict[str, Any] = {  # fields of both kinds of bodies
     "tile": {"type": "integer", "minimum": 64, "description": "Side in pixels of tiles in which small objects are "
              "searched, too. Each takes a forward pass."},
     "precision": {"enum": list(PRECISIONS), "description": "Precision of the matrix products."},
-    "draw": {"enum": ["png", "jpeg", "webp"], "description": "Format of a picture with the boxes, which is then the "
-             "answer. For one image."},
+    "draw": {"enum": list(DRAWN), "description": "Format of a picture with the boxes, which is then the "
+             "answer; true for png. For one image."},
     "model": {"type": "string", "description": "Name of the model that is expected; see /v1/models."}}
+PHRASES = {"type": "array", "minItems": 1, "maxItems": MAX_PHRASES, "uniqueItems": True,
+           "items": {"type": "string", "minLength": 1}}
 FORM = {"type": "object", "required": ["image"], "additionalProperties": False,
         "oneOf": [{"required": ["text"]}, {"required": ["phrase"]}], "properties": {
     "image": {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES,
               "items": {"type": "string", "format": "binary"}, "description": "Image files; repeat the field."},
-    "phrase": {"type": "array", "maxItems": MAX_PHRASES, "items": {"type": "string"},
-               "description": "Phrases of the prompt, instead of text; repeat the field."},
+    "phrase": {**PHRASES, "description": "Phrases of the prompt, instead of text; repeat the field."},
     "threshold": {"type": "string", "default": "0.25",
                   "description": "Score that a detection must exceed, or JSON with one for each phrase."},
-    "size": {"type": "string", "pattern": r"^\d+,\d+$", "examples": ["800,1333"], "description": SIZE}, **COMMON}}
+    "size": {"type": "string", "pattern": r"^[1-9]\d*,[1-9]\d*$", "examples": ["800,1333"], "description": SIZE},
+    **COMMON, "draw": {**COMMON["draw"], "enum": [str(kind).lower() for kind in DRAWN]}}}
 OBJECT = {"type": "object", "required": ["images"], "additionalProperties": False,
           "oneOf": [{"required": ["text"]}, {"required": ["phrases"]}], "properties": {
     "images": {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES,
-               "items": {"type": "string", "minLength": 1},
+               "items": {"anyOf": [{"type": "string", "contentEncoding": "base64", "minLength": 4},
+                                   {"type": "string", "format": "uri", "pattern": "^https?://"}]},
                "description": "Images in base64, or URLs if the server allows them."},
-    "phrases": {"type": "array", "maxItems": MAX_PHRASES, "items": {"type": "string"},
-                "description": "Phrases of the prompt, instead of text.", "examples": [["a cat", "a dog"]]},
+    "phrases": {**PHRASES, "description": "Phrases of the prompt, instead of text.", "examples": [["a cat", "a dog"]]},
     "threshold": {"oneOf": [THRESHOLD, {"type": "object", "additionalProperties": _number("Threshold of a phrase.")}],
                   "description": "Score that a detection must exceed, or one for each phrase.", "default": 0.25},
     "size": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2,
@@ -72,12 +76,32 @@ ANSWER = {"type": "object", "required": ["model", "version", "results", "seconds
         "waited": {"type": "number"}, "decoded": {"type": "number"}, "computed": {"type": "number"}}},
     "warnings": {"type": "array", "items": {"type": "string"}, "description": "Warnings about the prompt."}}}
 REFUSALS = {
-    401: "The key is missing or wrong.", 403: "A web page of another origin sent the request.",
+    403: "A web page of another origin sent the request.",
     408: "The request did not arrive in time.",
     413: "The request has too many bytes, or an image too many pixels.", 415: "The content type is not supported.",
     422: "A field or an image cannot be used.", 500: "The server failed.",
     503: "The queue is full, or the server ends. Retry-After states the seconds to wait.",
     504: "There was no answer in time."}
+KEYS = {"bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
+
+
+def _json(text, schema):
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+def _object(**kinds):
+    return {"type": "object", "required": list(kinds), "properties": {
+        name: {"type": kind} for name, kind in kinds.items()}}
+
+
+LIVE = {200: _json("The web process answers.", _object(live="boolean"))}
+READY = {status: _json(text, _object(ready="boolean", queue="integer", workers="integer", busy="integer"))
+         for status, text in ((200, "A worker has made progress lately."),
+                              (503, "No worker has made progress lately, or the server ends."))}
+MODELS = {200: _json("The model.", {"type": "object", "required": ["models"], "properties": {"models": {
+    "type": "array", "items": _object(name="string", version="string", precision="string")}}})}
+METRICS = {200: {"description": "The figures.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
 PICTURE = {"schema": {"type": "string", "format": "binary"}}
 DETECT: dict[str, Any] = {  # arguments of the route
     "operation_id": "detect",
@@ -85,10 +109,23 @@ DETECT: dict[str, Any] = {  # arguments of the route
         200: {"description": "The detections, or the picture with draw.", "content": {
             "application/json": {"schema": ANSWER}, "image/png": PICTURE, "image/jpeg": PICTURE,
             "image/webp": PICTURE}},
-        **{status: {"description": text, "content": {"application/json": {"schema": ERROR}}}
-           for status, text in REFUSALS.items()}},
+        **{status: _json(text, ERROR) for status, text in REFUSALS.items()}},
     "openapi_extra": {"requestBody": {"required": True, "content": {
         "multipart/form-data": {"schema": FORM}, "application/json": {"schema": OBJECT}}}}}
+
+
+def add_key(description: dict[str, Any], is_open: Callable[[str], bool]) -> None:
+    """Add the key of the server to the description of the API.
+
+    Args:
+        description: the OpenAPI description, which is changed.
+        is_open: function that returns whether a path needs no key.
+    """
+    description.setdefault("components", {})["securitySchemes"] = KEYS
+    for path, methods in description["paths"].items():
+        for route in () if is_open(path) else methods.values():
+            route["security"] = [{name: []} for name in KEYS]
+            route["responses"]["401"] = _json("The key is missing or wrong.", ERROR)
 
 
 def page(description: dict[str, Any]) -> str:
