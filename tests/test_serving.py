@@ -33,6 +33,7 @@ from minigdino.serving.app import Settings, create
 from minigdino.serving.messages import packed, read, receive
 from minigdino.serving.pool import WorkerEnded
 from minigdino.serving.processes import Process
+from minigdino.serving.refusals import HEADERS
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 PHRASES = ["a red star", "a blue circle"]
@@ -119,6 +120,18 @@ def test_several_requests_of_one_connection(shapes):
         connection.request("HEAD", "/health/ready")
         answer = connection.getresponse()
         assert (answer.status, answer.read()) == (200, b"")
+
+
+@pytest.mark.parametrize("sent", [b"BAD\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 70_000,
+                                  b"POST /v1/detect HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n"])
+def test_what_is_no_http_gets_an_error_of_the_server(shapes, sent):
+    with socket.create_connection(("127.0.0.1", shapes.port), 30) as connection:
+        connection.sendall(sent)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, answer.headers["Connection"]) == (400, "close")
+        assert json.load(answer)["error"].startswith("expected a request of HTTP/1.1")
+        assert {name: answer.headers[name] for name in HEADERS} == HEADERS
 
 
 @LINUX

@@ -25,17 +25,10 @@ from . import openapi
 from .intake import Intake, unless_gone
 from .metrics import Metrics
 from .pool import Pool
-from .refusals import FAILED, LEFT, Refused
+from .refusals import FAILED, HEADERS, LEFT, Refused
 
 PAGE = Path(__file__).parent / "page"
 OPEN = ("/health/", "/v2/health/", "/static/", "/docs", "/openapi.json")  # need no key; neither does the page
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
-                               "form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY"}
 # some systems have other types for these endings, which browsers then refuse
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 

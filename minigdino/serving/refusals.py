@@ -8,6 +8,13 @@ LEFT = 499  # status of a request whose client has left, by the convention of ng
 LATE = ("expected an answer within {:g} s; there was none. Send a smaller request, or try again when the server is "
         "less busy")
 FAILED = "the server failed to process this request. Its log has the reason"
+HEADERS = {  # of every answer, which protect browsers
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
+                               "form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY"}
 
 
 class Refused(Exception):

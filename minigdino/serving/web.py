@@ -10,16 +10,22 @@ from typing import Any
 
 import h11
 import uvicorn
+from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..writing import reason
 from .pool import Pool
+from .refusals import HEADERS
 
 HEAD_SECONDS = 20.0  # in which the head of a request must arrive, and the rest of a body that is refused
 SEND_SECONDS = 120.0  # in which a client must accept an answer that fills the buffers
 KEEP_ALIVE = 15  # seconds after which a connection without requests is closed
 FLUSH = 5  # seconds after the last answer in which connections must end
 ACCEPT_PAUSE = 1.0  # seconds without new connections after the system refused one
+
+
+NO_HTTP = JSONResponse({"error": "expected a request of HTTP/1.1; got other bytes, or a head that is damaged or too "
+                        "long. Let an HTTP library write it"}, 400, {**HEADERS, "Connection": "close"})
 
 
 class _Protocol(H11Protocol):
@@ -53,6 +59,13 @@ class _Protocol(H11Protocol):
             self._expect()
         else:
             self._receiving = _stopped(self._receiving)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 as uvicorn calls it
+        """Refuse what is no HTTP, which the application does not see."""
+        head = h11.Response(status_code=NO_HTTP.status_code, headers=NO_HTTP.raw_headers)
+        for event in (head, h11.Data(data=NO_HTTP.body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
