@@ -171,7 +171,7 @@ def check_area(value: Any, name: str) -> float:
 
 
 def check_count(value: Any, name: str) -> int:
-    """Return an int of 1 or more.
+    """Return a whole number of 1 or more as an int.
 
     Args:
         value: the value.
@@ -181,7 +181,7 @@ def check_count(value: Any, name: str) -> int:
         ArgumentError: if it is anything else.
     """
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ArgumentError(f"{name} must be an int of 1 or more; got {brief(value)}")
+        raise ArgumentError(f"{name} must be a whole number of 1 or more; got {brief(value)}")
     return int(value)
 
 

@@ -77,7 +77,7 @@ def test_a_list_may_have_more_characters_than_a_text():
 
 @pytest.mark.parametrize("chunk", [0, -1, 2.0, True, "40", float("nan"), [3]])
 def test_a_chunk_that_is_no_number_of_phrases_is_refused(chunk):
-    with pytest.raises(ArgumentError, match="chunk must be an int of 1 or more; got "):
+    with pytest.raises(ArgumentError, match="chunk must be a whole number of 1 or more; got "):
         chunks(["a cat"], TOKENIZER, 256, chunk)
 
 

@@ -131,9 +131,10 @@ def test_a_table_without_detections_names_the_limits(detect, words, line):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ("--chunk 0", "chunk must be an int of 1 or more; got 0"), ("--nms 2", "nms must be a number from 0 to 1; got 2.0"),
+    ("--chunk 0", "chunk must be a whole number of 1 or more; got 0"),
+    ("--nms 2", "nms must be a number from 0 to 1; got 2.0"),
     ("--nms nan", "nms must be a number from 0 to 1; got nan"), ("--max-area 0", "max_area must be a fraction"),
-    ("--max-detections 0", "max_detections must be an int of 1 or more; got 0"),
+    ("--max-detections 0", "max_detections must be a whole number of 1 or more; got 0"),
     ("--tile 10", "tile must be a side of 64 pixels or more; got 10"),
     ("--class-agnostic", "class_agnostic=True needs nms or tile"),
     ("--phrase-threshold dog=0.5", "got 'dog'. The phrases are ['a cat', 'st. bernard', 'hat']"),

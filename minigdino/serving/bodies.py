@@ -197,14 +197,14 @@ def _number(text, name):
     try:
         return float(text)
     except ValueError:
-        raise ArgumentError(f"{name} must be a number; got {brief(text)}") from None
+        raise ArgumentError(f"{name} must be a number; got {brief(text)}. Write for example 0.3") from None
 
 
 def _count(text, name):
     try:
         return int(text)
     except ValueError:
-        raise ArgumentError(f"{name} must be a whole number; got {brief(text)}") from None
+        raise ArgumentError(f"{name} must be a whole number; got {brief(text)}. Write for example 100") from None
 
 
 def _threshold(text, name):
@@ -220,7 +220,7 @@ def _threshold(text, name):
 
 def _flag(text, name):
     if text.lower() not in FLAGS:
-        raise ArgumentError(f"{name} must be true or false; got {brief(text)}")
+        raise ArgumentError(f"{name} must be true or false; got {brief(text)}. Write one of them")
     return FLAGS[text.lower()]
 
 
@@ -228,8 +228,11 @@ def _format(text, _):
     return FLAGS.get(text.lower(), text)
 
 
-def _edges(text, name):
-    return [_count(part, name) for part in text.split(",")]
+def _edges(text, _):
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        return text
 
 
 READ: Mapping[str, Callable[[str, str], Any]] = {  # how fields of a form are read; the others stay text
@@ -258,15 +261,23 @@ def _query(images, fields, allow_urls):
     precision = fields.get("precision")
     if precision is not None and precision not in PRECISIONS:
         raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}; got {brief(precision)}")
+    if "size" in fields:
+        _check_size(fields["size"])
     chosen = {name: fields.get(name, default) for name, default in DEFAULTS.items()}
     if isinstance(chosen["threshold"], dict):
         _check_characters("threshold", chosen["threshold"])
-    checked = options.checked(**chosen, chunk=None)
-    if checked.size and checked.size[0] * checked.size[1] > MAX_RESIZED:
-        raise ArgumentError(f"size must be two edges whose product is at most {MAX_RESIZED}; got "
-                            f"{checked.size[0]} and {checked.size[1]}. Use a smaller size")
+    options.checked(**chosen, chunk=None)
     digests = [hashlib.blake2b(image, digest_size=16).hexdigest() for image in images if isinstance(image, bytes)]
     return Query(images, _text(fields), chosen, precision, draw, fields.get("model"), digests)
+
+
+def _check_size(size):
+    if not isinstance(size, list) or [type(edge) for edge in size] != [int, int] or min(size) < 1:
+        raise ArgumentError(f"size must be the shortest and the longest edge in pixels; got {brief(size)}. Write for "
+                            "example 800,1333 in a form, and [800, 1333] in JSON")
+    if size[0] * size[1] > MAX_RESIZED:
+        raise ArgumentError(f"size must be two edges whose product is at most {MAX_RESIZED}; got {brief(size)}. Use a "
+                            "smaller size")
 
 
 def _draw(value):
