@@ -328,7 +328,7 @@ def parser() -> argparse.ArgumentParser:
                             "twice the time")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: 0)")
     train.add_argument("--resume", action="store_true",
-                       help="continue the run in DIR, which was interrupted. The settings must be the same")
+                       help="continue the run in DIR, which was interrupted. Only --val and --keep may change")
     train.add_argument("--save-every", type=int, default=1, metavar="N",
                        help="steps between two states on disk (default: 1). A killed run loses the steps after the "
                             "last one")

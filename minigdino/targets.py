@@ -38,23 +38,45 @@ def image_targets(boxes: Sequence[Sequence[float]] | np.ndarray, labels: Sequenc
         ArgumentError: if the boxes have another shape, are not finite, or have no area inside the image; if the labels
             are no phrases of the prompt; or if their numbers differ.
     """
-    corners, (width, height) = _corners(boxes), size
-    listed = _list(labels)
-    if len(listed) != len(corners):
-        raise ArgumentError(f"labels must have one entry for each box; got {len(listed)} for {len(corners)} "
-                            f"box{'es' * (len(corners) != 1)}")
+    inside = checked_boxes(boxes, labels, size)
     names = [] if isinstance(phrases, str) else list(phrases)
-    tokens = np.zeros((len(corners), len(prompt.ids)), bool)
-    for row, label in zip(tokens, listed):
+    tokens = np.zeros((len(inside), len(prompt.ids)), bool)
+    for row, label in zip(tokens, labels):
         row[slice(*prompt.spans[_index(label, prompt.phrases, names)])] = True
+    low, high = np.split(inside / np.array([*size, *size], np.float64), 2, axis=1)
+    fractions = np.concatenate([(low + high) / 2, high - low], axis=1).astype(np.float32)
+    return Targets(fractions, tokens)
+
+
+def checked_boxes(boxes: Sequence[Sequence[float]] | np.ndarray, labels: Sequence[str | int] | np.ndarray,
+                  size: tuple[int, int]) -> np.ndarray:
+    """Check the annotated boxes of an image, and clip them to it.
+
+    Args:
+        boxes: [N, 4] (left, top, right, bottom) in pixels of the image.
+        labels: a label for each box.
+        size: width and height of the image.
+
+    Returns:
+        [N, 4] float64 boxes, each with an area.
+
+    Raises:
+        ArgumentError: if the boxes have another shape, are not finite, or have no area inside the image, or if the
+            number of labels differs.
+    """
+    corners, (width, height) = _corners(boxes), size
+    if not (isinstance(labels, (list, tuple)) or (isinstance(labels, np.ndarray) and labels.ndim == 1)):
+        raise ArgumentError(f"labels must be a list with a phrase of the prompt, or its index, for each box; got "
+                            f"{brief(labels)}")
+    if len(labels) != len(corners):
+        raise ArgumentError(f"labels must have one entry for each box; got {len(labels)} for {len(corners)} "
+                            f"box{'es' * (len(corners) != 1)}")
     inside = clipped(corners, size)
     if len(bad := np.flatnonzero(~has_area(inside, size))):
         raise ArgumentError("boxes must be (left, top, right, bottom) in pixels, with an area inside the image of "
                             f"{width} x {height}; boxes[{bad[0]}] is {brief(corners[bad[0]].tolist())}. Remove it, or "
                             "convert the boxes: those of COCO files are (left, top, width, height)")
-    low, high = np.split(inside / np.array([width, height, width, height], np.float64), 2, axis=1)
-    fractions = np.concatenate([(low + high) / 2, high - low], axis=1).astype(np.float32)
-    return Targets(fractions, tokens)
+    return inside
 
 
 def one_per_object(targets: Targets) -> Targets:
@@ -117,13 +139,6 @@ def _corners(boxes):
     if len(bad := np.flatnonzero(~np.isfinite(array).all(axis=1))):
         raise ArgumentError(f"{expected}; boxes[{bad[0]}] is {brief(array[bad[0]].tolist())}")
     return array.astype(np.float64)
-
-
-def _list(labels):
-    if isinstance(labels, (list, tuple)) or (isinstance(labels, np.ndarray) and labels.ndim == 1):
-        return list(labels)
-    raise ArgumentError(f"labels must be a list with a phrase of the prompt, or its index, for each box; got "
-                        f"{brief(labels)}")
 
 
 def _index(label, phrases, names):

@@ -253,9 +253,9 @@ def test_a_phrase_that_makes_no_prompt_is_an_error_before_a_file_is_written(samp
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_reads_the_phrases_from_a_file(tmp_path, monkeypatch):
+def test_the_command_reads_the_phrases_from_a_file(samples, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(command, "read", lambda *args: [])
+    monkeypatch.setattr(command, "read", lambda *args: samples)
     monkeypatch.setattr(command, "train", lambda *args, **more: seen.append(args[3]) or iter(()))
     (tmp_path / "old.txt").write_text("a cat\n\ngreen star \n")
 

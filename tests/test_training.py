@@ -375,8 +375,6 @@ def test_other_settings_do_not_continue_a_run(samples, whole_run, change, messag
 def test_other_annotations_or_another_model_do_not_continue_a_run(samples, whole_run):
     with pytest.raises(ArgumentError, match="data '"):
         train(MODEL, samples[:2], whole_run[0], FAST, validation=samples, resume=True)
-    with pytest.raises(ArgumentError, match="validation '"):
-        train(MODEL, samples, whole_run[0], FAST, resume=True)
     other = tiny.model("mm-grounding-dino", 1, encoder_layers=1, decoder_layers=2)
     with pytest.raises(ArgumentError, match="fingerprint '"):
         train(other, samples, whole_run[0], FAST, validation=samples, resume=True)
@@ -499,12 +497,68 @@ def test_invalid_options_are_named(options, message):
         Options(**options)
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"boxes": np.float32([[5, 5, 5, 20]]), "labels": ("hat",)}, r"an area inside the image of 80 x 60; boxes\[0\] is"),
+    ({"boxes": [[90, 5, 99, 20]], "labels": ("hat",)}, "an area inside the image of 80 x 60"),
+    ({"boxes": np.full((1, 4), np.nan), "labels": ("hat",)}, "of finite numbers"),
+    ({"boxes": np.float32([5, 5, 9, 20]), "labels": ("hat",)}, r"an array \[N, 4\] .*; got float32 \[4\]"),
+    ({"boxes": np.float32([[5, 5, 9, 20]]), "labels": ("hat", "cat")}, "one entry for each box; got 2 for 1 box"),
+    ({"boxes": np.float32([[5, 5, 9, 20]]), "labels": "a"}, "labels must be a list"),
+    ({"boxes": np.float32([[5, 5, 9, 20]]), "labels": (3,)}, "expected a phrase for each box; got 3"),
+    ({"labels": ("a [SEP] b", "hat")}, "must not contain special tokens"),
+    ({"labels": ("hat " * 300, "hat")}, "256 tokens"), ({"path": "missing.png"}, "no such file"),
+])
+def test_a_bad_sample_is_named_before_the_training_and_so_is_one_of_the_validation(samples, tmp_path, change, message):
+    bad = dataclasses.replace(samples[0], **change)
+    for annotated, validation in (([samples[1], bad], ()), (samples, [samples[1], bad])):
+        with pytest.raises(minigdino.Error, match=message) as caught:
+            train(MODEL, annotated, tmp_path / "run", dataclasses.replace(FAST, augment="crop"), validation=validation)
+        assert str(caught.value).startswith(f"{bad.path}: ")
+    assert os.listdir(tmp_path) == []
+
+
+def test_samples_from_python_are_those_of_a_file(samples, tmp_path):
+    """Boxes are clipped to the image, and any numbers and sequences are allowed."""
+    whole = [dataclasses.replace(samples[0], boxes=np.float32([[0, 5, 80, 20], [3, 4, 30, 40]]))]
+    rough = [dataclasses.replace(whole[0], boxes=[[-20, 5, 99, 20], [3, 4, 30, 40]], labels=list(samples[0].labels))]
+    options = dataclasses.replace(FAST, steps=1)
+    losses = [[step.loss for step in train(MODEL, given, tmp_path / str(i), options, validation=given)]
+              for i, given in enumerate((whole, rough))]
+    assert losses[0] == losses[1]
+
+
+def test_labels_of_the_validation_may_need_several_prompts(samples, tmp_path):
+    """The labels of a training image are one prompt."""
+    labels = tuple("hat " * 100 + word for word in ("cat", "man", "dog"))
+    boxes = np.float32([[5, 5, 30, 20], [5, 5, 30, 21], [5, 5, 30, 22]])
+    long = dataclasses.replace(samples[0], boxes=boxes, labels=labels)
+    with pytest.raises(ArgumentError, match="at most 256 tokens together"):
+        train(MODEL, [long], tmp_path / "run", FAST)
+    (step,) = train(MODEL, samples, tmp_path / "run", dataclasses.replace(FAST, steps=1), validation=[long])
+    assert 0 <= step.precision <= 1
+
+
+def test_a_run_is_resumed_with_another_validation(samples, whole_run, tmp_path):
+    steps = train(MODEL, samples, tmp_path / "run", FAST, validation=samples)
+    first = next(steps)
+    steps.close()
+    rest = list(train(MODEL, samples, tmp_path / "run", FAST, validation=samples[1:], resume=True))
+    assert [step.loss for step in (first, *rest)] == [step.loss for step in whole_run[1]]
+    assert_equal(weights(tmp_path / "run"), weights(whole_run[0]))
+
+
 def test_wrong_arguments_are_errors_before_a_file_is_written(samples, tmp_path, monkeypatch):
     bare = minigdino.Model(MODEL.tensors, MODEL.config)
     empty = dataclasses.replace(samples[0], labels=("", "a"))
     for model, annotated, options, more, message in (
-        (MODEL, [], FAST, {}, "at least one annotated image"),
-        (MODEL, samples[2:], FAST, {}, "images with boxes"),
+        (MODEL, [], FAST, {}, r"samples: expected at least one image with a box; got no image\. Add"),
+        (MODEL, samples[2:], FAST, {}, "samples: .* got 1 image without a box"),
+        (MODEL, samples, FAST, {"validation": samples[2:] * 2}, "validation: .* got 2 images without a box"),
+        (MODEL, "x", FAST, {}, "samples: expected a list of Sample; got 'x'"),
+        (MODEL, iter(samples), FAST, {}, "samples: expected a list of Sample; got .*iterator"),
+        (MODEL, samples, FAST, {"validation": [3]}, r"validation: expected a list of Sample; got \[3\]"),
+        (MODEL, [dataclasses.replace(samples[0], path=3)], FAST, {}, "the path of an image file in a Sample; got 3"),
+        (MODEL, samples, {}, {}, "options must be an Options; got {}"),
         (MODEL, samples, dataclasses.replace(FAST, size=(0, 5)), {}, "size must be"),
         (bare, samples, FAST, {}, "needs tokenizer.json"),
         (MODEL, samples, FAST, {"save_every": 0}, "save_every must be an int of 1 or more"),
@@ -523,6 +577,10 @@ def test_an_image_that_is_too_small_is_named(samples, tmp_path):
     steps = train(MODEL, samples[:1], tmp_path / "run", dataclasses.replace(FAST, size=(8, 8)))
     with pytest.raises(ImageError, match=r"0\.png: an image must give at least 20 image tokens"):
         next(steps)
+    settings = dataclasses.replace(MODEL.settings, size={"shortest_edge": 8, "longest_edge": 8})
+    small = minigdino.Model(MODEL.tensors, MODEL.config, tokenizer=MODEL.tokenizer, settings=settings)
+    with pytest.raises(ImageError, match=r"0\.png: an image must give at least 20 image tokens"):
+        evaluate(small, samples[:1], [])
 
 
 # Validation.
@@ -571,6 +629,10 @@ def test_the_command_trains_and_shows_the_progress(samples, tmp_path, capsys):
     with Image.open(out / "curve.png") as picture:
         assert picture.info["Software"] == "minigdino"
 
+    empty = coco(samples[2:], (tmp_path / "empty").mkdir() or tmp_path / "empty")
+    for files in ((empty,), (data, "--val", empty)):
+        assert run_command(*files, *options) == 1
+        assert f"{empty}: expected at least one image with a box; got 1 image without a box" in capsys.readouterr().err
     assert run_command(data, *options, "--val", data) == 1
     assert "Give --resume" in capsys.readouterr().err
     assert run_command(data, *options, "--val", data, "--resume", "--seed", 1) == 1

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..files import MAX_CATEGORIES, MAX_FLOAT, categories_in, known_name
 from ..image import is_image, read_size
 from ..json_object import JsonObject
 from ..prompt import as_label
-from ..targets import clipped, has_area
+from ..targets import checked_boxes, clipped, has_area
 
 FORMATS = ('expected COCO annotations, {"images": [...], "annotations": [...], "categories": [...]}, or ODVG, a line '
            '{"filename": ..., "detection": {"instances": [...]}} for each image')
@@ -124,6 +124,58 @@ def of_image(content: dict[str, Any], source: str | Path, image: str | Path) -> 
                             f"{', '.join(map(brief, names[:3]))}{', ...' * (len(names) > 3)}. Give the file with the "
                             "annotations of this image")
     return _sample(entries[names.index(name)], os.fspath(image), COCO)
+
+
+def checked(samples: Sequence[Sample], place: str) -> list[Sample]:
+    """Check samples that were made in Python, as `read` checks those of a file. Pixels are not decoded.
+
+    Args:
+        samples: the annotated images.
+        place: what has the samples, used in error messages.
+
+    Returns:
+        The samples, with boxes in float32, clipped to the image.
+
+    Raises:
+        ArgumentError: if the samples have another type; if none has a box; or if the boxes or labels of one are not
+            those of a `Sample`, or their numbers differ. The message names the image.
+        ImageError: if an image file is missing or unreadable.
+    """
+    if not isinstance(samples, Sequence) or not all(isinstance(sample, Sample) for sample in samples):
+        raise ArgumentError(f"{place}: expected a list of Sample; got {brief(samples)}. Read annotations with "
+                            "minigdino.learning.annotations.read")
+    found = [_checked(sample) for sample in samples]
+    need_boxes(found, place)
+    return found
+
+
+def _checked(sample):
+    if not isinstance(sample.path, (str, os.PathLike)):
+        raise ArgumentError(f"expected the path of an image file in a Sample; got {brief(sample.path)}. Write the "
+                            "image to a file")
+    size = read_size(sample.path)
+    try:
+        inside = checked_boxes(sample.boxes, sample.labels, size)
+    except ArgumentError as error:
+        raise ArgumentError(f"{sample.path}: {error}") from None
+    if others := [label for label in sample.labels if not isinstance(label, str)]:
+        raise ArgumentError(f"{sample.path}: expected a phrase for each box; got {brief(others[0])}. Correct the label")
+    return replace(sample, boxes=inside.astype(np.float32), labels=tuple(sample.labels))
+
+
+def need_boxes(samples: Sequence[Sample], place: str | Path) -> None:
+    """Check that annotations have a box.
+
+    Args:
+        samples: the annotated images.
+        place: what has the annotations, used in the error message.
+
+    Raises:
+        ArgumentError: if no image has a box.
+    """
+    if not any(len(sample.labels) for sample in samples):
+        got = f"{len(samples)} image{'s' * (len(samples) != 1)} without a box" if samples else "no image"
+        raise ArgumentError(f"{place}: expected at least one image with a box; got {got}. Add the boxes of objects")
 
 
 def _entries(text, source) -> tuple[list[_Entry], str]:

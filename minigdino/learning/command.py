@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from ..detector import load
 from ..files import read_phrases
-from .annotations import read
+from .annotations import need_boxes, read
 from .training import Options, train
 
 INTERVAL = 10  # seconds between two lines, unless there is a new AP50
@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace, show: Callable[[str], object],
                       tuple(arguments.size) if arguments.size else None, arguments.phrases, seed=arguments.seed,
                       recompute=arguments.recompute, keep=arguments.keep,
                       remember=tuple(read_phrases(arguments.remember, "--remember")) if arguments.remember else ())
-    samples = read(arguments.data, arguments.images)
-    validation = read(arguments.val, arguments.images) if arguments.val else []
+    samples = _read(arguments.data, arguments.images)
+    validation = _read(arguments.val, arguments.images) if arguments.val else []
     model = load(arguments.model, precision=arguments.precision)
     steps = train(model, samples, arguments.out, options, validation=validation, save_every=arguments.save_every,
                   resume=arguments.resume)
@@ -51,3 +51,9 @@ def run(arguments: argparse.Namespace, show: Callable[[str], object],
                  f"{left} left{precision}")
             shown, losses = now, []
     show(f"wrote {arguments.out}, a folder for --model")
+
+
+def _read(source, images):
+    samples = read(source, images)
+    need_boxes(samples, source)
+    return samples

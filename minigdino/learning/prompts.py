@@ -52,22 +52,26 @@ def mixed(labels: Sequence[str], phrases: Sequence[str], rng: np.random.Generato
     return [found[i] for i in rng.permutation(len(found))]
 
 
-def check(samples: Iterable[Sample], tokenizer: Tokenizer, limit: int = 256) -> None:
-    """Check that `mixed` can make a prompt with the labels of each image.
+def check(samples: Iterable[Sample], tokenizer: Tokenizer, limit: int = 256, together: bool = True) -> None:
+    """Check that the labels of each image make valid prompts.
 
     Args:
         samples: the annotated images.
         tokenizer: tokenizer of the model.
         limit: largest number of tokens of a prompt.
+        together: whether all labels of an image are in one prompt, as in `mixed`. Otherwise, each is valid on its own.
 
     Raises:
-        ArgumentError: if a label is no valid phrase, two labels of an image have the same tokens, or the labels of an
-            image do not fit in a prompt. The message names the image.
+        ArgumentError: if a label is no valid phrase; if a label, or the labels of an image together, do not fit in a
+            prompt; or if two labels that are together have the same tokens. The message names the image.
     """
     tokens = functools.cache(tokenizer.tokens)  # images share their labels
     for sample in samples:
         try:
-            _required(sample.labels, tokens, limit)
+            if together:
+                _required(sample.labels, tokens, limit)
+            else:
+                check_each(dict.fromkeys(sample.labels), tokenizer, limit)
         except (ArgumentError, PromptError) as error:
             raise ArgumentError(f"{sample.path}: {error}") from None
 

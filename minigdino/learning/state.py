@@ -175,8 +175,8 @@ def _open_folder(directory, path, settings, resume):
                             f"{', '.join(differences)}. Give the same ones, or choose another folder")
 
 
-# The fingerprint shows whether the model is the same, and `keep` only changes what is written
-VARYING = "minigdino", "model", "keep"
+# The fingerprint shows whether the model is the same. Validation and `keep` do not change the training
+VARYING = "minigdino", "model", "keep", "validation"
 
 
 def _remove_parts(folder):

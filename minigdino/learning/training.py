@@ -7,6 +7,7 @@ same run has the same bits, also if it was interrupted and resumed in between.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -33,7 +34,7 @@ from ..targets import image_targets, one_per_object
 from ..version import __version__
 from ..writing import encoded, replace_file
 from . import state as states
-from .annotations import Sample
+from .annotations import Sample, checked
 from .augmentation import SIDE, augmented, flipped, sizes_of
 from .average_precision import AveragePrecision
 from .curve import curve
@@ -164,10 +165,11 @@ def train(model: Model, samples: Sequence[Sample], directory: str | Path, option
 
     Args:
         model: where to start, on a CPU.
-        samples: annotated images.
+        samples: annotated images, with at least one box.
         directory: folder of the run. It must be new or empty, or have a run of the same settings if `resume` is set.
         options: settings of the run.
-        validation: annotated images on which AP50 is measured.
+        validation: annotated images on which AP50 is measured, with at least one box; none for no measurement. They
+            change no weight, so a run that is resumed may have others.
         save_every: steps between two states on disk, of which a killed run loses the last ones.
         validate_every: steps between two measurements; None for a tenth of the steps. The last step has one, too.
         resume: whether to continue a run, at the state that was written last.
@@ -179,31 +181,31 @@ def train(model: Model, samples: Sequence[Sample], directory: str | Path, option
         ArgumentError: if an argument is not valid, the folder cannot be used, SciPy is not installed, or a loss or a
             gradient is not finite. The last good weights are written then.
         ImageError: if an image cannot be used.
-        PromptError: if the labels of an image make no valid prompt, or a phrase in `remember` is no valid phrase.
+        PromptError: if a phrase in `remember` is no valid phrase.
         CheckpointError: if the model has no tokenizer, or a file of the run is damaged.
     """
     require("scipy.optimize", "training", "scipy")
     options = Options() if options is None else options
     if model.device != "cpu":
         raise ArgumentError(f'training needs a model on a CPU; got {model.device}. Load it with device="cpu"')
-    if not samples:
-        raise ArgumentError("training needs at least one annotated image; got none")
+    if not isinstance(options, Options):
+        raise ArgumentError(f"options must be an Options; got {brief(options)}. Give Options(steps=1000)")
     for name, value in (("save_every", save_every), ("validate_every", validate_every)):
         if not (type(value) is int and value >= 1) and not (name == "validate_every" and value is None):
             raise ArgumentError(f"{name} must be an int of 1 or more; got {brief(value)}")
+    samples, validation = checked(samples, "samples"), checked(validation, "validation") if validation else []
     labels = sorted({label for sample in samples for label in sample.labels})
-    if not labels:
-        raise ArgumentError("training needs images with boxes; none of the images has one")
     model.preprocess(np.zeros((64, 64, 3), np.uint8), size=options.size)  # an invalid size is an error before all files
     check(samples, _tokenizer(model), model.config.max_text_len)
+    check(validation, _tokenizer(model), model.config.max_text_len, together=False)
     check_each(options.remember, _tokenizer(model), model.config.max_text_len)
     settings = {"minigdino": __version__, "model": str(model.source),
                 "fingerprint": fingerprint(model.tensors, model.config, model.settings.to_dict()),
                 "precision": model.precision, "data": states.digest(samples), "validation": states.digest(validation),
                 **dataclasses.asdict(options)}
     states.open_folder(directory, settings, resume)
-    run = _Run(model, list(samples), labels, Path(directory), options)
-    return run.steps(list(validation), save_every, validate_every or max(1, options.steps // 10))
+    run = _Run(model, samples, labels, Path(directory), options)
+    return run.steps(validation, save_every, validate_every or max(1, options.steps // 10))
 
 
 class _Run:
@@ -310,10 +312,8 @@ class _Run:
         phrases = mixed(labels, self._labels, rng, options.phrases, model.tokenizer, model.config.max_text_len)
         prompt = model.tokenize(phrases)
         targets = one_per_object(image_targets(boxes, labels, prompt, picture.shape[1::-1], phrases))
-        try:
+        with _naming(sample):
             pixels, ids = model._checked_inputs(model.preprocess(picture, size=size), prompt.ids)
-        except ImageError as error:  # it names no file, because a picture has none
-            raise ImageError(f"{sample.path}: {error}") from None
         features = self._store.get(pixels, self._backbone) if self._store else None
         rows = self._rows[ids]
 
@@ -416,11 +416,21 @@ def evaluate(model: Model, samples: Sequence[Sample], labels: Sequence[str]) -> 
         picture = images.open_image(images.read_file(sample.path))
         actual = np.array([names[tokens(label)] for label in sample.labels], object)
         for phrases in prompts:
-            found = model.detect(picture, phrases, threshold=0.0)
+            with _naming(sample):
+                found = model.detect(picture, phrases, threshold=0.0)
             for i, phrase in enumerate(phrases):
                 chosen = found.label_ids == i
                 result.add(phrase, found.boxes[chosen], found.scores[chosen], sample.boxes[actual == phrase])
     return result
+
+
+@contextlib.contextmanager
+def _naming(sample):
+    """An error of a picture gets the name of its file."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{sample.path}: {error}") from None
 
 
 def _tokenizer(model: Model) -> Tokenizer:
