@@ -551,13 +551,17 @@ class Model:
         is_finite = np.isfinite(logits).all() and np.isfinite(boxes).all()
         if is_finite and self._finite:
             return
-        if bad := first_non_finite(self.tensors, hidden=is_finite):
-            raise CheckpointError(f"{self.source}: weights must be finite; tensor {bad} holds NaN or infinity. "
-                                  "Download the checkpoint again")
+        self._check_weights(hidden=is_finite)
         if not is_finite:
             raise CheckpointError(f"{self.source}: the network's output must be finite; it overflowed float32, so some "
                                   "weights are probably corrupted. Download the checkpoint again")
         self._finite = True
+
+    def _check_weights(self, hidden=False):
+        """Refuse weights with NaN or infinity, in all tensors or in those of which the output may show none."""
+        if bad := first_non_finite(self.tensors, hidden):
+            raise CheckpointError(f"{self.source}: weights must be finite; tensor {bad} holds NaN or infinity. "
+                                  "Download the checkpoint again")
 
     def _tokenize_all(self, text, n_images, options):
         """An iterable of the prompts of each image. The number of images is None if it is unknown."""

@@ -549,6 +549,9 @@ def test_a_run_is_resumed_with_another_validation(samples, whole_run, tmp_path):
 
 def test_wrong_arguments_are_errors_before_a_file_is_written(samples, tmp_path, monkeypatch):
     bare = minigdino.Model(MODEL.tensors, MODEL.config)
+    hidden = "model.level_embed"  # the output of a model may hide it
+    broken = minigdino.Model({**MODEL.tensors, hidden: MODEL.tensors[hidden] * np.float32(np.nan)}, MODEL.config,
+                             tokenizer=MODEL.tokenizer, settings=MODEL.settings)
     empty = dataclasses.replace(samples[0], labels=("", "a"))
     for model, annotated, options, more, message in (
         (MODEL, [], FAST, {}, r"samples: expected at least one image with a box; got no image\. Add"),
@@ -561,6 +564,7 @@ def test_wrong_arguments_are_errors_before_a_file_is_written(samples, tmp_path, 
         (MODEL, samples, {}, {}, "options must be an Options; got {}"),
         (MODEL, samples, dataclasses.replace(FAST, size=(0, 5)), {}, "size must be"),
         (bare, samples, FAST, {}, "needs tokenizer.json"),
+        (broken, samples, FAST, {}, "weights must be finite; tensor model.level_embed holds NaN or infinity"),
         (MODEL, samples, FAST, {"save_every": 0}, "save_every must be an int of 1 or more"),
         (MODEL, samples, FAST, {"validate_every": 0.5}, "validate_every must be"),
         (MODEL, [empty], FAST, {}, r"0\.png: "),

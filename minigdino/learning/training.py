@@ -182,7 +182,7 @@ def train(model: Model, samples: Sequence[Sample], directory: str | Path, option
             gradient is not finite. The last good weights are written then.
         ImageError: if an image cannot be used.
         PromptError: if a phrase in `remember` is no valid phrase.
-        CheckpointError: if the model has no tokenizer, or a file of the run is damaged.
+        CheckpointError: if the model has no tokenizer, a weight is not finite, or a file of the run is damaged.
     """
     require("scipy.optimize", "training", "scipy")
     options = Options() if options is None else options
@@ -195,6 +195,7 @@ def train(model: Model, samples: Sequence[Sample], directory: str | Path, option
             raise ArgumentError(f"{name} must be an int of 1 or more; got {brief(value)}")
     samples, validation = checked(samples, "samples"), checked(validation, "validation") if validation else []
     labels = sorted({label for sample in samples for label in sample.labels})
+    model._check_weights()
     model.preprocess(np.zeros((64, 64, 3), np.uint8), size=options.size)  # an invalid size is an error before all files
     check(samples, _tokenizer(model), model.config.max_text_len)
     check(validation, _tokenizer(model), model.config.max_text_len, together=False)
