@@ -315,7 +315,8 @@ def parser() -> argparse.ArgumentParser:
                        help="random changes of images. With flip (default), the features of a frozen image backbone "
                             "are kept on disk. crop also scales and crops, so the backbone runs in every step")
     train.add_argument("--size", type=int, nargs=2, metavar=("SHORT", "LONG"),
-                       help="shortest and longest edge of the resized images, in pixels (default: the checkpoint's)")
+                       help="shortest and longest edge of the resized images, in pixels (default: the checkpoint's). "
+                            "With it, crop does not scale")
     train.add_argument("--phrases", type=int, default=20, metavar="N",
                        help="largest number of phrases in a prompt (default: 20). Those that an image does not contain "
                             "teach the model not to find them")

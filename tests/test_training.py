@@ -225,6 +225,14 @@ def test_a_run_that_is_resumed_gives_the_same_bits(samples, whole_run, tmp_path,
     assert (tmp_path / "run" / "curve.png").read_bytes() == (whole_run[0] / "curve.png").read_bytes()
 
 
+def test_a_run_that_is_interrupted_has_a_curve(samples, tmp_path):
+    steps = train(MODEL, samples, tmp_path / "run", FAST)
+    next(steps)
+    steps.close()
+    with Image.open(tmp_path / "run" / "curve.png") as picture:
+        assert picture.size == (WIDTH, HEIGHT)
+
+
 def test_steps_since_the_last_state_are_repeated(samples, tmp_path):
     steps = train(MODEL, samples, tmp_path / "run", FAST, save_every=2)
     first = list(itertools.islice(steps, 1))
@@ -478,6 +486,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights(samples, 
         run.extend(steps)
     named = training._Run(MODEL, samples, list(COLOURS), tmp_path, FAST)._sample(2)[0]
     assert str(caught.value).startswith(named.path)
+    assert (tmp_path / "run" / "curve.png").exists()
     after = weights(tmp_path / "run")
     assert all(np.isfinite(array).all() for array in after.values())
     monkeypatch.setattr(training, "value_and_gradients", compute)

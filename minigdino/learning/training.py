@@ -82,7 +82,7 @@ class Options:
         augment: random changes of images.
 
             - "flip": half of the images are flipped. A frozen image backbone runs once for each of the two variants.
-            - "crop": flip, random size and random crop. The image backbone runs in every step.
+            - "crop": flip, random crop and, unless `size` is given, random size. The image backbone runs in every step.
             - "none": no changes.
 
         size: (shortest, longest) edge of the resized images; None for the checkpoint's.
@@ -158,7 +158,8 @@ def train(model: Model, samples: Sequence[Sample], directory: str | Path, option
     """Train a model, and write the result as a folder that `load` and transformers read.
 
     The steps run as the result is iterated. During the run, the folder has the state, the cached features of a frozen
-    image backbone and a picture of the loss. The model is written at the end. `model` does not change.
+    image backbone and, after a validation, a picture of the loss. The model is written at the end, and the picture also
+    if the run stops before. `model` does not change.
 
     Intermediate decoder layers and the encoder have losses in any case, as in the paper; `auxiliary_loss` of the
     checkpoint does not matter.
@@ -235,18 +236,22 @@ class _Run:
 
     def _steps(self, validation, save_every, validate_every):
         options, state = self._options, states.read(self._directory, states.initial(self._start))
-        while state.step < options.steps:
-            start, rate = time.monotonic(), options.rate_of(state.step)
-            state = self._next(state, rate)
-            precision = None
-            if validation and (state.step % validate_every == 0 or state.step == options.steps):
-                precision = evaluate(self.model(state), validation, self._labels).mean()
-                state = dataclasses.replace(state, precisions=(*state.precisions, (state.step, precision)))
-                self._draw(state)
-            if state.step % save_every == 0 or state.step == options.steps:
-                states.write(self._directory, state)
-            yield Step(state.step, state.losses[-1], rate, time.monotonic() - start, precision)
-        self._finish(state)
+        try:
+            while state.step < options.steps:
+                start, rate = time.monotonic(), options.rate_of(state.step)
+                state = self._next(state, rate)
+                precision = None
+                if validation and (state.step % validate_every == 0 or state.step == options.steps):
+                    precision = evaluate(self.model(state), validation, self._labels).mean()
+                    state = dataclasses.replace(state, precisions=(*state.precisions, (state.step, precision)))
+                    self._draw(state)
+                if state.step % save_every == 0 or state.step == options.steps:
+                    states.write(self._directory, state)
+                yield Step(state.step, state.losses[-1], rate, time.monotonic() - start, precision)
+        finally:  # also if the run stops or is interrupted
+            self._draw(state)
+        self.model(state).save(self._directory)
+        remove_folder(self._directory / states.FOLDER / FEATURES)
 
     def model(self, state):
         """The model with the tensors of a state, and the share of the starting ones that it keeps."""
@@ -263,11 +268,6 @@ class _Run:
     def _draw(self, state):
         path = self._directory / CURVE
         replace_file(path, encoded(curve(state.losses, state.precisions), path))
-
-    def _finish(self, state):
-        self._draw(state)
-        self.model(state).save(self._directory)
-        remove_folder(self._directory / states.FOLDER / FEATURES)
 
     def _next(self, state, rate):
         """The state after one more step."""
