@@ -1,7 +1,10 @@
-"""Measure the loss and its gradients for one image, beside PyTorch through transformers.
+"""Measure a training step on one image, beside PyTorch through transformers.
 
     python -m benchmarks.learning [--model random|shapes|DIR] [--size HEIGHT WIDTH] [--text TEXT] [--threads N]
                                   [--rounds N] [--passes N]
+
+A step is the loss, its gradients, the clipping of their norm, and AdamW, as in `minigdino train`. The state of a run is
+not written. Both programs have the same learning rates and weight decays.
 
 Two settings: every tensor is trained, or the image and text backbones are frozen. "minigdino-cached" reads the features
 of the frozen backbones instead of computing them, as `minigdino train` does. Each program runs in its own process, one
@@ -15,6 +18,7 @@ import json
 import resource
 import statistics
 import time
+from collections import defaultdict
 
 from .case import case as case_of
 from .peers import add_passes, machine
@@ -22,22 +26,25 @@ from .processes import add_options, add_rounds, alternate, call, prepared, stead
 
 RUNS = [("all", "minigdino"), ("all", "minigdino-recompute"), ("all", "transformers"),
         ("frozen", "minigdino"), ("frozen", "minigdino-cached"), ("frozen", "transformers")]
+RATE, WEIGHT_DECAY = 1e-4, 1e-4
 BOXES = ((0.3, 0.4, 0.2, 0.3), (0.7, 0.5, 0.3, 0.2), (0.5, 0.5, 0.9, 0.8))  # (cx, cy, w, h)
 
 
 def minigdino_step(checkpoint, pixels, ids, program, frozen):
-    """Return a function that computes the loss and its gradients."""
+    """Return a function that does a step, and returns all tensors after it."""
     import numpy as np
 
     import minigdino
     from minigdino.learning.gradients import value_and_gradients
-    from minigdino.learning.optimizer import trained_names
-    from minigdino.learning.training import total_loss
+    from minigdino.learning.optimizer import global_norm, trained_names
+    from minigdino.learning.state import initial
+    from minigdino.learning.training import total_loss, updated
     from minigdino.network.losses import Targets
     from minigdino.network.phrases import PUBLISHED_DELIMITERS
 
     model = minigdino.load(checkpoint)
-    trained = {name: model.tensors[name] for name in trained_names(model.tensors, "detector" if frozen else "all")}
+    trained = trained_names(model.tensors, "detector" if frozen else "all")
+    state = initial({name: model.tensors[name] for name in trained})
     tokens = np.zeros((len(BOXES), len(ids)), bool)
     tokens[:, 1 : next(i for i in range(1, len(ids)) if ids[i] in PUBLISHED_DELIMITERS)] = True  # the first phrase
     targets = Targets(np.array(BOXES, np.float32), tokens)
@@ -47,12 +54,21 @@ def minigdino_step(checkpoint, pixels, ids, program, frozen):
         return total_loss({**model.tensors, **tensors}, model.config, pixels, ids, PUBLISHED_DELIMITERS, targets,
                           features)
 
-    return lambda: value_and_gradients(loss, trained, recompute=program == "minigdino-recompute")
+    def step():
+        nonlocal state
+        value, gradients = value_and_gradients(loss, state.tensors, recompute=program == "minigdino-recompute")
+        state = updated(state, float(value), gradients, global_norm(gradients), RATE, WEIGHT_DECAY)
+        return {**model.tensors, **state.tensors}
+
+    return step
 
 
 def transformers_step(checkpoint, pixels, ids, frozen):
     """Return the same function of PyTorch."""
     import torch
+
+    from minigdino.learning.optimizer import decays, relative_rate
+    from minigdino.learning.training import CLIP
 
     from .reference import Reference
 
@@ -60,12 +76,21 @@ def transformers_step(checkpoint, pixels, ids, frozen):
     network.config.auxiliary_loss = True
     for part in (network.model.backbone, network.model.text_backbone) if frozen else ():
         part.requires_grad_(False)
+    trained = {name: x for name, x in network.named_parameters() if x.requires_grad}
+    groups = defaultdict(list)
+    for name, x in trained.items():
+        groups[RATE * relative_rate(name), WEIGHT_DECAY if decays(name, x.shape) else 0.0].append(x)
+    optimizer = torch.optim.AdamW([{"params": group, "lr": rate, "weight_decay": decay}
+                                   for (rate, decay), group in groups.items()], fused=True)  # as transformers' trainer
     labels = [{"class_labels": torch.zeros(len(BOXES), dtype=torch.long), "boxes": torch.tensor(BOXES)}]
 
     def step():
-        network.zero_grad()
+        optimizer.zero_grad()
         network(pixel_values=torch.tensor(pixels)[None], input_ids=torch.tensor(ids)[None],
                 labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), CLIP)
+        optimizer.step()
+        return {name: x.numpy() for name, x in network.state_dict().items()}
 
     return step
 

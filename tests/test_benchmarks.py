@@ -32,6 +32,7 @@ from benchmarks import (
     throughput,
     worker,
 )
+from minigdino.learning.optimizer import BACKBONES, GROUPS, group
 from minigdino.runtime.bench import STAGES
 
 pytestmark = pytest.mark.once
@@ -207,6 +208,25 @@ def test_steps_of_learning_with_and_without_frozen_parts(inputs):
         if program != "transformers":
             found = learning.measure(program, trained, case.SHAPES, inputs, 1)
             assert len(found["seconds"]) == 2 and found["peak"] > 1e6
+
+
+def changes(step):
+    """{group: largest change of a number} by a step."""
+    before, after = ({name: np.array(array) for name, array in step().items()} for _ in range(2))
+    largest = {}
+    for name, array in after.items():
+        largest[group(name)] = max(largest.get(group(name), 0), abs(array - before[name]).max())
+    return largest
+
+
+@pytest.mark.parametrize(("trained", "program"), [run for run in learning.RUNS if run[1] != "transformers"])
+def test_a_step_of_learning_changes_what_is_trained_at_its_rate(inputs, trained, program):
+    """A step of AdamW changes no number by much more than the rate, and some by about it."""
+    with np.load(inputs) as given:
+        step = learning.minigdino_step(case.SHAPES, given["pixels"], given["ids"], program, trained == "frozen")
+    backbones = 0 if trained == "frozen" else 0.1 * learning.RATE
+    expected = {part: backbones if part in BACKBONES else learning.RATE for part in GROUPS}
+    assert changes(step) == pytest.approx(expected, rel=0.1)
 
 
 def test_steps_of_learning_are_compared_within_a_round():

@@ -282,13 +282,7 @@ class _Run:
                 norm = global_norm(gradients)
             if not (math.isfinite(value) and math.isfinite(norm)):
                 self._stop(state, sample, value)
-        factor = clip_factor(norm, CLIP)
-        tensors, moments = {}, {}
-        for name, array in state.tensors.items():
-            tensors[name], moments[name] = adamw(
-                array, factor * gradients[name], state.moments[name], step,
-                rate * relative_rate(name), options.weight_decay if decays(name, array.shape) else 0.0)
-        return State(tensors, moments, (*state.losses, loss), state.precisions)
+        return updated(state, loss, gradients, norm, rate, options.weight_decay)
 
     def _stop(self, state, sample, loss):
         """Keep the weights before the step, and raise an error that names the image."""
@@ -391,6 +385,28 @@ def total_loss(tensors, config, pixels, ids, delimiters, targets, image_features
     predictions = stages(output, auxiliary=True)
     matches, _ = match(values(predictions), targets, config)
     return total(losses(predictions, targets, matches, config), config)
+
+
+def updated(state, loss, gradients, norm, rate, weight_decay):
+    """Clip the gradients of a step, and change each tensor by AdamW, at the rate of its group.
+
+    Args:
+        state: `State` before the step.
+        loss: loss of the step.
+        gradients: {published name: array}.
+        norm: their `global_norm`.
+        rate: learning rate.
+        weight_decay: weight decay of matrices.
+
+    Returns:
+        The `State` after the step.
+    """
+    factor, tensors, moments = clip_factor(norm, CLIP), {}, {}
+    for name, array in state.tensors.items():
+        tensors[name], moments[name] = adamw(
+            array, factor * gradients[name], state.moments[name], state.step, rate * relative_rate(name),
+            weight_decay if decays(name, array.shape) else 0.0)
+    return State(tensors, moments, (*state.losses, loss), state.precisions)
 
 
 def evaluate(model: Model, samples: Sequence[Sample], labels: Sequence[str]) -> AveragePrecision:
