@@ -127,15 +127,16 @@ def test_a_perfect_prediction_has_no_loss(rng, B):
     assert less_certain["loss_ce_enc"] > 1e-3
 
 
-@given(rngs(), st.integers(0, 5), st.floats(0, 9), st.floats(0, 9))
-def test_the_total_is_the_weighted_sum_of_three_terms_per_stage(rng, B, l1, giou):
+@given(rngs(), st.integers(0, 5), st.floats(0, 9), st.floats(0, 9), st.floats(0, 9))
+def test_the_total_is_the_weighted_sum_of_three_terms_per_stage(rng, B, ce, l1, giou):
     targets = Targets(boxes(rng, B), phrases(rng, B))
     stages = {name: (rng.normal(0, 3, (8, 7)), boxes(rng, 8)) for name in ("", "_enc", "_0", "_1")}
     config = dataclasses.replace(MODEL.config, bbox_loss_coefficient=l1, giou_loss_coefficient=giou)
     terms = computed(stages, targets, config)
-    expected = sum(2 * terms[f"loss_ce{s}"] + l1 * terms[f"loss_bbox{s}"] + giou * terms[f"loss_giou{s}"]
+    expected = sum(ce * terms[f"loss_ce{s}"] + l1 * terms[f"loss_bbox{s}"] + giou * terms[f"loss_giou{s}"]
                    for s in stages)
-    assert losses.total(terms, config) == pytest.approx(expected)
+    assert losses.total(terms, config, ce) == pytest.approx(expected)
+    assert losses.total(terms, config) == losses.total(terms, config, 2.0)
     alone = computed({"": stages["_1"]}, targets, config)  # a stage does not depend on the others
     assert alone == {name.removesuffix("_1"): value for name, value in terms.items() if name.endswith("_1")}
 

@@ -153,11 +153,11 @@ def losses(stages, targets, matches, config):
     return terms
 
 
-def total(terms, config):
+def total(terms, config, class_weight=CLASS_WEIGHT):
     """Weighted sum of the losses (§4.1): terms {name: value}, from `losses` -> the total"""
     # != paper: §4.1 gives the classification loss the weight 1 and its matching cost the weight 2. Table 8 and the
     # released config have them the other way round
-    weights = {"loss_ce": CLASS_WEIGHT, "loss_bbox": config.bbox_loss_coefficient,
+    weights = {"loss_ce": class_weight, "loss_bbox": config.bbox_loss_coefficient,
                "loss_giou": config.giou_loss_coefficient}
     return sum(weight * value for kind, weight in weights.items() for name, value in terms.items()
                if name.startswith(kind))
