@@ -20,7 +20,7 @@ from . import manifest, remote, tar
 
 RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 MAX_RANGE = 10**6  # numbers
-MAX_URI = 8192  # characters. What a worker is given must fit into the buffers of the system: nobody waits for it
+MAX_URI = 8192  # characters. What a worker is given must fit into the buffers of the system: then no process waits
 
 
 @dataclass(frozen=True, slots=True)
