@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import http.client
 import io
@@ -151,6 +152,20 @@ def test_workers_share_the_mapped_weights_and_answers_name_no_path(pair, directo
     for path in ("/v1/models", "/openapi.json", "/metrics", "/docs"):
         assert str(directory.parent).encode() not in pair.ask("GET", path)[2]
     assert json.loads(pair.ask("GET", "/v1/models")[2])["models"][0]["name"] == "tiny-model"
+
+
+@LINUX
+def test_workers_do_not_copy_mapped_weights(tmp_path):
+    """A large vocabulary makes the weights larger than all else in a worker."""
+    text = dataclasses.asdict(tiny.config().text_config) | {"vocab_size": 10**6}
+    minigdino.Model.random(tiny.config(text_config=text), tokenizer=tiny.tokenizer(),
+                           settings=tiny.SETTINGS).save(tmp_path / "model")
+    weights = (tmp_path / "model" / "model.safetensors").stat().st_size
+    with started("--model", str(tmp_path / "model"), "--workers", "1", "--threads", "1") as server:
+        assert server.detect(form([("image", serving.picture()), ("text", "a cat.")]))[0] == 200
+        (pid,) = server.workers()
+        sizes = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    assert 0 < 1024 * int(re.search(r"^Private_Dirty: +(\d+) kB", sizes, re.MULTILINE)[1]) < weights
 
 
 @LINUX
