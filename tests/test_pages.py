@@ -65,9 +65,14 @@ def test_the_comparison_has_the_measured_sizes(program):
 
 
 def test_the_throughput_on_the_page_about_servers_is_the_measured_one():
-    shown = rows((ROOT / "docs" / "howto" / "server.md").read_text(), "Measured on two cores")[1:]
+    page = (ROOT / "docs" / "howto" / "server.md").read_text()
+    shown = rows(page, "Measured without a server")[1:]
     measured = [row[1:] for row in rows(PERFORMANCE, "## Throughput") if row[0] == 'minigdino, "highest"']
     assert shown == measured != []
+    (served,) = (row[1:] for row in rows(page, "Measured on two cores") if row[0].startswith("images per core-hour"))
+    for hourly, section in zip(served, ("### The embedded checkpoint", "### The tiny geometry"), strict=True):
+        (second,) = (row[3] for row in rows(PERFORMANCE, section) if row[:3] == ["server", "2 × 1", "4"])
+        assert float(hourly.replace(",", "")) == pytest.approx(1800 * float(second), rel=0.002)  # of two cores
 
 
 def test_the_costs_of_many_images_are_those_of_the_throughput():
