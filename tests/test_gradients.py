@@ -1,13 +1,14 @@
 """Gradients: every rule against finite differences in float64, every backward pass against the recorded formula."""
 
 import re
+import warnings
 
 import fake_gpu
 import numpy as np
 import pytest
 import shapecheck
 import tiny
-from hypothesis import assume, given, settings
+from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 from places import mapped
 from strategies import LOOSE_PROBLEMS, rngs
@@ -110,14 +111,15 @@ PROBLEMS = {  # for each rule, strategies of (function, arguments)
     "astype": [fixed(lambda x: x.astype(np.float64), (2, 3))],
     "broadcast_to": [fixed(lambda x: np.broadcast_to(x, (4, 2, 3)), (2, 1)), fixed(
         lambda x: np.broadcast_to(x[:, None], (2, 3)), (2,))],
-    "clip": [one(lambda x: np.clip(x, -1.03, 0.97))],
+    "clip": [one(lambda x: np.clip(x, -1.03, 0.97)), one(lambda x: np.clip(x, None, 0.97)), fixed(
+        lambda x: np.clip(x, np.zeros((2, 1, 3)), 9), (2, 3))],
     "concatenate": [fixed(lambda *x, axis=axis: np.concatenate(x, axis), *shapes) for axis, shapes in (
-        (0, ((2, 3), (1, 3))), (-1, ((2, 3), (2, 1), (2, 2))), (1, ((2, 3), (2, 2))))],
+        (0, ((2, 3), (1, 3))), (-1, ((2, 3), (2, 1), (2, 2))), (1, ((2, 3), (2, 2))), (None, ((2, 3), (2,))))],
     "cos": [one(np.cos)],
     "exp": [one(np.exp)],
     "getitem": [fixed(lambda x, key=key: x[key], (3, 4)) for key in (
         1, slice(None, None, 2), (slice(1, 3), slice(None, None, -1)), (..., None, 2), INDICES, (INDICES, INDICES),
-        (slice(None), INDICES), np.array([True, False, True]))],
+        (slice(None), INDICES), np.array([True, False, True]), [0, 0], (slice(None), [0, 0, 1]))],
     "log": [one(np.log, 0.5, 3)],
     "log1p": [one(np.log1p, -0.5, 2)],
     "matmul": [fixed(np.matmul, *pair) for pair in (
@@ -130,7 +132,7 @@ PROBLEMS = {  # for each rule, strategies of (function, arguments)
     "moveaxis": [fixed(lambda x: np.moveaxis(x, -1, 0), (2, 3, 4))],
     "multiply": [two(np.multiply), fixed(lambda x: x * x, (3,)), fixed(lambda x: 2 * x * True, (3,))],
     "negative": [one(np.negative)],
-    "pad": [fixed(lambda x: np.pad(x, ((1, 0), (0, 2))), (2, 3))],
+    "pad": [fixed(lambda x, n=n: np.pad(x, n), (2, 3)) for n in (((1, 0), (0, 2)), (2, 1), 1)],
     "power": [one(lambda x: x**3), one(lambda x: x**-0.5, 0.5, 2), one(lambda x: 10**x), fixed(
         lambda a, b: abs(a) ** b, (3,), (3,))],
     "reshape": [fixed(lambda x: x.reshape(-1, 2), (3, 4)), fixed(lambda x: x.reshape((4, 3)), (3, 4))],
@@ -144,10 +146,11 @@ PROBLEMS = {  # for each rule, strategies of (function, arguments)
     "sum": [fixed(lambda x, o=o: x.sum(**o), (3, 4, 2)) for o in ({}, {"axis": 1}, {"axis": (0, 2), "keepdims": True})],
     "swapaxes": [fixed(lambda x: x.swapaxes(0, 2), (2, 3, 4))],
     "transpose": [fixed(lambda x: x.transpose(2, 0, 1), (2, 3, 4)), fixed(lambda x: x.T, (2, 3)), fixed(
-        lambda x: x.transpose((1, 0, 2)), (2, 3, 4))],
+        lambda x: x.transpose((1, 0, 2)), (2, 3, 4)), fixed(np.transpose, (2, 3)), fixed(
+        lambda x: x.transpose(-1, 0, 1), (3, 3, 3))],
     "true_divide": [two(np.divide), one(lambda x: 1 / x, 0.5, 2)],
     "where": [two(lambda a, b: np.where(a * 0 + b > 0, a, b)), one(lambda x: np.where(x < 0, x * x, 1)), one(
-        lambda x: np.where(np.array(True), 1.0, x))],
+        lambda x: np.where(np.array(True), 1.0, x)), two(lambda a, b: np.where(np.array(2), a, b))],
 }
 
 
@@ -160,11 +163,101 @@ def test_the_rule_of_every_function_gives_the_slope(name, number, data):
 
 def test_every_function_that_a_layer_may_use_has_a_rule_or_no_derivative():
     """So a layer cannot use a new function before it has a rule, and a rule cannot stay without a test."""
-    # only the launcher of CUDA kernels uses ascontiguousarray, which does not dispatch; losses run on the host
-    allowed = {*fake_gpu.FUNCTIONS, *fake_gpu.METHODS, *fake_gpu.UFUNCS} - {"ascontiguousarray"}
+    # only the launcher of CUDA kernels uses ascontiguousarray, which does not dispatch; divmod is for integers, because
+    # its remainder has a derivative; losses run on the host
+    allowed = {*fake_gpu.FUNCTIONS, *fake_gpu.METHODS, *fake_gpu.UFUNCS} - {"ascontiguousarray", "divmod"}
     assert recording.RULES.keys() | recording.CONSTANT == allowed | {"getitem", "log1p", "minimum"}
     assert not recording.RULES.keys() & recording.CONSTANT
     assert PROBLEMS.keys() == recording.RULES.keys()
+
+
+X, Y = object(), object()  # in FORMS, two arrays [3, 3] that are recorded
+AXES = [None, 0, 1, -1, (0, 1), (1, -2), [0, 1], 2]
+SHAPES = [9, -1, (9,), (1, 9), [3, 3], (2, 3, 3)]
+KEYS = [0, -1, True, None, ..., slice(None, None, -2), np.int64(1), [0, 0], [True, False, True], [[0, 1], [1, 1]],
+        np.array([2, 0, 2]), (0, 1), ([0, 0], [1, 1]), (slice(None), [0, 0, 1]), ([0, 0], slice(1, 3)),
+        (..., [1, 1]), ((0, 0), 1), (None, [2, 2]), np.eye(3, dtype=bool), X, (X, 0)]
+NUMBERS = [X, Y, 2, -1.5, True, 1j, [1.0, 2, 3], np.full((2, 1, 3), 1.5), [X, Y, Y]]
+SUMS = {"dtype": [None, np.float64, np.longdouble, int, complex], "keepdims": [False, True], "out": [None],
+        "where": [True, np.eye(3) > 0], "initial": [1.0]}
+FORMS = {  # values for each argument of calls, of which the last ones can be missing, and keyword arguments
+    **{name: ([NUMBERS, NUMBERS], {"where": [True], "dtype": [np.float64]}) for name in (
+        "add", "divmod", "floor_divide", "matmul", "maximum", "minimum", "multiply", "power", "subtract",
+        "true_divide")},
+    **{name: ([NUMBERS], {"dtype": [np.float64]}) for name in (
+        "absolute", "cos", "exp", "floor", "log", "log1p", "negative", "sin", "sqrt")},
+    **{name: ([[X], AXES, SUMS["dtype"]], SUMS) for name in ("max", "mean", "sum")},
+    "astype": ([[X], [np.float64, float, np.longdouble, int, bool, complex, object]], {"copy": [True, False]}),
+    "broadcast_to": ([[X], [*SHAPES, (3, 3)]], {"subok": [False, True]}),
+    "clip": ([[X, np.ones((3, 3))], [None, -1, 0.5, Y, np.zeros(3), np.zeros((2, 1, 3))], [None, 0.7, Y, [1, 2, 0]]],
+             {"a_min": [0], "dtype": [np.float64]}),
+    "concatenate": ([[[X, Y], (X, Y, X), X, [X, np.ones((2, 3))], [X, [[1.0, 2, 3]]], [[X, Y], X]], AXES],
+                    {"dtype": [None, np.longdouble]}),
+    "full": ([[(2, 2)], [X, 1.0]], {"like": [X]}),
+    "getitem": ([[X], KEYS], {}),
+    "moveaxis": ([[X], AXES, AXES], {}),
+    "pad": ([[X], [1, (1, 2), ((1, 2),), ((1, 0), (0, 2)), [[1], [2]], {0: 1}, np.array(2)],
+             ["constant", "edge", "mean", "wrap"]], {"constant_values": [1.0], "mode": ["edge", "constant"]}),
+    "reshape": ([[X], SHAPES], {"order": ["C", "F"], "copy": [True]}),
+    "roll": ([[X], [1, -2, (1, 2), [1, 1], np.array(2)], AXES], {}),
+    "split": ([[X], [1, 3, [1], (0, 2), [2, 1], np.array([-1]), 2], [0, 1, -1, 2]], {}),
+    "stack": ([[[X, Y], (X, X), X, [X, np.eye(3)], [X, np.eye(3).tolist()]], [0, 1, -1, 3]],
+              {"dtype": [None, np.longdouble]}),
+    "swapaxes": ([[X], AXES, AXES], {}),
+    "transpose": ([[X], [None, (1, 0), [0, 1], (-1, 0), (-1, -2), 0], [0, 1]], {"axes": [(0, 1)]}),
+    "where": ([[X, True, [True, False, True], np.array([2, 0, 1])], NUMBERS, NUMBERS], {}),
+}  # fmt: skip
+
+
+@st.composite
+def forms(draw):
+    """A function of two arrays [3, 3]: a call in a form that NumPy accepts, whether or not it has a gradient."""
+    name = draw(st.sampled_from(sorted(FORMS)))
+    places, keywords = FORMS[name]
+    args = [draw(st.sampled_from(values)) for values in places[: draw(st.integers(1, len(places)))]]
+    named = draw(st.dictionaries(st.sampled_from(sorted(keywords)), st.none(), max_size=2)) if keywords else {}
+    named = {key: draw(st.sampled_from(keywords[key])) for key in named}
+    is_method = name in fake_gpu.METHODS and draw(st.booleans())
+
+    def filled(value, x, y):
+        if isinstance(value, (list, tuple)):
+            return type(value)(filled(part, x, y) for part in value)
+        return x if value is X else y if value is Y else value
+
+    def function(x, y):
+        values, options = filled(args, x, y), {key: filled(value, x, y) for key, value in named.items()}
+        if name == "getitem":
+            return values[0][values[1]]
+        called = getattr(values.pop(0), name) if is_method else getattr(np, name)
+        return called(*values, **options)
+
+    function.__qualname__ = f"{name}({args}, {named}), method: {is_method}"
+    return function
+
+
+@settings(max_examples=500)
+@given(forms(), rngs())
+def test_every_form_of_a_call_is_refused_or_gives_the_slope(form, rng):
+    """A gradient must not be wrong without an error."""
+    arrays = tuple(rng.uniform(0.3, 1.8, (2, 3, 3)))
+
+    def function(x, y):
+        result = form(x, y)
+        return [*(result if isinstance(result, (tuple, list)) else [result]), 0 * x, 0 * y]
+
+    with np.errstate(all="ignore"), warnings.catch_warnings(category=DeprecationWarning, action="ignore"):
+        try:
+            results = [np.asarray(part) for part in function(*arrays)]
+        except (TypeError, ValueError, IndexError, AttributeError):
+            reject()  # NumPy refuses it, too
+        assume(all(np.isfinite(result).all() for result in results if result.dtype.kind in "fc"))
+        try:
+            gradients_of(function, arrays)
+        except TypeError as error:
+            assert re.search("(has|have) no rule|no gradient of|gradient would be lost", str(error)), error
+        else:
+            assert {result.dtype.kind for result in results} <= set("fbiu")
+            assert_gradient(function, arrays, tolerance=1e-5)
 
 
 def recorded(*shape):
@@ -177,6 +270,16 @@ def recorded(*shape):
     (lambda x: np.add(x, 1, out=np.ones(3)), "no gradient of .*out"),
     (lambda x: np.add.reduce(x), "reduce"),
     (lambda x: np.asarray(x), "gradient would be lost"),
+    (lambda x: np.pad(x, 1, "edge"), "numpy.pad has no rule .* mode 'edge'"),
+    (lambda x: divmod(x, 2), "numpy.divmod has no rule"),
+    (lambda x: x @ x, "numpy.matmul has no rule .* one axis"),
+    (lambda x: np.clip(x, x, 1), "numpy.clip has no rule .* recorded argument 'low'"),
+    (lambda x: np.full(2, x[0], like=x), "numpy.full has no rule"),
+    (lambda x: x.sum(where=True), "numpy.sum has no rule .* 'where'"),
+    (lambda x: x.mean(0, np.float64), "numpy.mean has no rule"),
+    (lambda x: np.stack([x, [x[0], x[1], x[2]]]), "gradient would be lost"),
+    (lambda x: np.where(True, [x, x], x), "numpy.where has no rule .* list as argument 'a'"),
+    (lambda x: x * 1j, "complex128 have no rule"),
     (lambda x: bool(x[0] > 0) or bool(x[0]), "truth value"),
     (lambda x: value_and_gradients(lambda p: p["x"], {"x": np.ones(3)}), "expected a number"),
     (lambda x: value_and_gradients(lambda p: 1.0, {"x": np.ones(3)}), "expected a number"),

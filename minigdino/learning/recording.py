@@ -6,12 +6,14 @@ becomes gradients of the operands. So no layer contains a line for learning.
 
 For y = f(x), a rule computes the product g dy/dx, where g is the gradient of the final value with respect to y. It has
 the shape of x. `RULES` has one for every function that a layer may use and that has a derivative. `CONSTANT` lists the
-functions without one: their results are plain arrays.
+functions without one: their results are plain arrays. A call that no rule covers is an error.
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
+import inspect
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,9 +21,11 @@ from typing import Any
 import numpy as np
 
 CONSTANT = frozenset({
-    "all", "arange", "argsort", "asarray", "bitwise_and", "divmod", "empty", "equal", "floor", "floor_divide", "full",
+    "all", "arange", "argsort", "asarray", "bitwise_and", "empty", "equal", "floor", "floor_divide", "full",
     "greater", "greater_equal", "less", "less_equal", "zeros",
 })  # fmt: skip
+CREATED = frozenset({"arange", "full"})  # those of CONSTANT whose arguments must be constants, too
+OPERANDS = frozenset({"x", "a", "b", "condition"})  # arguments of rules that can be a recorded array
 
 
 class Node:
@@ -68,7 +72,7 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         if method != "__call__" or keywords:
             raise TypeError(f"numpy.{name}: no gradient of .{method} with {sorted(keywords) or 'no keywords'}. Write a "
                             "plain call, which returns a new array")
-        return _called(name, ufunc, inputs, {})
+        return _called(name, ufunc, [np.asarray(x) if isinstance(x, (list, tuple)) else x for x in inputs], {})
 
     def __array_function__(self, function, types, args, keywords):
         return _called(function.__name__, function, args, keywords)
@@ -85,41 +89,45 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
     def __bool__(self):
         raise TypeError("the truth value of a recorded array is unknown to its gradient. Compare .value instead")
 
-    def astype(self, dtype):
-        """As of `np.ndarray`."""
-        return RULES["astype"](self, dtype)
+    def _method(self, name, *args, **keywords):
+        return _called(name, None, (self, *args), keywords)
 
-    def max(self, axis=None, keepdims=False):
-        """As of `np.ndarray`."""
-        return RULES["max"](self, axis, keepdims)
-
-    def mean(self, axis=None, keepdims=False, dtype=None):
-        """As of `np.ndarray`."""
-        return RULES["mean"](self, axis, keepdims, dtype)
-
-    def sum(self, axis=None, keepdims=False, dtype=None):
-        """As of `np.ndarray`."""
-        return RULES["sum"](self, axis, keepdims, dtype)
-
-    def reshape(self, *shape):
-        """As of `np.ndarray`."""
-        return RULES["reshape"](self, shape)
-
-    def swapaxes(self, axis1, axis2):
-        """As of `np.ndarray`."""
-        return RULES["swapaxes"](self, axis1, axis2)
-
-    def transpose(self, *axes):
-        """As of `np.ndarray`."""
-        return RULES["transpose"](self, axes)
+    # as of np.ndarray
+    astype = functools.partialmethod(_method, "astype")
+    max = functools.partialmethod(_method, "max")
+    mean = functools.partialmethod(_method, "mean")
+    sum = functools.partialmethod(_method, "sum")
+    reshape = functools.partialmethod(_method, "reshape")
+    swapaxes = functools.partialmethod(_method, "swapaxes")
+    transpose = functools.partialmethod(_method, "transpose")
 
 
 def _called(name, function, args, keywords):
-    if name in CONSTANT:
+    """The result of a call with recorded arrays: by its rule, or a plain array for a function without a derivative."""
+    if name in CONSTANT and (name not in CREATED or next(leaves((args, keywords)), None) is None):
         return function(*map(values, args), **{key: values(x) for key, x in keywords.items()})
     if name not in RULES:
         raise TypeError(f"numpy.{name} has no rule in learning/recording.py. Add one, with its test")
+    try:
+        arguments = signature(RULES[name]).bind(*args, **keywords).arguments
+    except TypeError as error:
+        raise no_rule(name, str(error)) from None
+    for argument, value in arguments.items():
+        if argument in OPERANDS:
+            if isinstance(value, (list, tuple)):
+                raise no_rule(name, f"a list as argument {argument!r}")
+        elif argument not in ("arrays", "operands") and next(leaves(value), None) is not None:
+            raise no_rule(name, f"a recorded argument {argument!r}")
     return RULES[name](*args, **keywords)
+
+
+signature = functools.cache(inspect.signature)
+
+
+def no_rule(name, form):
+    """The error of a call with arguments for which a rule gives no gradient."""
+    return TypeError(f"numpy.{name} has no rule in learning/recording.py for this call: {form}. Write the call in "
+                     "another way, or extend the rule, with its test")
 
 
 def replaced(x: Any, function: Callable[[Recorded], Any]) -> Any:
@@ -154,8 +162,13 @@ def record(value, *operands):
             recorded are constants, and their functions are not called.
 
     Returns:
-        A `Recorded`, or the value itself if no operand is recorded.
+        A `Recorded`, or the value itself if no operand is recorded. So is a value of integers, which are steps of the
+        operands with the derivative 0.
     """
+    if value.dtype.kind in "biu":
+        return value
+    if value.dtype.kind != "f":
+        raise TypeError(f"arrays of {value.dtype} have no rule in learning/recording.py. Use real numbers")
     edges = [(x.node, pull) for x, pull in operands if isinstance(x, Recorded)]
     return Recorded(value, Node(lambda g: ((node, pull(g)) for node, pull in edges))) if edges else value
 
@@ -260,21 +273,23 @@ elementwise(np.maximum, lambda g, y, a, b: np.where(a > b, g, 0), lambda g, y, a
 def matmul(a, b):
     """y = a b: da = g b^T, db = a^T g"""
     left, right = values((a, b))
+    if min(left.ndim, right.ndim) < 2:
+        raise no_rule("matmul", "an operand with one axis")
     return record(left @ right, (a, lambda g: fitted(g @ right.swapaxes(-1, -2), a)),
                   (b, lambda g: fitted(left.swapaxes(-1, -2) @ g, b)))
 
 
 @rule
-def clip(x, low, high):
+def clip(x, low=None, high=None):
     """The gradient passes where x is within the bounds."""
-    inside = (x.value >= low) & (x.value <= high)
-    return record(np.clip(x.value, low, high), (x, lambda g: np.where(inside, g, 0)))
+    y = np.clip(x.value, low, high)
+    return record(y, (x, lambda g: fitted(np.where(y == x.value, g, 0), x)))
 
 
 @rule
 def where(condition, a, b):
     """Each operand gets the gradient of the elements that come from it."""
-    condition = values(condition)
+    condition = np.asarray(values(condition)).astype(bool)
 
     def pull(x, chosen):
         return x, lambda g: fitted(np.where(condition == chosen, g, 0), x)
@@ -283,21 +298,23 @@ def where(condition, a, b):
 
 
 @rule
-def sum_(x, axis=None, keepdims=False, dtype=None):
+def sum_(x, axis=None, *, keepdims=False, dtype=None):
     """Every summand has the derivative 1."""
+    if dtype is not None and np.dtype(dtype).kind != "f":
+        raise no_rule("sum", f"dtype={np.dtype(dtype)}")
     return record(x.value.sum(axis, dtype, keepdims=keepdims),
                   (x, lambda g: np.broadcast_to(_kept(g, x, axis, keepdims), x.shape).astype(x.dtype)))
 
 
 @rule
-def mean(x, axis=None, keepdims=False, dtype=None):
+def mean(x, axis=None, *, keepdims=False, dtype=None):
     """A sum, divided by the number of elements."""
-    total = sum_(x, axis, keepdims, dtype)
+    total = sum_(x, axis, keepdims=keepdims, dtype=dtype)
     return total / (x.size // max(total.size, 1))
 
 
 @rule
-def max_(x, axis=None, keepdims=False):
+def max_(x, axis=None, *, keepdims=False):
     """The gradient passes to the largest element; elements that are equal share it."""
     y = x.value.max(axis, keepdims=True)
     largest = x.value == y
@@ -320,7 +337,7 @@ def astype(x, dtype):
 
 
 @rule
-def reshape(x, shape):
+def reshape(x, *shape):
     """The gradient gets the old shape."""
     return record(x.value.reshape(*shape), (x, lambda g: g.reshape(x.shape)))
 
@@ -332,10 +349,10 @@ def swapaxes(x, axis1, axis2):
 
 
 @rule
-def transpose(x, axes):
+def transpose(x, *axes):
     """The inverse permutation of the axes."""
-    back = np.argsort(axes[0] if axes and isinstance(axes[0], tuple) else axes or range(x.ndim)[::-1])
-    return record(x.value.transpose(*axes), (x, lambda g: g.transpose(*back)))
+    order = range(x.ndim)[::-1] if axes in ((), (None,)) else np.ravel(axes) % x.ndim
+    return record(x.value.transpose(*axes), (x, lambda g: g.transpose(*np.argsort(order))))
 
 
 @rule
@@ -353,20 +370,25 @@ def broadcast_to(x, shape):
 @rule
 def roll(x, shift, axis=None):
     """The gradient is rolled back."""
-    back = tuple(-n for n in shift) if isinstance(shift, tuple) else -shift
-    return record(np.roll(x.value, shift, axis), (x, lambda g: np.roll(g, back, axis)))
+    return record(np.roll(x.value, shift, axis), (x, lambda g: np.roll(g, np.negative(shift), axis)))
 
 
 @rule
 def pad(x, pad_width, mode: Any = "constant"):
     """The gradient of the padding is dropped."""
-    inside = tuple(slice(before, before + n) for (before, _), n in zip(pad_width, x.shape))
+    if mode != "constant" or isinstance(pad_width, dict):
+        raise no_rule("pad", f"mode {mode!r}, pad_width {pad_width}")
+    widths = np.broadcast_to(pad_width, (x.ndim, 2))
+    inside = tuple(slice(before, before + n) for (before, _), n in zip(widths, x.shape))
     return record(np.pad(x.value, pad_width, mode), (x, lambda g: g[inside]))
 
 
 @rule
 def concatenate(arrays, axis=0):
     """Each operand gets its part of the gradient."""
+    arrays = _each(arrays)
+    if axis is None:
+        arrays, axis = [x.reshape(-1) for x in arrays], 0
     edges = np.cumsum([0, *(x.shape[axis] for x in arrays)])
     return record(np.concatenate(values(arrays), axis), *(
         (x, lambda g, a=a, b=b: np.moveaxis(np.moveaxis(g, axis, 0)[a:b], 0, axis))
@@ -376,8 +398,14 @@ def concatenate(arrays, axis=0):
 @rule
 def stack(arrays, axis=0):
     """Each operand gets its slice of the gradient."""
+    arrays = _each(arrays)
     return record(np.stack(values(arrays), axis), *(
         (x, lambda g, i=i: np.moveaxis(g, axis, 0)[i]) for i, x in enumerate(arrays)))
+
+
+def _each(arrays):
+    """The operands as a list of arrays. An operand that is a list of recorded arrays is an error."""
+    return [x if isinstance(x, Recorded) else np.asarray(x) for x in arrays]
 
 
 @rule
@@ -391,14 +419,15 @@ def split(x, indices_or_sections, axis=0):
 @rule
 def getitem(x, key):
     """An element gets the sum of the gradients of all its copies, or 0."""
-    key = values(key)
+    basic = all(part is None or part is ... or isinstance(part, (int, slice))
+                for part in (key if isinstance(key, tuple) else (key,)))
 
     def pull(g):
         gradient = np.zeros(x.shape, x.dtype)
-        if any(isinstance(part, np.ndarray) for part in (key if isinstance(key, tuple) else (key,))):
-            np.add.at(gradient, key, g)  # an element can be chosen several times
-        else:
+        if basic:
             gradient[key] = g
+        else:
+            np.add.at(gradient, key, g)  # an element can be chosen several times
         return gradient
 
     return record(x.value[key], (x, pull))
