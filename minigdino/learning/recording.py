@@ -1,7 +1,7 @@
-"""An array that remembers how it was computed, so that gradients can be passed back: reverse-mode differentiation.
+"""An array that records how it was computed, so that gradients can be passed back: reverse-mode differentiation.
 
 The layers of `minigdino.network` are functions of arrays. Called with a `Recorded` array, NumPy passes each of
-its functions to this module (NEP 13 and NEP 18), which computes the value and remembers how the gradient of the result
+its functions to this module (NEP 13 and NEP 18), which computes the value and records how the gradient of the result
 becomes gradients of the operands. So no layer contains a line for learning.
 
 For y = f(x), a rule computes the product g dy/dx, where g is the gradient of the final value with respect to y. It has

@@ -17,7 +17,7 @@ CLASS_WEIGHT = 2.0  # weight of the classification loss, as in transformers; con
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What the model should find in an image.
+    """Annotated objects of an image.
 
     Attributes:
         boxes: [B, 4] annotated boxes, (cx, cy, w, h) as fractions of the image.
