@@ -12,6 +12,9 @@
 
 After every CHECK requests, an intact request must get the same answer as at the start. At the end, every worker must be
 the one of the start, the log of the server must have no traceback, and the server must not have connected to TRAP.
+
+Finally, a server with the default of --max-bytes gets the requests of `large`. It must answer /health/live within LIVE
+seconds meanwhile, and the web process must not grow by more than GROWTH bytes.
 """
 
 from __future__ import annotations
@@ -29,14 +32,17 @@ import re
 import socket
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import fuzz
 import serving
 
 import minigdino
+from minigdino.serving.app import Settings
 from minigdino.serving.refusals import HEADERS
 
 HANG = 30.0  # seconds for an answer
@@ -45,6 +51,9 @@ TRAP = b"12345"  # in requests, in place of a port of this machine to which the 
 CLIENTS = 4  # requests at the same time
 PIXELS = 20_000  # limit of the server for an image
 BYTES = 200_000  # limit of the server for a body
+LARGE = Settings.max_bytes  # of bodies near the default of that limit
+LIVE = 3.0
+GROWTH = 20 * LARGE
 MESSAGE = 600  # characters of the longest allowed error
 EXPECTED = {200, 206, 400, 403, 404, 405, 413, 415, 416, 422}
 JSON = "application/json"
@@ -169,6 +178,30 @@ def sizes(rng):
     return post(body, rng.choice((JSON, "multipart/form-data; boundary=x", "text/plain", "")))
 
 
+def large():
+    """{name: request} with bodies of almost LARGE bytes that could take long to parse, or much memory."""
+    def filled(kind, start, unit, end):
+        return post(start + unit * ((LARGE - len(start) - len(end)) // len(unit)) + end, kind)
+
+    name = b'--' + serving.BOUNDARY.encode() + b'\r\nContent-Disposition: form-data; name="'
+    image, end = name + b'image"; filename="a"\r\n\r\n', f"\r\n--{serving.BOUNDARY}--\r\n".encode()
+    as_json = {"lists": (b'{"text": "a", "images": [', b"[],", b"[]]}"), "nested": (b'{"images":', b"[", b""),
+               "objects": (b'{"images": ["aaaa"], "phrases": [', b"{},", b"{}]}"),
+               "numbers": (b'{"images": ["aaaa"], "size": [', b"1.5,", b"1]}"),
+               "keys": (b'{', b'"":0,', b'"": 1}'), "digits": (b'{"threshold": ', b"9", b"}"),
+               "wide text": (b'{"images": ["aaaa"], "text": "\xf0\x9f\x98\x80', b"a", b'"}'),
+               "escapes": (b'{"images": ["aaaa"], "text": "', b"\\n", b'"}'),
+               "a URL": (b'{"text": "a", "images": ["http://', b"a.", b'"]}'),
+               "base64": (b'{"text": "a", "images": ["', b"AAAA", b'"]}')}
+    as_form = {"a threshold": (name + b'threshold"\r\n\r\n{"a": [', b"[],", b"0]}" + end),
+               "a size": (name + b'size"\r\n\r\n', b"9,", b"9" + end), "a text": (name + b'text"\r\n\r\n', b"a ", end),
+               "parts": (b"", name + b'phrase"\r\n\r\na\r\n', end[2:]), "half a boundary": (image, b"\r\n--", end),
+               "line ends": (image, b"\r", end), "a header": (name, b"a", b'"\r\n\r\na' + end),
+               "headers": (name[: name.index(b"\r\n") + 2], b"A: b\r\n", b"\r\n\r\na" + end)}
+    return {**{f"JSON: {name}": filled(JSON, *parts) for name, parts in as_json.items()},
+            **{f"form: {name}": filled(FORM, *parts) for name, parts in as_form.items()}}
+
+
 def routes(rng):
     """Other paths and methods."""
     method, path = rng.choice(METHODS), rng.choice(PATHS)
@@ -286,12 +319,12 @@ def trap():
 
 
 @contextlib.contextmanager
-def target():
+def target(max_bytes=BYTES):
     """A server with low limits and a model of few channels."""
     with tempfile.TemporaryDirectory() as folder:
         minigdino.Model.random(fuzz.config(), tokenizer=fuzz.tiny.tokenizer(), settings=fuzz.SETTINGS).save(folder)
         server = serving.Server("--model", folder, "--workers", "2", "--threads", "1", "--max-pixels", str(PIXELS),
-                                "--max-bytes", str(BYTES), "--queue", "100", "--timeout", str(HANG), "--allow-urls")
+                                "--max-bytes", str(max_bytes), "--queue", "100", "--timeout", str(HANG), "--allow-urls")
         try:
             yield server
         finally:
@@ -336,6 +369,41 @@ def run(server, requests: int, seed: int, seconds: float = float("inf")) -> tupl
     return tallies, failures
 
 
+def run_large(server, requests: dict[str, Attack]) -> list[str]:
+    """Send requests of `large`, several at a time. Returns what failed."""
+    status = Path(f"/proc/{server.process.pid}/status")
+
+    def memory(name):
+        return 1024 * int(re.search(rf"{name}:\s*(\d+)", status.read_text())[1])
+
+    def watch():
+        while not done.is_set():
+            began = time.monotonic()
+            server.ask("GET", "/health/live")
+            waits.append(time.monotonic() - began)
+            done.wait(0.02)
+
+    expected, before, waits, done = known(server), memory("VmRSS"), [], threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(CLIENTS) as threads:
+            answers = list(threads.map(lambda request: send(server.port, request), requests.values()))
+    finally:
+        done.set()
+        watcher.join()
+    failures = [f"{problem}: {name}" for name, answer in zip(requests, answers)
+                if (problem := fault(requests[name], answer))]
+    failures += [f"status {answer.status}: {name}" for name, answer in zip(requests, answers) if answer.status == 200]
+    if max(waits) > LIVE:
+        failures.append(f"/health/live took {max(waits):.1f} s")
+    if (growth := memory("VmHWM") - before) > GROWTH:
+        failures.append(f"the web process grew by {growth / 1e6:.0f} MB")
+    if known(server) != expected:
+        failures.append("after large requests, an intact request got another answer")
+    return failures
+
+
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -351,6 +419,8 @@ def main() -> int:
             print(kind, request.data[:3000], *answer, fault(request, answer), *server.lines[1:], sep="\n")
             return 0
         tallies, failures = run(server, options.requests, options.seed, options.seconds)
+    with target(LARGE) as server:
+        failures += run_large(server, large())
     print("| requests | sent | answers | slowest |\n|---|---|---|---|")
     print(*(tally.row(kind) for kind, tally in tallies.items()), sep="\n")
     print(f"\n{sum(tally.statuses.total() for tally in tallies.values())} requests, {len(failures)} failures")

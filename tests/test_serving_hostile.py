@@ -1,6 +1,7 @@
 """A short run of tests/hostile.py, and tests that it detects every kind of fault."""
 
 import json
+import sys
 
 import hostile
 import pytest
@@ -23,6 +24,15 @@ def test_no_request_makes_the_server_fail(server, requests):
     assert not failures, "\n".join(failures)
     assert all(tally.statuses.total() > requests / 30 for tally in tallies.values())
     assert tallies["values"].statuses[200] and tallies["images"].statuses[200]  # some changes are harmless
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory in /proc")
+def test_large_bodies_keep_neither_memory_nor_time():
+    requests = hostile.large()
+    assert all(hostile.LARGE - 1000 < len(request.data) < hostile.LARGE + 1000 for request in requests.values())
+    with hostile.target(hostile.LARGE) as server:
+        failures = hostile.run_large(server, requests)
+    assert not failures, "\n".join(failures)
 
 
 def test_a_request_is_determined_by_its_number():
