@@ -253,6 +253,8 @@ class Server:
 
     def kill(self):
         """End the server, if it still runs, and close what belongs to it."""
+        for worker in self.workers():  # a stopped one would never end
+            os.kill(worker, signal.SIGKILL)
         self.process.kill()
         self.process.wait(10)
         self._reader.join()
