@@ -463,6 +463,25 @@ def test_a_second_signal_ends_the_server_at_once():
     asyncio.run(test())
 
 
+@LINUX
+def test_a_second_signal_is_an_error_of_the_command(directory):
+    server = Server("--model", str(directory), "--workers", "1", "--threads", "1")
+    try:
+        os.kill(server.workers()[0], signal.SIGSTOP)
+        body, headers = as_json(text="a cat.")
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as connection:
+            connection.request("POST", "/v1/detect", body, headers)
+            while not json.loads(server.ask("GET", "/health/ready")[2])["busy"]:
+                time.sleep(0.01)
+            server.process.send_signal(signal.SIGTERM)
+            while server.ask("GET", "/health/ready")[0] == 200:
+                time.sleep(0.01)
+            assert server.stop() == 1
+    finally:
+        server.kill()
+    assert server.lines[1:] == ["minigdino: a second signal ended the server, without waiting for accepted requests\n"]
+
+
 # --- worker processes ---
 
 

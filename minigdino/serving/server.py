@@ -20,7 +20,7 @@ from ..checkpoints import hub
 from ..console import complain, printable
 from ..detect_arguments import check_limits
 from ..detector import EMBEDDED_MODELS, load
-from ..errors import ArgumentError
+from ..errors import ArgumentError, Error
 from ..extras import require
 from ..runtime.threads import MAX_THREADS, threads_each
 from ..writing import reason
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str] = os.envir
         environment: environment variables.
 
     Raises:
-        Error: if an argument is invalid, a package is missing, or the model cannot be loaded.
+        Error: if an argument is invalid, a package is missing, or the model cannot be loaded, or after a second signal.
     """
     for module, package in PACKAGES.items():
         require(module, "minigdino serve", package, otherwise=', or all that it needs: pip install "minigdino[serve]"')
@@ -87,8 +87,8 @@ async def _serve(arguments, key, listener):
     handlers = _handle_signals(service.stop)
     try:
         await service.run(lambda: _announce(name, listener, workers, threads, key))
-    except asyncio.CancelledError:  # after a second signal
-        complain("minigdino: stopped without answering all requests")
+    except asyncio.CancelledError:
+        raise Error("a second signal ended the server, without waiting for accepted requests") from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
