@@ -144,6 +144,29 @@ def test_a_request_that_waits_too_long_is_dropped_before_work_begins():
     run(test())
 
 
+def test_the_seconds_in_the_queue_are_known_of_each_accepted_request():
+    async def test():
+        opened, answer = gate()
+        now, waited = 0.0, []
+        pool, _ = fake_pool(answer, queue=2, clock=lambda: now)
+        pool.waited = waited.append
+        async with running(pool):
+            asked = [asyncio.create_task(pool.ask({**JOB, "number": i})) for i in range(3)]
+            await settle()
+            assert (await refused(pool.ask(JOB))).status == 503  # it does not wait
+            assert waited == [0]
+            now = 4.0
+            asked[1].cancel()  # its client has left, or it is too late
+            await settle()
+            assert waited == [0, 4]
+            now = 5.0
+            opened.set()
+            await asyncio.gather(asked[0], asked[2])
+            assert waited == [0, 4, 5]
+
+    run(test())
+
+
 def test_a_request_whose_client_has_left_is_dropped():
     async def test():
         opened, answer = gate()

@@ -27,6 +27,7 @@ class Metrics:
                                         registry=self._registry)
                         for name, text in (("waiting", "Seconds in the queue"), ("decoding", "Seconds of decoding"),
                                            ("computing", "Seconds of detection, and of drawing"))}
+        pool.waited = self._stages["waiting"].observe
         self._registry.register(self)  # type: ignore[arg-type]  # a collector is anything with this method
 
     def collect(self) -> Iterator[Metric]:
@@ -56,8 +57,8 @@ class Metrics:
         self._requests.labels(path, str(status)).inc()
 
     def observe(self, seconds: Mapping[str, float]) -> None:
-        """Add the seconds of a request: "waited", "decoded" and "computed"."""
-        for name, stage in (("waited", "waiting"), ("decoded", "decoding"), ("computed", "computing")):
+        """Add the seconds of an answered request: "decoded" and "computed". The pool adds those in the queue."""
+        for name, stage in (("decoded", "decoding"), ("computed", "computing")):
             self._stages[stage].observe(seconds[name])
 
     def text(self) -> bytes:

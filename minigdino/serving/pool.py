@@ -7,7 +7,6 @@ compute nothing.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections import Counter, deque
@@ -120,6 +119,7 @@ class Pool:
     Attributes:
         restarts: number of workers that were replaced, by reason: a key of `REASONS`.
         draining: whether new requests are refused.
+        waited: function that receives the seconds of each request in the queue, also of one that no worker begins.
     """
 
     def __init__(self, start: Callable[[], Awaitable[Worker]], workers: int, *, queue: int, timeout: float,
@@ -135,6 +135,7 @@ class Pool:
         self._seconds = 0.0  # mean time of a request in a worker
         self.restarts = Counter(died=0, stuck=0, memory=0, broken=0)
         self.draining = False
+        self.waited: Callable[[float], object] = lambda _: None
 
     async def start(self) -> None:
         """Start all workers, and wait until they are ready.
@@ -185,8 +186,9 @@ class Pool:
         finally:
             self._open -= 1
             job.answer.cancel()
-            with contextlib.suppress(ValueError):
+            if job in self._waiting:
                 self._waiting.remove(job)
+                self._count(job)
 
     def check_open(self) -> None:
         """Raise Refused, 503, if the pool drains."""
@@ -348,6 +350,7 @@ class Pool:
     async def _process(self, slot, worker, job):
         """Have a worker process a job. Returns the header of its answer."""
         slot.job, slot.began = job, self._clock()
+        self._count(job)
         slot.recent.extend(job.digests)
         header = {**job.header, "waited": slot.began - job.arrived}
         try:
@@ -368,6 +371,11 @@ class Pool:
         seconds = self._clock() - slot.began
         self._seconds += (seconds - self._seconds) * (SMOOTHING if self._seconds else 1)
         return message[0]
+
+    def _count(self, job):
+        """Report the seconds in the queue, unless the job is tried again."""
+        if not job.given:
+            self.waited(self._clock() - job.arrived)
 
     def _again(self, job):
         """Try a job again whose worker has ended. One that two workers had begun fails.
