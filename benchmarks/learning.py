@@ -6,9 +6,9 @@
 A step is the loss, its gradients, the clipping of their norm, and AdamW, as in `minigdino train`. The state of a run is
 not written. Both programs have the same learning rates and weight decays.
 
-Two settings: every tensor is trained, or the image and text backbones are frozen. "minigdino-cached" reads the features
-of the frozen backbones instead of computing them, as `minigdino train` does. Each program runs in its own process, one
-at a time. The table shows medians over all rounds, and ratios of runs in the same round.
+Two settings: every tensor is trained, or the image and text backbones are frozen. "minigdino-cached" has the features
+of the frozen backbones in memory instead of computing them; `minigdino train` reads them from files. Each program runs
+in its own process, one at a time. The table shows medians over all rounds, and ratios of runs in the same round.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def minigdino_step(checkpoint, pixels, ids, program, frozen):
     from minigdino.learning.optimizer import global_norm, trained_names
     from minigdino.learning.state import initial
     from minigdino.learning.training import total_loss, updated
+    from minigdino.network.bert import bert
     from minigdino.network.losses import Targets
-    from minigdino.network.phrases import PUBLISHED_DELIMITERS
+    from minigdino.network.phrases import PUBLISHED_DELIMITERS, phrase_mask
 
     model = minigdino.load(checkpoint)
     trained = trained_names(model.tensors, "detector" if frozen else "all")
@@ -48,11 +49,15 @@ def minigdino_step(checkpoint, pixels, ids, program, frozen):
     tokens = np.zeros((len(BOXES), len(ids)), bool)
     tokens[:, 1 : next(i for i in range(1, len(ids)) if ids[i] in PUBLISHED_DELIMITERS)] = True  # the first phrase
     targets = Targets(np.array(BOXES, np.float32), tokens)
-    features = model.forward(pixels, ids).image_features if program == "minigdino-cached" else None
+    features = ()
+    if program == "minigdino-cached":
+        features = (model.forward(pixels, ids).image_features,
+                    bert(ids, *phrase_mask(ids, PUBLISHED_DELIMITERS), **model.weights["text_backbone"],
+                         config=model.config.text_config))
 
     def loss(tensors):
         return total_loss({**model.tensors, **tensors}, model.config, pixels, ids, PUBLISHED_DELIMITERS, targets,
-                          features)
+                          *features)
 
     def step():
         nonlocal state

@@ -24,9 +24,12 @@ from minigdino.checkpoints import saving
 from minigdino.learning import command, features, state, training
 from minigdino.learning.annotations import Sample
 from minigdino.learning.curve import HEIGHT, WIDTH, curve, smoothed
-from minigdino.learning.features import FeatureStore
+from minigdino.learning.features import FeatureStore, prompt_features
 from minigdino.learning.optimizer import TRAINED, group
+from minigdino.learning.prompts import new_tokens
 from minigdino.learning.training import AUGMENTS, Options, evaluate, train
+from minigdino.network import model as network
+from minigdino.network.phrases import PUBLISHED_DELIMITERS, phrase_mask
 
 MODEL = tiny.model("mm-grounding-dino", encoder_layers=1, decoder_layers=2)
 FAST = Options(steps=3, rate=1e-3, size=(48, 64))
@@ -461,6 +464,65 @@ def test_a_run_computes_the_features_of_two_variants_of_each_image(samples, tmp_
 
 
 SWIN = training.swin
+
+
+@pytest.mark.parametrize("family", ["grounding-dino", "mm-grounding-dino"])
+@given(ids=st.lists(st.sampled_from([200, 201, 202, 1012, 1029]), max_size=40))
+def test_features_of_a_prompt_are_those_of_its_phrases(family, ids):
+    model, ids = tiny.model(family), np.array([101, *ids, 102])
+    mask, positions = phrase_mask(ids, PUBLISHED_DELIMITERS)
+
+    def features_of(ids, mask, positions):
+        return training.bert(ids, mask, positions, **model.weights["text_backbone"], config=model.config.text_config)
+
+    whole, lengths = features_of(ids, mask, positions), []
+
+    def compute(part):
+        lengths.append(len(part))
+        return features_of(part, np.ones((len(part), len(part)), bool), np.arange(len(part)))
+
+    np.testing.assert_allclose(prompt_features(ids, PUBLISHED_DELIMITERS, compute), whole, rtol=0,
+                               atol=3e-6 * max(abs(whole).max(), 1))
+    assert lengths == [mask[i].sum() for i in range(len(ids)) if positions[i] == 0]
+
+
+def bert_calls(monkeypatch):
+    """Lists of the token ids of all phrases, and of all prompts, of which BERT is computed from now on."""
+    of_phrases, of_prompts = [], []
+    for module, calls in ((training, of_phrases), (network, of_prompts)):
+        monkeypatch.setattr(module, "bert", lambda ids, *args, real=module.bert, calls=calls, **options: (
+            calls.append(tuple(map(int, ids))) or real(ids, *args, **options)))
+    return of_phrases, of_prompts
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_a_run_with_a_frozen_text_backbone_computes_each_phrase_once(samples, tmp_path, monkeypatch, augment):
+    of_phrases, of_prompts = bert_calls(monkeypatch)
+    list(train(MODEL, samples, tmp_path / "run", dataclasses.replace(FAST, steps=6, augment=augment), save_every=9))
+    assert not of_prompts
+    labels = {label for sample in samples for label in sample.labels}
+    expected = {(MODEL.tokenizer.cls,), (MODEL.tokenizer.sep,)}
+    expected |= {(*MODEL.tokenizer.tokens(label), MODEL.tokenizer.dot) for label in labels}
+    assert sorted(of_phrases) == sorted(expected)
+
+
+@pytest.mark.parametrize("remember", [(), ("a cat",), ("a cat", *COLOURS)])
+def test_bert_runs_in_each_step_where_it_or_a_word_is_trained(samples, tmp_path, monkeypatch, remember):
+    options = dataclasses.replace(FAST, train="detector" if remember else "all", phrases=99, remember=remember)
+    new = set(new_tokens([label for sample in samples for label in sample.labels], remember, MODEL.tokenizer))
+    of_phrases, of_prompts = bert_calls(monkeypatch)
+    list(train(MODEL, samples, tmp_path / "run", options))
+    assert not new & {i for ids in of_phrases for i in ids}  # whose features change
+    assert len(of_prompts) == (options.steps if new or not remember else 0)
+    assert bool(of_phrases) == bool(remember)
+
+
+@pytest.mark.parametrize("family", ["grounding-dino", "mm-grounding-dino"])
+def test_steps_with_kept_features_of_phrases_are_those_with_bert(samples, tmp_path, monkeypatch, family):
+    model = tiny.model(family, encoder_layers=1, decoder_layers=2)
+    kept = [step.loss for step in train(model, samples, tmp_path / "kept", FAST)]
+    monkeypatch.setattr(training._Run, "_words", lambda run, ids: None)
+    assert kept == pytest.approx([step.loss for step in train(model, samples, tmp_path / "bert", FAST)], rel=1e-4)
 
 
 # What stops a run.

@@ -24,6 +24,7 @@ from ..checkpoints.weights import build
 from ..detector import Model
 from ..errors import ArgumentError, ImageError, brief
 from ..extras import require
+from ..network.bert import bert
 from ..network.losses import losses, stages, total
 from ..network.matching import match
 from ..network.model import forward
@@ -39,7 +40,7 @@ from .augmentation import SIDE, augmented, flipped, sizes_of
 from .average_precision import AveragePrecision
 from .curve import curve
 from .distillation import distillation
-from .features import FeatureStore
+from .features import FeatureStore, prompt_features
 from .gradients import value_and_gradients
 from .optimizer import (
     NEW_WORDS,
@@ -58,7 +59,7 @@ from .state import State
 
 CURVE = "curve.png"
 EMBEDDINGS = "model.text_backbone.embeddings.word_embeddings.weight"
-FEATURES = "features"
+FEATURES, PHRASES = "features", "phrases"
 AUGMENTS = "none", "flip", "crop"
 ORDER, IMAGE = range(2)  # what a random generator is for
 CLIP = 0.1  # largest norm of all gradients (arXiv 2303.05499, Table 8)
@@ -157,9 +158,9 @@ def train(model: Model, samples: Sequence[Sample], directory: str | Path, option
           resume: bool = False) -> Iterator[Step]:
     """Train a model, and write the result as a folder that `load` and transformers read.
 
-    The steps run as the result is iterated. During the run, the folder has the state, the cached features of a frozen
-    image backbone and, after a validation, a picture of the loss. The model is written at the end, and the picture also
-    if the run stops before. `model` does not change.
+    The steps run as the result is iterated. During the run, the folder has the state, the cached features of frozen
+    backbones and, after a validation, a picture of the loss. The model is written at the end, and the picture also if
+    the run stops before. `model` does not change.
 
     Intermediate decoder layers and the encoder have losses in any case, as in the paper; `auxiliary_loss` of the
     checkpoint does not matter.
@@ -224,10 +225,12 @@ class _Run:
         if self._new:
             self._start[NEW_WORDS] = model.tensors[EMBEDDINGS][self._new]
             self._rows[self._new] = len(self._rows) + np.arange(len(self._new))
-        self._store = None
-        if options.train != "all" and options.augment != "crop":  # the same crop hardly comes again
-            maps = len(model.config.backbone_config.out_indices)
-            self._store = FeatureStore(directory / states.FOLDER / FEATURES, maps)
+        self._images = self._phrases = None
+        if options.train != "all":
+            folder = directory / states.FOLDER / FEATURES
+            self._phrases = FeatureStore(folder / PHRASES, 1)
+            if options.augment != "crop":  # the same crop hardly comes again
+                self._images = FeatureStore(folder, len(model.config.backbone_config.out_indices))
 
     def steps(self, validation, save_every, validate_every):
         """Yield the steps of the run that are not done yet, then write the model."""
@@ -309,12 +312,12 @@ class _Run:
         targets = one_per_object(image_targets(boxes, labels, prompt, picture.shape[1::-1], phrases))
         with _naming(sample):
             pixels, ids = model._checked_inputs(model.preprocess(picture, size=size), prompt.ids)
-        features = self._store.get(pixels, self._backbone) if self._store else None
-        rows = self._rows[ids]
+        features = self._images.get(pixels, self._image_backbone) if self._images else None
+        rows, words = self._rows[ids], self._words(ids)
 
         def loss(trained):
             return total_loss(self._completed(trained), model.config, pixels, rows, model.tokenizer.delimiters,
-                              targets, features)
+                              targets, features, words)
 
         value, gradients = self._pulled(loss, state)
         if options.remember:
@@ -339,13 +342,15 @@ class _Run:
         """The loss of a prompt of remembered phrases, as a function of the trained tensors."""
         model, options = self._model, self._options
         phrases = mixed([], options.remember, rng, options.phrases, model.tokenizer, model.config.max_text_len)
-        inputs = pixels, np.asarray(model.tokenize(phrases).ids), model.tokenizer.delimiters
+        ids = model.tokenize(phrases).ids
+        inputs = pixels, ids, model.tokenizer.delimiters
+        kept = {"details": True, "image_features": features, "bert_features": self._words(ids)}
         with precisions.computing(model.precision):
-            wanted = forward(*inputs, model.weights, model.config, details=True, image_features=features)
+            wanted = forward(*inputs, model.weights, model.config, **kept)
 
         def loss(trained):
             weights = build(self._completed(trained), model.config)
-            output = forward(*inputs, weights, model.config, wanted.selected, details=True, image_features=features)
+            output = forward(*inputs, weights, model.config, wanted.selected, **kept)
             return total(distillation(output, wanted, model.config), model.config)
 
         return loss
@@ -362,12 +367,26 @@ class _Run:
             return *flipped(picture, sample.boxes), labels, size
         return picture, sample.boxes, labels, size
 
-    def _backbone(self, pixels):
+    def _image_backbone(self, pixels):
         with precisions.computing(self._model.precision):
             return swin(pixels, **self._model.weights["backbone"], config=self._model.config.backbone_config)
 
+    def _words(self, ids):
+        """The features of BERT for a prompt; None if its weights or a word of the prompt are trained."""
+        store = self._phrases
+        if store is None or np.isin(ids, self._new).any():
+            return None
+        return prompt_features(ids, self._model.tokenizer.delimiters,
+                               lambda phrase: store.get(phrase, self._text_backbone)[0])
 
-def total_loss(tensors, config, pixels, ids, delimiters, targets, image_features=None):
+    def _text_backbone(self, ids):
+        t = len(ids)
+        with precisions.computing(self._model.precision):
+            return [bert(ids, np.ones((t, t), bool), np.arange(t), **self._model.weights["text_backbone"],
+                         config=self._model.config.text_config)]
+
+
+def total_loss(tensors, config, pixels, ids, delimiters, targets, image_features=None, bert_features=None):
     """Loss of one image (§3.5) as a function of the tensors, with terms for the encoder and every decoder layer.
 
     Args:
@@ -375,13 +394,13 @@ def total_loss(tensors, config, pixels, ids, delimiters, targets, image_features
         config: `Config`.
         pixels [3, H, W], ids [T], delimiters: as in `network.model.forward`.
         targets: `network.losses.Targets`.
-        image_features: maps of a frozen backbone; computed if None.
+        image_features, bert_features: features of frozen backbones; computed if None.
 
     Returns:
         The weighted sum of all terms, one number.
     """
     output = forward(pixels, ids, delimiters, build(tensors, config), config, details=True,
-                     image_features=image_features)
+                     image_features=image_features, bert_features=bert_features)
     predictions = stages(output, auxiliary=True)
     matches, _ = match(values(predictions), targets, config)
     return total(losses(predictions, targets, matches, config), config)

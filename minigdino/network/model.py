@@ -60,7 +60,7 @@ class Output:
 
 
 def forward(pixels, token_ids, delimiters, weights, config, selected=None, details=False, image_features=None,
-            text_features=None):
+            text_features=None, bert_features=None):
     """Forward pass of the network (§3, Figure 3), on the device that holds the weights.
 
     Args:
@@ -72,6 +72,7 @@ def forward(pixels, token_ids, delimiters, weights, config, selected=None, detai
         selected [Q]: image tokens to use instead of the model's own selection, on the host.
         details: whether to compute the optional fields of `Output` too.
         image_features, text_features: features from a forward pass with the same image or text; computed if None.
+        bert_features [T, channels]: features of BERT for this text, before their projection; computed if None.
 
     Returns:
         `Output`.
@@ -81,9 +82,10 @@ def forward(pixels, token_ids, delimiters, weights, config, selected=None, detai
     mask, positions = phrase_mask(token_ids, delimiters, like=like)
     # §3.1 feature extraction: the text backbone and the image backbone
     if text_features is None:
-        ids = np.asarray(token_ids, like=like)
-        text_features = linear(bert(ids, mask, positions, **weights["text_backbone"], config=config.text_config),
-                               **weights["text_projection"])  # [T, C]
+        if bert_features is None:
+            ids = np.asarray(token_ids, like=like)
+            bert_features = bert(ids, mask, positions, **weights["text_backbone"], config=config.text_config)
+        text_features = linear(bert_features, **weights["text_projection"])  # [T, C]
     if image_features is None:
         image_features = tuple(swin(np.asarray(pixels, like=like), **weights["backbone"],
                                     config=config.backbone_config))
