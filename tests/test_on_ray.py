@@ -70,8 +70,8 @@ def test_each_image_is_done_once_whatever_ends(n, poison, cpus, chance, outages,
     assert done.keys() == {item.id for item in items}
     for item in items:
         line = done[item.id]
-        assert line["image"] == item.uri and ray.deaths[item] <= on_ray.TRIES + 1  # the first loss does not count
-        assert "error" not in line or ray.deaths[item] >= on_ray.TRIES  # never for the death of another one
+        assert line["image"] == item.uri and ray.deaths[item] <= on_ray.PROVEN_ENDS + 1  # the first loss does not count
+        assert "error" not in line or ray.deaths[item] >= on_ray.PROVEN_ENDS  # never for the death of another one
     assert ray.most <= 2 * on_ray.LOOK_AHEAD + 1 and not any(actor.is_alive for actor in ray.actors)
     assert not ray.actors or ray.options == {"num_cpus": threads, "num_gpus": 0, "max_restarts": 0,
                                              "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
@@ -83,7 +83,7 @@ def test_an_image_that_ends_workers_is_an_error_that_names_it():
     (error,) = [line for line in lines if "error" in line]
     assert error == {"image": "poison2", "id": 14, "error": "poison2: two workers on the cluster have ended while they "
                      "processed it. Give each more memory by more --threads, or leave the image out"}
-    assert reports == ["a worker on the cluster has ended, and is replaced (killed)"] * (on_ray.TRIES + 1)
+    assert reports == ["a worker on the cluster has ended, and is replaced (killed)"] * (on_ray.PROVEN_ENDS + 1)
 
 
 @given(st.integers(1, 9), st.integers(1, 9))

@@ -167,10 +167,10 @@ def test_an_id_that_is_that_of_another_image_now_ends_the_run(home, run):
     write(0, 1)
     assert run("moved.csv", *PROMPT, "--out", "moved")[0] == 0
     before = (home / "moved" / "found.jsonl").read_bytes()
-    write(2, 0, 1)
+    write(0, 2, 1)
     status, err = run("moved.csv", *PROMPT, "--out", "moved")
     assert status == 1
-    assert ("images/2.png: expected an id of its own; the file of this run has another image with the id 0. Correct "
+    assert ("images/2.png: expected an id of its own; the file of this run has another image with the id 1. Correct "
             "the manifest, or begin a run in another folder") in err
     assert (home / "moved" / "found.jsonl").read_bytes() == before
 

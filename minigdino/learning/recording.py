@@ -26,6 +26,7 @@ CONSTANT = frozenset({
 })  # fmt: skip
 CREATED = frozenset({"arange", "full"})  # those of CONSTANT whose arguments must be constants, too
 OPERANDS = frozenset({"x", "a", "b", "condition"})  # arguments of rules that can be a recorded array
+SEQUENCES = frozenset({"arrays", "operands"})  # arguments of rules that can contain recorded arrays
 
 
 class Node:
@@ -102,6 +103,9 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
     transpose = functools.partialmethod(_method, "transpose")
 
 
+_signature = functools.cache(inspect.signature)
+
+
 def _called(name, function, args, keywords):
     """The result of a call with recorded arrays: by its rule, or a plain array for a function without a derivative."""
     if name in CONSTANT and (name not in CREATED or next(leaves((args, keywords)), None) is None):
@@ -109,19 +113,16 @@ def _called(name, function, args, keywords):
     if name not in RULES:
         raise TypeError(f"numpy.{name} has no rule in learning/recording.py. Add one, with its test")
     try:
-        arguments = signature(RULES[name]).bind(*args, **keywords).arguments
+        arguments = _signature(RULES[name]).bind(*args, **keywords).arguments
     except TypeError as error:
         raise no_rule(name, str(error)) from None
     for argument, value in arguments.items():
         if argument in OPERANDS:
             if isinstance(value, (list, tuple)):
                 raise no_rule(name, f"a list as argument {argument!r}")
-        elif argument not in ("arrays", "operands") and next(leaves(value), None) is not None:
+        elif argument not in SEQUENCES and next(leaves(value), None) is not None:
             raise no_rule(name, f"a recorded argument {argument!r}")
     return RULES[name](*args, **keywords)
-
-
-signature = functools.cache(inspect.signature)
 
 
 def no_rule(name, form):

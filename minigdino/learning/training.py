@@ -251,8 +251,11 @@ class _Run:
                 if state.step % save_every == 0 or state.step == options.steps:
                     states.write(self._directory, state)
                 yield Step(state.step, state.losses[-1], rate, time.monotonic() - start, precision)
-        finally:  # also if the run stops or is interrupted
-            self._draw(state)
+        except BaseException:  # such as an interrupt; the curve is less important than the reason of the stop
+            with contextlib.suppress(ArgumentError):
+                self._draw(state)
+            raise
+        self._draw(state)
         self.model(state).save(self._directory)
         remove_folder(self._directory / states.FOLDER / FEATURES)
 

@@ -67,10 +67,8 @@ class Done:
         del self._ids, self._names, self._good
         return ids[good != 0], names[good != 0]
 
-    def count(self, ids: Sequence[int]) -> int:
-        """Return how many of some ids the file has."""
-        found = self._sorted[0]
-        return int(np.count_nonzero(np.searchsorted(found, ids, "right") > np.searchsorted(found, ids, "left")))
+    def __len__(self) -> int:
+        return len(self._sorted[0])
 
     def __contains__(self, item: Item) -> bool:
         """Return whether the file has an image.

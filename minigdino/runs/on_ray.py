@@ -35,7 +35,7 @@ REACH = 10.0  # seconds in which a cluster must accept a connection
 DEVICES = {"cpu": 0, "cuda": 1}  # GPUs of an actor
 LOOK_AHEAD = 3  # images of an actor: one in progress, and others that it need not wait for
 GATHER = 0.02  # seconds in which further results are gathered, so that fewer calls and writes are needed
-TRIES = 2  # actors that may end while they process an image
+PROVEN_ENDS = 2  # actors known to have begun an image and ended, after which it gets an error
 ENDS = 5  # times the number of actors that may end in a row while none of them finishes an image
 CHECK = 10.0  # seconds between two looks at the nodes of the cluster
 PATIENCE = 60.0  # seconds without an actor after which a message says so
@@ -68,7 +68,7 @@ class Actor:
         return None
 
     def begin(self) -> None:
-        """Answer. Calls are processed in order, so that an actor that answers has lived to begin the next one."""
+        """Return at once. Calls run in their order, so an answer proves that the actor lived to begin the next one."""
 
     def line(self, item: Item) -> dict[str, Any] | Error:
         """Detect in an image.
@@ -185,7 +185,7 @@ def detect_each(ray: Any, items: Iterable[Item], arguments: dict[str, Any], fing
     """Detect in each image once, in no particular order.
 
     An actor that ends is replaced, and its images are given to others. An image becomes a line with an error once two
-    actors have begun it and ended. Actors are added while nodes join the cluster.
+    further actors have begun it and ended. Actors are added while nodes join the cluster.
 
     Args:
         ray: the package, connected to a cluster.
@@ -371,8 +371,8 @@ class _Pool:
             return
         call = worker.calls.popleft()
         self._deaths[call.item.id] = self._deaths.get(call.item.id, 0) + self._had_begun(call)
-        lost[:0] = [call.item for call in worker.calls]
-        if self._deaths[call.item.id] < TRIES:
+        lost[:0] = [other.item for other in worker.calls]
+        if self._deaths[call.item.id] < PROVEN_ENDS:
             lost.append(call.item)  # is given again before all others
         else:
             name = shown_name(call.item.uri)

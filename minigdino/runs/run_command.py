@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import pickle
 import sys
-from array import array
 from collections.abc import Iterator
 from functools import partial
 
@@ -18,7 +17,7 @@ from ..progress import Progress
 from ..runtime.threads import MAX_THREADS, threads_each
 from . import on_ray
 from .items import Item, read_items
-from .lines import FOUND, INT64, Done
+from .lines import FOUND, Done
 from .shard import Shard, file_name
 from .workers import Setup, Workers
 
@@ -47,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = arguments.out / file_name(FOUND, shard)
     _check_paths(arguments, sources, path)
     items = partial(_items, sources, arguments.recursive, shard)
-    ids = array(INT64, (item.id for item in items()))  # an invalid row of a manifest ends the run before it begins
+    count = sum(1 for _ in items())  # an invalid row of a manifest ends the run before it begins
     model = load(arguments.model, device="cpu" if is_on_ray else arguments.device, precision=arguments.precision)
     parts = prompts(model, text, arguments.chunk)
     options = detect_arguments.options(arguments, [phrase for prompt in parts for phrase in prompt.phrases])
@@ -61,10 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
         threads = arguments.threads or threads_each(workers)
         results = partial(_results, Setup(pickle.dumps(model), header["fingerprint"], text, options, threads), workers)
     del model  # without mapped weights, it would need their memory
-    failed = _detect(results, items, ids, path, header)
+    failed = _detect(results, items, count, path, header)
     complain(f"wrote {printable(str(path))}")
     if failed:
-        complain(f"minigdino: {failed} of {len(ids)} images {'has' if failed == 1 else 'have'} an error. The same "
+        complain(f"minigdino: {failed} of {count} images {'has' if failed == 1 else 'have'} an error. The same "
                  "command tries again")
     return 1 if failed and not arguments.allow_errors else 0
 
@@ -82,20 +81,21 @@ def _items(sources, recursive, shard) -> Iterator[Item]:
     return (item for item in read_items(sources, recursive=recursive) if shard is None or item.uri in shard)
 
 
-def _detect(results, items, ids, path, header):
+def _detect(results, items, count, path, header):
     """Detect in all images that a file does not have, or has with an error. Returns the number of those with an error.
 
     Args:
         results: function of images, their number and a log that returns a context with their lines, in groups.
         items: function that lists the images.
-        ids: their ids.
+        count: number of images.
         path: the file.
         header: its header.
     """
     done, failed = Done(), 0
     with JsonLines(path, True, header=header, option=OPTION, continues="a run that continues",
                    on_line=done.add) as lines:
-        to_do = len(ids) - done.count(ids)
+        # before the first image is processed: an id of the file that is that of another image now is an error
+        to_do = sum(item not in done for item in items()) if done else count
         progress = Progress(sys.stderr, to_do)
         rest = (item for item in items() if item not in done)
         with results(rest, to_do, partial(_complain, progress)) as groups:
