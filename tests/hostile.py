@@ -91,11 +91,19 @@ FORM = f"multipart/form-data; boundary={serving.BOUNDARY}"
 
 
 class Attack(NamedTuple):
-    """A request: its bytes, its method, and whether it is complete, so that it must get an answer."""
+    """A request.
+
+    Attributes:
+        data: its bytes.
+        method: its method.
+        complete: whether it must get an answer.
+        rest: bytes that follow the answer.
+    """
 
     data: bytes
     method: str = "POST"
     complete: bool = True
+    rest: bytes = b""
 
 
 # ---- kinds of requests
@@ -217,6 +225,12 @@ def heads(rng):
     return Attack(head.encode() + rng.choice(CHUNKS), method, False)
 
 
+def late(rng):
+    """A request that is answered before its body comes, in chunks."""
+    head = f"POST {rng.choice(PATHS[:5])} HTTP/1.1\r\n{HOST}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return Attack(head.encode(), rest=rng.choice((*CHUNKS, rng.randbytes(60))))
+
+
 def changed(rng):
     """Any bytes of a request changed, its head included."""
     intact = rng.choice((values, fields, routes))(rng)
@@ -231,7 +245,7 @@ def addresses(rng):
 
 
 KINDS = {"values": values, "fields": fields, "bombs": bombs, "forms": forms, "images": images, "sizes": sizes,
-         "routes": routes, "heads": heads, "bytes": changed, "addresses": addresses}
+         "routes": routes, "heads": heads, "late": late, "bytes": changed, "addresses": addresses}
 
 
 def attack(seed: int, number: int) -> tuple[str, Attack]:
@@ -262,7 +276,14 @@ def send(port: int, request: Attack) -> Answer:
         try:
             answer = http.client.HTTPResponse(connection, method=request.method.upper())
             answer.begin()
-            return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+            found = Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+            if request.rest:
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(request.rest)
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(2**16):
+                        pass
+            return found
         except TimeoutError:
             return Answer("hang")
         except (http.client.HTTPException, ConnectionError):

@@ -61,10 +61,11 @@ class _Protocol(H11Protocol):
             self._receiving = _stopped(self._receiving)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 as uvicorn calls it
-        """Refuse what is no HTTP, which the application does not see."""
-        head = h11.Response(status_code=NO_HTTP.status_code, headers=NO_HTTP.raw_headers)
-        for event in (head, h11.Data(data=NO_HTTP.body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+        """Refuse what is no HTTP, which the application does not see. After the start of an answer, only close."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            head = h11.Response(status_code=NO_HTTP.status_code, headers=NO_HTTP.raw_headers)
+            for event in (head, h11.Data(data=bytes(NO_HTTP.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
