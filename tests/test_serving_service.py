@@ -9,7 +9,6 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -27,6 +26,7 @@ from benchmarks import case
 from benchmarks import serving as benchmark
 from minigdino.serving import intake, web
 
+resource = pytest.importorskip("resource")  # which Windows lacks
 pytestmark = [pytest.mark.once, pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")]
 
 TEXT = "a cat. a red dog."

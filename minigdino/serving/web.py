@@ -58,7 +58,7 @@ class _Protocol(H11Protocol):
         if h11.IDLE is self.conn.their_state or h11.DONE is self.conn.our_state:
             self._expect()
         else:
-            self._receiving = _stopped(self._receiving)
+            self._receiving = _cancelled(self._receiving)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 as uvicorn calls it
         """Refuse what is no HTTP, which the application does not see. After the start of an answer, only close."""
@@ -70,7 +70,7 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self._receiving, self._sending = _stopped(self._receiving), _stopped(self._sending)
+        self._receiving, self._sending = _cancelled(self._receiving), _cancelled(self._sending)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -81,13 +81,14 @@ class _Protocol(H11Protocol):
     def resume_writing(self) -> None:
         """Stop that time."""
         super().resume_writing()
-        self._sending = _stopped(self._sending)
+        self._sending = _cancelled(self._sending)
 
     def _expect(self):
         self._receiving = self._receiving or self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
 
-def _stopped(timer):
+def _cancelled(timer) -> None:
+    """Cancel a timer, if there is one. The result is the new value of its attribute."""
     if timer:
         timer.cancel()
 
@@ -107,7 +108,7 @@ class Service:
         pool: the workers.
         app: the web application.
         listener: the listening socket.
-        connections: largest number of connections. A further one ends that whose client is silent longest.
+        connections: largest number of connections. One more closes the connection that has been silent longest.
         log: function that receives a line if connections cannot be accepted.
     """
 
