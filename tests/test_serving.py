@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import functools
 import http.client
 import io
 import json
@@ -29,7 +30,7 @@ from serving import SCENE, Server, as_json, fake_pool, form, local_app, served
 import minigdino
 from minigdino import ArgumentError, CheckpointError, cli, urls
 from minigdino.checkpoints import hub
-from minigdino.serving import processes, server, web, worker
+from minigdino.serving import intake, processes, server, web, worker
 from minigdino.serving.app import Settings, create
 from minigdino.serving.messages import packed, read, receive
 from minigdino.serving.pool import WorkerEnded
@@ -411,6 +412,59 @@ def test_a_connection_above_the_limit_ends_the_one_that_is_silent_longest():
     asyncio.run(test())
 
 
+@contextlib.contextmanager
+def unread(port, path):
+    """A client that does not receive its answer."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(5)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert connection.recv(1)
+        yield connection
+
+
+def is_live(port):
+    """Whether a health check gets its answer."""
+    return raw(port, b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")[0].startswith(
+        b"HTTP/1.1 200 ")
+
+
+def test_answers_that_clients_do_not_take_leave_connections_for_others():
+    """Among them, the oldest one ends."""
+    async def app(scope, receive, send):
+        size = 20_000_000 if scope["path"] == "/large" else 2
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": b"x" * size})
+
+    pool, _ = fake_pool(None)
+    with served(app, pool, connections=5) as (port, _), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(unread(port, "/large")) for _ in range(5)]
+        for oldest in clients[:3]:
+            assert is_live(port)
+            assert sum(map(len, iter(functools.partial(oldest.recv, 2**20), b""))) < 20_000_000
+            stack.enter_context(unread(port, "/large"))
+
+
+def test_requests_that_wait_for_downloads_leave_connections_for_others(monkeypatch):
+    end = threading.Event()
+    monkeypatch.setattr(urls, "download", lambda *_, **__: end.wait(20) and b"x")
+    body, headers = json.dumps({"images": ["https://example.org/a"], "text": "a"}).encode(), as_json()[1]
+    many = intake.DOWNLOADS + intake.PENDING
+    app, pool = local_app({"queue": many}, allow_urls=True)
+    with served(app, pool, connections=many + 2) as (port, _), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)))
+                   for _ in range(many + 10)]
+        for client in clients:
+            client.request("POST", "/v1/detect", body, headers)
+            assert is_live(port)
+        answers = [client.getresponse() for client in clients[many:]]
+        assert {(answer.status, answer.headers["Retry-After"]) for answer in answers} == {(503, "1")}
+        assert json.load(answers[0])["error"] == "the server is busy: 16 requests wait for downloads. Try again in 1 s"
+        end.set()
+        assert {client.getresponse().status for client in clients[:many]} == {422}  # b"x" is no image
+
+
 def test_a_system_that_refuses_connections_is_tried_again_with_one_line(monkeypatch):
     monkeypatch.setattr(web, "ACCEPT_PAUSE", 0.01)
 
@@ -614,20 +668,21 @@ def test_wrong_options_are_errors(options, text, capsys):
 
 
 @pytest.mark.parametrize(("files", "queue", "workers", "connections"), [
-    (116, 32, 1, 49), (1024, 32, 1, 957), (10**6, 32, 8, 1040), (10**6, 5000, 8, 6008)])
+    (140, 32, 1, 73), (1024, 32, 1, 957), (10**6, 32, 8, 1040), (10**6, 5000, 8, 6008)])
 def test_connections_leave_descriptors_for_workers(monkeypatch, files, queue, workers, connections):
     monkeypatch.setattr(server, "_open_files", lambda: files)
     assert server._connections(queue, workers) == connections
+    assert connections - queue - workers >= 2 * (intake.DOWNLOADS + intake.PENDING)  # also for health checks
 
 
 @LINUX
 def test_a_queue_that_needs_more_open_files_is_an_error():
-    code = ("import resource, sys, minigdino.cli\nresource.setrlimit(resource.RLIMIT_NOFILE, (115, 115))\n"
+    code = ("import resource, sys, minigdino.cli\nresource.setrlimit(resource.RLIMIT_NOFILE, (139, 139))\n"
             "sys.exit(minigdino.cli.main(['serve', '--port', '0', '--workers', '1']))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=serving.ROOT)
     assert done.returncode == 1
-    assert done.stderr == ("minigdino: --queue 32 and --workers 1 need 116 open files; the system allows 115. Raise "
-                           "that limit by `ulimit -n 116`, or use a smaller --queue\n")
+    assert done.stderr == ("minigdino: --queue 32 and --workers 1 need 140 open files; the system allows 139. Raise "
+                           "that limit by `ulimit -n 140`, or use a smaller --queue\n")
 
 
 def test_a_port_in_use_is_an_error(capsys):

@@ -22,6 +22,7 @@ HELD = 16  # requests of the largest size that may be in memory before others ar
 SLOW, STEP = 2.0, 2**16  # a body is slow if its next STEP bytes take more than SLOW seconds
 SMALL = 2**16  # bytes of a body that is parsed at once; others are parsed in a thread
 DOWNLOADS = 4  # URLs that are downloaded at the same time
+PENDING = 4 * DOWNLOADS  # requests that wait for a download; others are refused
 
 
 @dataclass(eq=False)
@@ -61,6 +62,7 @@ class Intake:
         self._held = 0  # bytes in memory
         self._arriving: set[_Share] = set()
         self._places = asyncio.Semaphore(DOWNLOADS)
+        self._pending = 0  # requests that wait for a place
         self._parser = ThreadPoolExecutor(1)  # one body at a time: parsing needs several times its memory
 
     @contextlib.asynccontextmanager
@@ -167,7 +169,15 @@ class Intake:
         Neither parsing nor the end of the process waits for the thread: a name server can take any time.
         """
         loop = asyncio.get_running_loop()
-        await self._places.acquire()
+        if self._pending >= PENDING:  # without this bound, they would take all connections
+            seconds = self._wait_seconds()
+            raise Refused(503, f"the server is busy: {PENDING} requests wait for downloads. Try again in {seconds} s",
+                          {"Retry-After": str(seconds)})
+        self._pending += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._pending -= 1
         room, found = self._max_bytes - share.size, loop.create_future()
         self._held += room
 

@@ -30,7 +30,7 @@ PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "pyt
 KEY = "MINIGDINO_API_KEY"
 BACKLOG = 1024  # connections that the system accepts before the server does
 FILES, WORKER_FILES = 64, 3  # file descriptors of the web process besides connections, and of each worker
-MIN_SPARE, SPARE = 16, 1000  # connections besides those of accepted requests: uploads, health checks, idle ones
+MIN_SPARE, SPARE = 40, 1000  # connections besides those of accepted requests: downloads, uploads, health checks
 LIMITS = {"workers": (1, 1024), "threads": (1, MAX_THREADS), "port": (0, 65535), "max_pixels": (1, 10**9),
           "max_bytes": (1, 10**9), "queue": (0, 10**6), "timeout": (0.001, 86400), "max_memory": (1, 10**9)}
 

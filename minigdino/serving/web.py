@@ -33,9 +33,11 @@ class _Protocol(H11Protocol):
 
     Attributes:
         seen: when data came last.
+        unsent: since when a part of an answer waits for the client; None if none does.
     """
 
     seen = 0.0
+    unsent: float | None = None
     _receiving: asyncio.TimerHandle | None = None
     _sending: asyncio.TimerHandle | None = None
 
@@ -43,11 +45,12 @@ class _Protocol(H11Protocol):
     def waits(self) -> bool:
         """Whether this connection waits for a request, or for the rest of one, and has sent all of its answers."""
         return (self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing()
-                and not self.transport.get_write_buffer_size())
+                and self.unsent is None)
 
     def connection_made(self, transport: Any) -> None:
         """Start the time for the first request."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # so that writing pauses while any byte waits for the client
         self.seen = self.loop.time()
         self._expect()
 
@@ -76,11 +79,13 @@ class _Protocol(H11Protocol):
     def pause_writing(self) -> None:
         """Start the time in which the client must accept the answer."""
         super().pause_writing()
+        self.unsent = self.loop.time()
         self._sending = self._sending or self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Stop that time."""
         super().resume_writing()
+        self.unsent = None
         self._sending = _cancelled(self._sending)
 
     def _expect(self):
@@ -91,6 +96,14 @@ def _cancelled(timer) -> None:
     """Cancel a timer, if there is one. The result is the new value of its attribute."""
     if timer:
         timer.cancel()
+
+
+def _most_silent(connections, newest):
+    """The connection that waits longest for a request, else for its client to receive an answer, else the newest."""
+    others = connections - {newest}
+    if waiting := [one for one in others if one.waits]:
+        return min(waiting, key=lambda one: one.seen)
+    return min((one for one in others if one.unsent is not None), key=lambda one: one.unsent, default=newest)
 
 
 class _Server(uvicorn.Server):
@@ -108,7 +121,8 @@ class Service:
         pool: the workers.
         app: the web application.
         listener: the listening socket.
-        connections: largest number of connections. One more closes the connection that has been silent longest.
+        connections: largest number of connections. One more closes the connection that has been silent longest: that
+            has sent no request, or has received no answer.
         log: function that receives a line if connections cannot be accepted.
     """
 
@@ -173,8 +187,7 @@ class Service:
                 continue
             said = ""
             if len(connections) > self._limit:
-                waiting = (connection for connection in connections if connection.waits)
-                min(waiting, key=lambda connection: connection.seen, default=newest).transport.abort()
+                _most_silent(connections, newest).transport.abort()
 
     def stop(self) -> None:
         """Refuse new requests, and end once the accepted ones are answered. A second call ends at once."""
