@@ -552,6 +552,10 @@ def echo(connection, kind):
             return
         send({"error": "no model"} if kind == "fails" else {})
         while message := receive(file):
+            if message[0]["kind"] in ("break", "answer and break"):
+                file.writelines([*packed(*message)] * (message[0]["kind"] != "break") + [b"\0\0\0\4{no}"])
+                file.flush()
+                continue
             if message[0]["kind"] in ("end", "begin and end"):
                 if message[0]["kind"] != "end":
                     send({"begun": True})
@@ -571,6 +575,23 @@ def test_a_worker_process_answers_and_ends():
         with pytest.raises(WorkerEnded):
             await process.ask({"kind": "x"})
         process.kill()
+        process.kill()
+
+    asyncio.run(test())
+
+
+def test_a_worker_process_that_breaks_the_protocol_states_how_and_is_not_used_again():
+    async def test():
+        process = await Process.start(echo, "works")
+        with pytest.raises(json.JSONDecodeError):
+            await process.ask({"kind": "break"})
+        assert process.ended.done()
+        with pytest.raises(WorkerEnded):
+            await process.ask({"kind": "x"})
+        process.kill()
+        process = await Process.start(echo, "works")
+        assert (await process.ask({"kind": "answer and break"}))[0] == {"kind": "answer and break"}
+        await asyncio.wait_for(process.ended, 10)
         process.kill()
 
     asyncio.run(test())

@@ -21,7 +21,7 @@ class Process:
 
     Attributes:
         pid: its process id.
-        ended: a future that is done once the process has closed its end of the connection.
+        ended: a future that is done once the process has closed its end of the connection, or broken the protocol.
     """
 
     def __init__(self, process: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
@@ -79,6 +79,7 @@ class Process:
 
         Raises:
             WorkerEnded: if the process ends before it answers.
+            Exception: of any other kind if its answer breaks the protocol.
         """
         self._answer, self._begun = asyncio.get_running_loop().create_future(), False
         try:
@@ -102,8 +103,12 @@ class Process:
                     self._begun = True
                 elif not self._answer.done():
                     self._answer.set_result(message)
-        except Exception:  # of the connection, or a message that is cut or wrong
-            self.ended.set_result(None)
+        except (OSError, EOFError):  # the connection has ended
+            pass
+        except Exception as error:  # a message that breaks the protocol
+            if not self._answer.done():
+                self._answer.set_exception(error)
+        self.ended.set_result(None)
 
     def kill(self) -> None:
         """End the process at once."""
