@@ -1,4 +1,4 @@
-"""The workers of the server and the requests that wait for them: bounds, deadlines, retries and replacement.
+"""The workers of the server and the requests that wait for them: bounds, retries and replacement.
 
 A `Pool` knows neither HTTP nor processes. It gets a function that starts a worker, so tests run it with workers that
 compute nothing.
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from ..detector import IMAGE_CACHE
 from ..errors import Error
 from .messages import Message
-from .refusals import LATE, Refused
+from .refusals import Refused
 
 PING = 2.0  # seconds between two checks of an idle worker
 STALE = 3 * PING  # seconds without a sign of life after which an idle worker does not count as ready
@@ -75,11 +75,6 @@ class _Job:
     given: int = 0
     begun: int = 0
 
-    def fail(self, status: int, text: str) -> None:
-        """Answer with an error, unless there is an answer."""
-        if not self.answer.done():
-            self.answer.set_exception(Refused(status, text))
-
 
 @dataclass(eq=False)
 class _Slot:
@@ -111,7 +106,7 @@ class Pool:
         start: function that starts a worker.
         workers: number of workers.
         queue: largest number of requests that wait for a worker.
-        timeout: seconds from the arrival of a request to its answer. A worker that needs longer is replaced.
+        timeout: seconds after which a worker without an answer is replaced.
         max_memory: bytes of a worker's own memory above which it is replaced after the request; None for no limit.
         log: function that receives a line for each worker that ended.
         clock: function that returns the time in seconds.
@@ -154,7 +149,8 @@ class Pool:
     async def ask(self, header: dict[str, Any], blocks: Sequence[bytes] = (), digests: Sequence[str] = ()) -> Message:
         """Process a request in a worker.
 
-        If the caller is cancelled, a request that no worker has begun is dropped.
+        The caller sets the time limit, of at most the timeout of the pool. If the caller is cancelled, a request that
+        no worker has begun is dropped.
 
         Args:
             header: header of the message to the worker, which also gets "waited", the seconds in the queue.
@@ -165,8 +161,7 @@ class Pool:
             The answer of the worker.
 
         Raises:
-            Refused: 503 if the queue is full or the pool drains, 504 after the timeout, 500 if two workers have ended
-                that had begun it.
+            Refused: 503 if the queue is full or the pool drains, 500 if two workers have ended that had begun it.
         """
         self.check_open()
         job = _Job(header, blocks, digests, self._clock(), asyncio.get_running_loop().create_future())
@@ -179,10 +174,7 @@ class Pool:
             self._waiting.append(job)
         self._open += 1
         try:
-            async with asyncio.timeout(self._timeout):
-                return await job.answer
-        except TimeoutError:
-            raise self._late() from None
+            return await job.answer
         finally:
             self._open -= 1
             job.answer.cancel()
@@ -195,9 +187,6 @@ class Pool:
         if self.draining:
             raise Refused(503, "the server is shutting down. Send the request to another server, or try again later",
                           {"Retry-After": str(self.wait_seconds()), "Connection": "close"})
-
-    def _late(self):
-        return Refused(504, LATE.format(self._timeout))
 
     @property
     def waiting(self) -> int:
@@ -235,7 +224,7 @@ class Pool:
         return max(1, math.ceil(self._seconds * (self.waiting + self.busy) / len(self._slots)))
 
     async def drain(self) -> None:
-        """Refuse new requests, and wait until all accepted ones are answered. It takes no longer than the timeout."""
+        """Refuse new requests, and wait until all accepted ones are answered or cancelled."""
         self.draining = True
         while self._open:
             await asyncio.sleep(0.02)
@@ -356,13 +345,13 @@ class Pool:
         try:
             async with asyncio.timeout(self._timeout):  # `wait_for` can lose a cancellation in Python 3.11
                 message = await worker.ask(header, job.blocks)
-        except TimeoutError:  # the deadline of the job was earlier
-            job.fail(504, str(self._late()))
+        except TimeoutError:  # the time limit of the caller was earlier
             raise
-        except Exception as error:
-            job.given += 1
-            job.begun += not isinstance(error, WorkerEnded) or error.begun
-            self._again(job)
+        except WorkerEnded as error:
+            self._again(job, error.begun)
+            raise
+        except Exception:
+            self._again(job, begun=True)
             raise
         finally:
             slot.job = None
@@ -377,16 +366,19 @@ class Pool:
         if not job.given:
             self.waited(self._clock() - job.arrived)
 
-    def _again(self, job):
+    def _again(self, job, begun):
         """Try a job again whose worker has ended. One that two workers had begun fails.
 
         The death of a worker that had not begun proves nothing, but each worker can be lost only once in that way.
         """
+        job.given += 1
+        job.begun += begun
         if job.answer.done():
             return
         if job.begun > 1 or job.given > len(self._slots) + 1:
-            job.fail(500, f"the server could not process this request: {job.given} workers that were to process it "
-                     "have ended. Send a smaller image, or another format")
+            job.answer.set_exception(Refused(500, f"the server could not process this request: {job.given} workers "
+                                             "that were to process it have ended. Send a smaller image, or another "
+                                             "format"))
         elif not self._give(job):
             self._waiting.appendleft(job)
 
