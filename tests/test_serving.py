@@ -33,7 +33,7 @@ from minigdino.checkpoints import hub
 from minigdino.serving import intake, processes, server, web, worker
 from minigdino.serving.app import Settings, create
 from minigdino.serving.messages import packed, read, receive
-from minigdino.serving.pool import WorkerEnded
+from minigdino.serving.pool import Pool, WorkerEnded
 from minigdino.serving.processes import Process
 from minigdino.serving.refusals import HEADERS
 
@@ -491,6 +491,69 @@ def test_a_system_that_refuses_connections_is_tried_again_with_one_line(monkeypa
             await running
         assert len(refusals) == 5
         assert lines == ["cannot accept connections (Too many open files), and tries again"]
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("broken", ["accept", "worker"])
+def test_an_error_that_would_leave_the_server_deaf_ends_it(monkeypatch, broken):
+    """Such as that of writing a line to a closed stream. Accepted requests are answered before."""
+    def log(line):
+        raise ValueError("closed")
+
+    async def test():
+        opened = asyncio.Event()
+
+        async def answer(header):
+            await opened.wait()
+            return {}
+
+        async def refuse(listener):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        pool, started = fake_pool(answer, workers=2, log=log)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            service = web.Service(pool, create(pool, Settings("tiny")), listener, log=log)
+            running = asyncio.create_task(service.run(lambda: None))
+            while pool.ready < 2:
+                await asyncio.sleep(0.01)
+            asked = asyncio.create_task(pool.ask({"kind": "detect"}))
+            await asyncio.sleep(0)
+            if broken == "accept":
+                monkeypatch.setattr(asyncio.get_running_loop(), "sock_accept", refuse)
+                socket.create_connection(listener.getsockname()).close()  # the last one that is accepted
+            else:
+                started[1].kill()  # the idle one
+            async with asyncio.timeout(5):
+                while not pool.draining:
+                    await asyncio.sleep(0.01)
+            opened.set()
+            with pytest.raises(ValueError, match="closed"):
+                await asyncio.wait_for(running, 5)
+            assert asked.done()
+            await asked
+
+    asyncio.run(test())
+
+
+def test_a_signal_during_the_start_ends_the_server():
+    async def test():
+        ended = []
+
+        async def start():
+            try:
+                await asyncio.sleep(100)
+            finally:
+                ended.append(True)
+
+        pool = Pool(start, 2, queue=1, timeout=1)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            service = web.Service(pool, create(pool, Settings("tiny")), listener)
+            running = asyncio.create_task(service.run(pytest.fail))
+            await asyncio.sleep(0.02)
+            service.stop()
+            await asyncio.wait_for(running, 5)
+            assert len(ended) == 2
 
     asyncio.run(test())
 

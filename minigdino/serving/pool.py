@@ -112,6 +112,7 @@ class Pool:
         clock: function that returns the time in seconds.
 
     Attributes:
+        tasks: a task for each worker. Until `close`, it ends only with an error.
         restarts: number of workers that were replaced, by reason: a key of `REASONS`.
         draining: whether new requests are refused.
         waited: function that receives the seconds of each request in the queue, also of one that no worker begins.
@@ -125,9 +126,9 @@ class Pool:
         self._slots = [_Slot() for _ in range(workers)]
         self._idle: list[_Slot] = []  # the one that is idle longest comes first
         self._waiting: deque[_Job] = deque()
-        self._tasks: list[asyncio.Task[None]] = []
         self._open = 0  # requests without an answer
         self._seconds = 0.0  # mean time of a request in a worker
+        self.tasks: list[asyncio.Task[None]] = []
         self.restarts = Counter(died=0, stuck=0, memory=0, broken=0)
         self.draining = False
         self.waited: Callable[[float], object] = lambda _: None
@@ -139,7 +140,7 @@ class Pool:
             Error: that of the first worker which cannot start.
         """
         started = [asyncio.get_running_loop().create_future() for _ in self._slots]
-        self._tasks = [asyncio.create_task(self._keep(*pair)) for pair in zip(self._slots, started)]
+        self.tasks = [asyncio.create_task(self._keep(*pair)) for pair in zip(self._slots, started)]
         try:
             await asyncio.gather(*started)
         except BaseException:
@@ -232,9 +233,9 @@ class Pool:
     async def close(self) -> None:
         """End all workers."""
         self.draining = True
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         self.kill()
 
     def kill(self) -> None:

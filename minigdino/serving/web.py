@@ -137,35 +137,56 @@ class Service:
         self._running: asyncio.Task[None] | None = None
 
     async def run(self, on_start: Callable[[], object]) -> None:
-        """Serve until `stop` is called, then answer all accepted requests.
+        """Serve until `stop` is called, then answer all accepted requests. Before the workers are ready, end at once.
 
         Args:
             on_start: function that is called when requests are accepted.
 
         Raises:
             Error: if the workers cannot start.
+            Exception: of another kind if connections cannot be accepted or workers not be replaced any more.
             CancelledError: after the second call of `stop`.
         """
         self._running = asyncio.current_task()
+        stopped = asyncio.create_task(self._stopped.wait())
         try:
-            await self._pool.start()
-            serving = asyncio.create_task(self._server.serve([]))  # `_accept` has the socket
-            while not (self._server.started or serving.done()):
-                await asyncio.sleep(0.01)
-            accepting = asyncio.create_task(self._accept())
-            if self._server.started:
-                on_start()
-            stopped = asyncio.create_task(self._stopped.wait())
-            await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            await self._pool.drain()
-            accepting.cancel()
-            await asyncio.gather(accepting, return_exceptions=True)
-            self._listener.close()
-            self._server.should_exit = True
-            await serving
+            if await self._start(stopped):
+                await self._serve(stopped, on_start)
         finally:
+            stopped.cancel()
             await self._pool.close()
+
+    async def _start(self, stopped):
+        """Start the workers. Returns whether they are ready; not if the end is asked for before."""
+        starting = asyncio.create_task(self._pool.start())
+        try:
+            await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()  # raises its error
+            return starting.done()
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+
+    async def _serve(self, stopped, on_start):
+        """Serve until the end is asked for or a task fails, whose error is raised after the answers."""
+        serving = asyncio.create_task(self._server.serve([]))  # `_accept` has the socket
+        while not (self._server.started or serving.done()):
+            await asyncio.sleep(0.01)
+        accepting = asyncio.create_task(self._accept())
+        if self._server.started:
+            on_start()
+        endless = {accepting, *self._pool.tasks}
+        await asyncio.wait({serving, stopped, *endless}, return_when=asyncio.FIRST_COMPLETED)
+        failed = [task for task in endless if task.done()]
+        await self._pool.drain()
+        accepting.cancel()
+        await asyncio.gather(accepting, return_exceptions=True)
+        self._listener.close()
+        self._server.should_exit = True
+        await serving
+        for task in failed:
+            task.result()  # raises its error
 
     async def _accept(self):
         """Accept connections one at a time, so that many at once take no descriptors beyond the limit."""
