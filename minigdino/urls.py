@@ -44,7 +44,28 @@ MAX_NAME = 50  # characters of a file name, which can have 4 bytes each
 MAX_FOLDERS = 8
 
 
-class TooLarge(ImageError):
+class UrlError(ImageError):
+    """A URL is invalid, or cannot be downloaded.
+
+    Args:
+        cause: what was expected, and what came. It is the same for each host without a public address, also for an
+            unknown one, so that clients of a server do not learn the names of its network.
+        next_step: what a user of this machine can do.
+    """
+
+    def __init__(self, cause: str, next_step: str = ""):
+        super().__init__(cause, next_step)
+        self.cause, self.next_step = cause, next_step
+
+    def __str__(self):
+        return ". ".join(filter(None, self.args))
+
+    def at(self, where: str) -> UrlError:
+        """Return the same error with the URL in front."""
+        return type(self)(f"{where}: {self.cause}", self.next_step)
+
+
+class TooLarge(UrlError):
     """The content has more bytes than allowed."""
 
 
@@ -108,12 +129,12 @@ def check(url: str) -> None:
         url: the URL.
 
     Raises:
-        ImageError: if it is invalid, has another scheme than http and https, or has a user name or a password.
+        UrlError: if it is invalid, has another scheme than http and https, or has a user name or a password.
     """
     try:
         _parsed(url)
-    except ImageError as error:
-        raise ImageError(f"{shown(url)}: {error}") from None
+    except UrlError as error:
+        raise error.at(shown(url)) from None
 
 
 def download(url: str, *, max_bytes: int | None = None, seconds: float | None = None) -> Download:
@@ -128,7 +149,7 @@ def download(url: str, *, max_bytes: int | None = None, seconds: float | None = 
         The content, of any type but a web page.
 
     Raises:
-        ImageError: if the URL is invalid, if it or a redirect leads to an address that is not public (unless
+        UrlError: if the URL is invalid, if it or a redirect leads to an address that is not public (unless
             $MINIGDINO_PRIVATE_URLS is 1), if the server does not answer with status 200 and a content, or if
             `max_bytes`, `seconds` or `MAX_REDIRECTS` is exceeded. The time of a name server is limited by the system
             only. `TooLarge` for `max_bytes`.
@@ -148,14 +169,14 @@ def download(url: str, *, max_bytes: int | None = None, seconds: float | None = 
                 return found
             target = answer
             where = f"{shown(url)}, redirected to {shown(target)}"
-        raise ImageError(f"expected at most {MAX_REDIRECTS} redirects; got more. Give the URL of the image itself")
-    except ImageError as error:
-        raise (TooLarge if isinstance(error, TooLarge) else ImageError)(f"{where}: {error}") from None
+        raise UrlError(f"expected at most {MAX_REDIRECTS} redirects; got more", "Give the URL of the image itself")
+    except UrlError as error:
+        raise error.at(where) from None
     except TimeoutError:
-        raise ImageError(f"{where}: expected a complete answer within {seconds:.3g} s; got none. {OTHERWISE}") from None
+        raise UrlError(f"{where}: expected a complete answer within {seconds:.3g} s; got none", OTHERWISE) from None
     except (OSError, ValueError, HTTPException, zlib.error) as error:
         _raise_interruption(error, of_caller)
-        raise ImageError(f"{where}: cannot be downloaded ({brief(error)}). Check the URL and the connection") from None
+        raise UrlError(f"{where}: cannot be downloaded ({brief(error)})", "Check the URL and the connection") from None
 
 
 OTHERWISE = "Download the file with another program, and give its path"
@@ -174,14 +195,14 @@ def _parsed(url) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port  # raises ValueError
     except ValueError:  # its message can contain a part of a password
-        raise ImageError("not a valid URL; expected one such as https://example.org/cat.jpg") from None
+        raise UrlError("not a valid URL; expected one such as https://example.org/cat.jpg") from None
     if parts.scheme not in PORTS:
-        next_step = OTHER_SCHEMES.get(parts.scheme, OTHERWISE)
-        raise ImageError(f"expected a URL that starts with http:// or https://; got {parts.scheme}:. {next_step}")
+        raise UrlError(f"expected a URL that starts with http:// or https://; got {parts.scheme}:",
+                       OTHER_SCHEMES.get(parts.scheme, OTHERWISE))
     if "@" in parts.netloc:
-        raise ImageError(f"expected a URL without user name and password; got one with them. {OTHERWISE}")
+        raise UrlError("expected a URL without user name and password; got one with them", OTHERWISE)
     if not parts.hostname:
-        raise ImageError("expected a URL with a host, such as https://example.org/cat.jpg; got none")
+        raise UrlError("expected a URL with a host, such as https://example.org/cat.jpg; got none")
     return parts
 
 
@@ -203,7 +224,7 @@ def _get(url, deadline, max_bytes) -> bytes | str:
                 return urljoin(url, quote(location.strip().encode("latin-1"), SAFE))  # its bytes, usually UTF-8
             if response.status != http.client.OK:
                 phrase = http.client.responses.get(response.status, "unknown")
-                raise ImageError(f"expected an image; the server answered {response.status} ({phrase}). Check the URL")
+                raise UrlError(f"expected an image; the server answered {response.status} ({phrase})", "Check the URL")
             return _content(response, max_bytes)
 
 
@@ -224,16 +245,22 @@ def _connected(host, port, deadline, secure):
             yield encrypted
 
 
+NO_ADDRESS = "expected a URL with a public address; its host has none"
+
+
 def _socket(host, port, deadline):
     """Connect to the first address of a host that answers. The addresses that are checked are those connected to."""
     import socket
 
-    addresses = [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    try:
+        addresses = [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    except socket.gaierror as error:
+        raise UrlError(NO_ADDRESS, f"Its name cannot be resolved ({brief(error)}): check the URL and the connection"
+                       ) from None
     if os.environ.get(PRIVATE) != "1":
         addresses = list(filter(is_public, addresses))
     if not addresses:
-        raise ImageError("expected a URL with a public address; its host has a private, local or reserved one. If you "
-                         f"trust the URL, set {PRIVATE}=1")
+        raise UrlError(NO_ADDRESS, f"It has a private, local or reserved one: set {PRIVATE}=1, if you trust the URL")
     for i, address in enumerate(addresses[:-1]):
         try:
             return socket.create_connection((address, port), _left(deadline) / (len(addresses) - i))
@@ -325,13 +352,13 @@ def _content(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
     if size > max_bytes:
         raise _too_large(max_bytes)
     if expected is not None and size < expected:
-        raise ImageError(f"expected {expected} bytes; the connection ended after {size}. Try again")
+        raise UrlError(f"expected {expected} bytes; the connection ended after {size}", "Try again")
     content = _decompressed(b"".join(blocks), response.headers.get("Content-Encoding", "identity").strip().lower(),
                             max_bytes)
     if not content:
-        raise ImageError("expected an image; the answer is empty. Check the URL")
+        raise UrlError("expected an image; the answer is empty", "Check the URL")
     if content[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
-        raise ImageError("expected an image; got a web page. Give the URL of the image itself")
+        raise UrlError("expected an image; got a web page", "Give the URL of the image itself")
     return content
 
 
@@ -340,15 +367,15 @@ def _decompressed(data, encoding, max_bytes):
     if encoding in ("", "identity"):
         return data
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise ImageError(f"expected an answer without compression, or with gzip; got {brief(encoding)}. {OTHERWISE}")
+        raise UrlError(f"expected an answer without compression, or with gzip; got {brief(encoding)}", OTHERWISE)
     decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32)  # of either format
     data = decoder.decompress(data, max_bytes + 1)
     if len(data) > max_bytes:
         raise _too_large(max_bytes)
     if not decoder.eof:
-        raise ImageError("expected complete gzip data; its end is missing. Try again")
+        raise UrlError("expected complete gzip data; its end is missing", "Try again")
     return data
 
 
 def _too_large(max_bytes):
-    return TooLarge(f"expected at most {max_bytes} bytes; got more. {OTHERWISE}")
+    return TooLarge(f"expected at most {max_bytes} bytes; got more", OTHERWISE)

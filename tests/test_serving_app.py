@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import re
+import socket
 import threading
 import time
 
@@ -27,6 +28,7 @@ from minigdino.writing import encoded
 PHOTO = picture()
 IMAGE = ("image", PHOTO)
 LOW = ("threshold", "0.01")
+URL = "https://example.org/cat.png"
 
 
 def with_app(test, *options, **more):
@@ -516,21 +518,47 @@ def test_a_url_is_downloaded_if_the_server_allows_it(monkeypatch):
 @pytest.mark.parametrize("url", ["http://127.0.0.1/cat.png", "http://[::1]/", "http://169.254.169.254/latest/",
                                  "http://10.0.0.1/", "http://localhost/", "file:///etc/passwd"])
 def test_a_private_address_is_never_downloaded(url):
-    body = json.dumps({"images": [url], "text": "a cat."}).encode()
-    status, answer = detect((body, {"Content-Type": "application/json"}), allow_urls=True)
+    status, answer = detect(with_urls(url), allow_urls=True)
     assert status == 422
-    assert re.search("public address|starts with http|base64", answer["error"])
+    expected = "that starts with http:// or https://; got file:" if "file" in url else (
+        "with a public address; its host has none")
+    assert answer["error"] == f"{url}: expected a URL {expected}. Send the bytes of the image"
+
+
+def test_the_answer_does_not_tell_whether_a_private_host_exists(monkeypatch):
+    def resolve(host, port, **_):
+        if host == "none.internal":
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    answers = {host: detect(with_urls(f"http://{host}/"), allow_urls=True)
+               for host in ("none.internal", "wiki.internal")}
+    assert {(status, answer["error"].replace(host, "HOST")) for host, (status, answer) in answers.items()} == {
+        (422, "http://HOST/: expected a URL with a public address; its host has none. Send the bytes of the image")}
+
+
+@pytest.mark.parametrize("url", ["ftp://example.org/cat.png", "http://me:secret@example.org/", "http:///", "http://[::1",
+                                 "http://93.184.216.34/timeout", "http://93.184.216.34/refused"])
+def test_a_url_that_cannot_be_downloaded_has_a_next_step_for_clients(monkeypatch, url):
+    def connect(*_):
+        raise TimeoutError if url.endswith("timeout") else ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    status, answer = detect(with_urls(url), allow_urls=True)
+    assert (status, answer["error"].endswith(". Send the bytes of the image")) == (422, True)
+    assert not re.search(f"path|another program|secret|{urls.PRIVATE}", answer["error"])
 
 
 def test_slow_downloads_end_with_the_timeout(monkeypatch):
     monkeypatch.setattr(urls, "download", lambda *_, **__: time.sleep(0.3))
-    status, answer = detect(with_urls(1), allow_urls=True, timeout=0.05)
+    status, answer = detect(with_urls(), allow_urls=True, timeout=0.05)
     assert (status, "expected an answer within 0.05 s" in answer["error"]) == (504, True)
 
 
-def with_urls(count):
+def with_urls(*images):
     """A request with images at URLs."""
-    body = json.dumps({"images": ["https://example.org/cat.png"] * count, "text": "a cat."}).encode()
+    body = json.dumps({"images": images or [URL], "text": "a cat."}).encode()
     return body, {"Content-Type": "application/json"}
 
 
@@ -558,7 +586,7 @@ def downloads(monkeypatch):
 def test_downloads_that_outlive_their_requests_keep_their_places(downloads):
     """Their threads cannot be ended. They delay other downloads only."""
     async def test(send, pool):
-        waves = [await asyncio.gather(*(send("POST", "/v1/detect", *with_urls(1)) for _ in range(6))) for _ in range(2)]
+        waves = [await asyncio.gather(*(send("POST", "/v1/detect", *with_urls()) for _ in range(6))) for _ in range(2)]
         assert {status for wave in waves for status, _, _ in wave} == {504}
         assert downloads.running == downloads.most == intake.DOWNLOADS
         large = form([("image", b"x" * 2 * intake.SMALL), ("text", "a cat.")])  # which is parsed in a thread
@@ -566,7 +594,7 @@ def test_downloads_that_outlive_their_requests_keep_their_places(downloads):
         downloads.end.set()
         while downloads.running:
             await asyncio.sleep(0.01)
-        assert (await send("POST", "/v1/detect", *with_urls(2)))[0] == 200
+        assert (await send("POST", "/v1/detect", *with_urls(*[URL] * 2)))[0] == 200
 
     with_app(test, timeout=0.5, allow_urls=True)
     assert all(0 < limits["seconds"] <= 0.5 for limits in downloads.limits)
@@ -576,7 +604,7 @@ def test_the_end_does_not_wait_for_downloads(downloads):
     app, pool = local_app(timeout=0.3, allow_urls=True)
     with served(app, pool) as (port, _):
         connection = http.client.HTTPConnection("127.0.0.1", port)
-        connection.request("POST", "/v1/detect", *with_urls(1))
+        connection.request("POST", "/v1/detect", *with_urls())
         while not downloads.running:
             time.sleep(0.01)
         began = time.monotonic()
@@ -589,7 +617,7 @@ def test_the_end_does_not_wait_for_downloads(downloads):
 def test_a_client_that_leaves_ends_its_download(downloads):
     async def test(send, pool):
         began = time.monotonic()
-        status, _, _ = await send("POST", "/v1/detect", *with_urls(3), leave=True)
+        status, _, _ = await send("POST", "/v1/detect", *with_urls(*[URL] * 3), leave=True)
         return status, time.monotonic() - began
 
     status, seconds = with_app(test, allow_urls=True)
@@ -599,7 +627,7 @@ def test_a_client_that_leaves_ends_its_download(downloads):
 
 def test_downloads_count_as_bytes_of_their_request(monkeypatch):
     """A download can need what its request may have left, which is kept for it."""
-    limits, body = [], with_urls(1)[0]
+    limits, body = [], with_urls()[0]
 
     def download(url, max_bytes, seconds):
         limits.append(max_bytes)
@@ -620,16 +648,16 @@ def test_downloads_count_as_bytes_of_their_request(monkeypatch):
         pool._slots[0].worker.answer = wait
         held = []
         for _ in range(2):
-            held.append(asyncio.create_task(send("POST", "/v1/detect", *with_urls(1))))
+            held.append(asyncio.create_task(send("POST", "/v1/detect", *with_urls())))
             await asyncio.sleep(0.1)
         assert limits == [10_000 - len(body)] * 2
-        full, _, content = await send("POST", "/v1/detect", *with_urls(1))  # 12,000 of 20,000 bytes are in use
+        full, _, content = await send("POST", "/v1/detect", *with_urls())  # 12,000 of 20,000 bytes are in use
         assert (full, len(limits)) == (503, 2), content
         opened.set()
         assert [status for status, _, _ in await asyncio.gather(*held)] == [422, 422]
-        status, _, content = await send("POST", "/v1/detect", *with_urls(2))
+        status, _, content = await send("POST", "/v1/detect", *with_urls(*[URL] * 2))
         assert (status, "images of URLs included" in json.loads(content)["error"]) == (413, True)
-        assert (await send("POST", "/v1/detect", *with_urls(1)))[0] == 422
+        assert (await send("POST", "/v1/detect", *with_urls()))[0] == 422
 
     with_app(test, allow_urls=True, max_bytes=10_000)
 

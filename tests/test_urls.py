@@ -369,7 +369,14 @@ def test_a_refused_connection_and_an_unknown_host(server, monkeypatch):
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/cat.jpg"
         assert f"{url}: cannot be downloaded (" in reason(url)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert "https://nowhere.test/: cannot be downloaded ([Errno -2]" in reason("https://nowhere.test/")
+    assert reason("https://nowhere.test/") == (
+        "https://nowhere.test/: expected a URL with a public address; its host has none. Its name cannot be resolved "
+        "([Errno -2] Name or service not known): check the URL and the connection")
+
+
+def test_an_error_can_be_sent_to_another_process():
+    error = pickle.loads(pickle.dumps(urls.TooLarge("too large", "Try again")))
+    assert (type(error), error.cause, str(error)) == (urls.TooLarge, "too large", "too large. Try again")
 
 
 def unknown(*_, **__):
@@ -479,8 +486,9 @@ def test_a_private_address_is_refused_in_every_form(monkeypatch, host, setting):
     if setting is not None:
         monkeypatch.setenv("MINIGDINO_PRIVATE_URLS", setting)
     monkeypatch.setattr(socket, "create_connection", None)  # is not reached
-    assert reason(f"http://{host}/x").endswith("expected a URL with a public address; its host has a private, local or "
-                                               "reserved one. If you trust the URL, set MINIGDINO_PRIVATE_URLS=1")
+    assert reason(f"http://{host}/x").endswith(
+        "expected a URL with a public address; its host has none. It has a private, local or reserved one: set "
+        "MINIGDINO_PRIVATE_URLS=1, if you trust the URL")
 
 
 def resolved(*addresses):

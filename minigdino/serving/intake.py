@@ -14,7 +14,6 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from .. import urls
-from ..errors import ImageError
 from . import bodies
 from .refusals import LATE, LEFT, Refused
 
@@ -160,8 +159,8 @@ class Intake:
                     for image in images]
         except urls.TooLarge:
             raise self._too_large() from None
-        except ImageError as error:
-            raise Refused(422, str(error)) from None
+        except urls.UrlError as error:  # its next step is one for users of this machine
+            raise Refused(422, f"{error.cause}. Send the bytes of the image") from None
 
     async def _download(self, url, share, deadline):
         """Download an image in a thread, which keeps its place and its memory until it ends, also without the request.
