@@ -201,7 +201,7 @@ class Intake:
 
         try:
             self._make_room()
-            seconds = min(urls.MAX_SECONDS, deadline - loop.time())
+            seconds = min(urls.MAX_SECONDS, deadline - loop.time() + 1)  # the limit of the request comes first
             threading.Thread(target=work, args=[seconds], daemon=True).start()
         except Exception as error:
             finish(b"", error)
