@@ -25,8 +25,8 @@ PENDING = 4 * DOWNLOADS  # requests that wait for a download; others are refused
 
 
 @dataclass(eq=False)
-class _Share:
-    """What one request has of the memory for all.
+class _Upload:
+    """Memory and time limit of one request.
 
     Attributes:
         limit: its time limit.
@@ -59,7 +59,7 @@ class Intake:
         self._max_bytes, self._timeout, self._allow_urls = max_bytes, timeout, allow_urls
         self._wait_seconds = wait_seconds
         self._held = 0  # bytes in memory
-        self._arriving: set[_Share] = set()
+        self._arriving: set[_Upload] = set()
         self._places = asyncio.Semaphore(DOWNLOADS)
         self._pending = 0  # requests that wait for a place
         self._parser = ThreadPoolExecutor(1)  # one body at a time: parsing needs several times its memory
@@ -83,44 +83,44 @@ class Intake:
         length = request.headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 18 or int(length) > self._max_bytes):
             raise self._too_large()
-        share = _Share(asyncio.timeout(self._timeout))
+        upload = _Upload(asyncio.timeout(self._timeout))
         try:
-            async with share.limit:
-                query = await self._parsed(await self._body(request, share), request.headers.get("content-type", ""))
+            async with upload.limit:
+                query = await self._parsed(await self._body(request, upload), request.headers.get("content-type", ""))
                 if not all(isinstance(image, bytes) for image in query.images):
-                    images = await unless_gone(request, self._downloaded(query.images, share, share.limit.when()))
+                    images = await unless_gone(request, self._downloaded(query.images, upload))
                     query = replace(query, images=images)
                 yield query
         except TimeoutError:
-            if share.has_arrived:
+            if upload.has_arrived:
                 raise Refused(504, LATE.format(self._timeout)) from None
-            if share.is_ended:
+            if upload.is_ended:
                 raise Refused(408, f"the server is busy: it expected {STEP} bytes within {SLOW:g} s; got fewer. Send "
                               "the request again", {"Connection": "close"}) from None
             raise Refused(408, f"expected the whole request within {self._timeout:g} s; a part is missing. Send it "
                           "again", {"Connection": "close"}) from None
         finally:
-            self._held -= share.size
+            self._held -= upload.size
 
-    async def _body(self, request, share):
+    async def _body(self, request, upload):
         body, time = bytearray(), asyncio.get_running_loop().time
-        share.since = time()
-        self._arriving.add(share)
+        upload.since = time()
+        self._arriving.add(upload)
         try:
             async for part in request.stream():
                 if len(body) + len(part) > self._max_bytes:
                     raise self._too_large()
                 body += part
                 self._held += len(part)
-                share.size += len(part)
+                upload.size += len(part)
                 self._make_room()
-                if share.size >= share.mark + STEP:
-                    share.mark, share.since = share.size, time()
+                if upload.size >= upload.mark + STEP:
+                    upload.mark, upload.since = upload.size, time()
         except ClientDisconnect:
             raise Refused(LEFT, "the client has left") from None
         finally:
-            self._arriving.discard(share)
-        share.has_arrived = True
+            self._arriving.discard(upload)
+        upload.has_arrived = True
         return bytes(body)
 
     def _make_room(self):
@@ -152,22 +152,18 @@ class Intake:
         return Refused(413, f"a request must have at most {self._max_bytes} bytes, images of URLs included; got more. "
                        "Send a smaller or more compressed image")
 
-    async def _downloaded(self, images, share, deadline):
+    async def _downloaded(self, images, upload):
         """Images as bytes: those of a URL are downloaded."""
         try:
-            return [image if isinstance(image, bytes) else await self._download(image, share, deadline)
+            return [image if isinstance(image, bytes) else await self._download(image, upload)
                     for image in images]
         except urls.TooLarge:
             raise self._too_large() from None
         except urls.UrlError as error:  # its next step is one for users of this machine
             raise Refused(422, f"{error.cause}. Send the bytes of the image") from None
 
-    async def _download(self, url, share, deadline):
-        """Download an image in a thread, which keeps its place and its memory until it ends, also without the request.
-
-        Neither parsing nor the end of the process waits for the thread: a name server can take any time.
-        """
-        loop = asyncio.get_running_loop()
+    async def _download(self, url, upload):
+        """Download an image in a thread."""
         if self._pending >= PENDING:  # without this bound, they would take all connections
             seconds = self._wait_seconds()
             raise Refused(503, f"the server is busy: {PENDING} requests wait for downloads. Try again in {seconds} s",
@@ -177,38 +173,58 @@ class Intake:
             await self._places.acquire()
         finally:
             self._pending -= 1
-        room, found = self._max_bytes - share.size, loop.create_future()
-        self._held += room
-
-        def finish(content, error):
-            """Free the place and the memory, in the event loop."""
-            self._places.release()
-            self._held -= room
-            if not found.done():  # else the request has ended
-                self._held += len(content)
-                share.size += len(content)
-                found.set_result((content, error))
-
-        def work(seconds):
-            """Download, in the thread."""
-            content, error = b"", None
-            try:
-                content = urls.download(url, max_bytes=room, seconds=seconds)
-            except Exception as problem:
-                error = problem
-            with contextlib.suppress(RuntimeError):  # the event loop has ended
-                loop.call_soon_threadsafe(finish, content, error)
-
+        download = _Download(self, upload, self._max_bytes - upload.size)
+        self._held += download.room
         try:
             self._make_room()
-            seconds = min(urls.MAX_SECONDS, deadline - loop.time() + 1)  # the limit of the request comes first
-            threading.Thread(target=work, args=[seconds], daemon=True).start()
+            left = upload.limit.when() - asyncio.get_running_loop().time()
+            seconds = min(urls.MAX_SECONDS, left + 1)  # the limit of the request comes first
+            threading.Thread(target=download.run, args=[url, seconds], daemon=True).start()
         except Exception as error:
-            finish(b"", error)
-        content, error = await found
+            download.finish(b"", error)
+        content, error = await download.result
         if error:
             raise error
         return content
+
+
+class _Download:
+    """A download in a thread. It keeps its place and its memory until it ends, also without the request.
+
+    Neither parsing nor the end of the process waits for the thread: a name server can take any time.
+
+    Args:
+        intake: has the places and the memory.
+        upload: the request.
+        room: largest number of bytes, which are held for the download.
+
+    Attributes:
+        result: future of the bytes and an exception or None; cancelled if the request has ended.
+    """
+
+    def __init__(self, intake, upload, room):
+        self._intake, self._upload, self.room = intake, upload, room
+        self._loop = asyncio.get_running_loop()
+        self.result = self._loop.create_future()
+
+    def run(self, url, seconds):
+        """Download, in the thread."""
+        content, error = b"", None
+        try:
+            content = urls.download(url, max_bytes=self.room, seconds=seconds)
+        except Exception as problem:
+            error = problem
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            self._loop.call_soon_threadsafe(self.finish, content, error)
+
+    def finish(self, content, error):
+        """Free the place and the memory, and pass the result to the request, in the event loop."""
+        self._intake._places.release()
+        self._intake._held -= self.room
+        if not self.result.done():
+            self._intake._held += len(content)
+            self._upload.size += len(content)
+            self.result.set_result((content, error))
 
 
 async def unless_gone(request: Request, answer: Awaitable[Any]) -> Any:
