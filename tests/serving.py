@@ -108,13 +108,19 @@ async def running(pool):
         await pool.close()
 
 
+async def settle():
+    """Let all tasks run until they wait."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 def call(app, method, path, body=b"", headers=None, leave=False):
     """Send a request to an ASGI application. Returns (status, {header: value}, content)."""
     return asyncio.run(acall(app, method, path, body, headers, leave))
 
 
-async def acall(app, method, path, body=b"", headers=None, leave=False, pause=0):
-    """The same as a coroutine. With `leave`, the client leaves once the body is sent. A `pause` precedes each part."""
+async def acall(app, method, path, body=b"", headers=None, leave=False):
+    """The same as a coroutine. With `leave`, the client leaves once the body is sent."""
     sent, messages = asyncio.Event(), []
     parts = iter([body] if isinstance(body, bytes) else body)
     following = next(parts, b"")
@@ -123,7 +129,7 @@ async def acall(app, method, path, body=b"", headers=None, leave=False, pause=0)
         nonlocal following
         if following is not None:
             part, following = following, next(parts, None)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(0)
             return {"type": "http.request", "body": part, "more_body": following is not None}
         if not leave:
             await sent.wait()

@@ -369,16 +369,27 @@ def test_a_connection_above_the_limit_ends_the_one_that_is_silent_longest():
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
             await send({"type": "http.response.body", "body": b"ok"})
 
-        async def connect(data):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writers.append(writer)
+        async def seen(action):
+            """Do something, and wait until the server has seen it."""
+            began = asyncio.get_running_loop().time()
+            result = await action
+            while not any(one.seen > began for one in service._server.server_state.connections):
+                await asyncio.sleep(0.001)
+            return result
+
+        async def write(writer, data):
             writer.write(data)
-            await asyncio.sleep(0.02)
+
+        async def connect(data):
+            reader, writer = await seen(asyncio.open_connection("127.0.0.1", port))
+            writers.append(writer)
+            if data:
+                await seen(write(writer, data))
             return reader
 
-        async def ended(reader):
+        async def ended(reader, seconds):
             try:
-                async with asyncio.timeout(0.1):
+                async with asyncio.timeout(seconds):
                     await reader.read()
             except TimeoutError:
                 return False
@@ -395,13 +406,12 @@ def test_a_connection_above_the_limit_ends_the_one_that_is_silent_longest():
             complete = await connect(head + b"123456789")  # it is in process, and never ended
             in_head, in_body, idle, silent = [await connect(data) for data in (live[:9], head + b"123", live, b"")]
             assert await idle.readexactly(15) == b"HTTP/1.1 200 OK"
-            writers[1].write(live[9:12])  # the head goes on, so that the body is silent longest
-            await asyncio.sleep(0.02)
+            await seen(write(writers[1], live[9:12]))  # the head goes on, so that the body is silent longest
             for oldest in (in_body, idle, silent, in_head):
-                assert not await ended(oldest)
+                assert not await ended(oldest, 0.1)
                 reader = await connect(live)
                 assert await reader.readexactly(15) == b"HTTP/1.1 200 OK"
-                assert await ended(oldest)
+                assert await ended(oldest, 10)
             opened.set()
             assert await complete.readexactly(15) == b"HTTP/1.1 200 OK"
             service.stop()

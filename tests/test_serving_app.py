@@ -15,7 +15,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from serving import acall, as_json, fake_pool, form, local_app, picture, running, served
+from serving import acall, as_json, fake_pool, form, local_app, picture, running, served, settle
 
 import minigdino
 from minigdino import urls
@@ -242,29 +242,48 @@ def test_a_body_that_does_not_arrive_in_time_is_refused():
 
 @pytest.mark.parametrize("slow", ["body", "parsing", "download"])
 def test_one_time_limit_includes_every_step(monkeypatch, slow):
-    """Each step alone takes less than the limit of 0.5 s."""
-    parse, body, headers, pause = bodies.parse, *form([("image", b"x" * intake.SMALL), ("text", "a")]), 0
+    """Each of two steps takes 6 s on the clock of the event loop. The limit of both is 10 s."""
+    passed = 0
+    body, headers = form([("image", b"x" * intake.SMALL), ("text", "a")])
+
+    def work(result=None):
+        nonlocal passed
+        passed += 6
+        return result
+
+    def parts():
+        yield body[:9]
+        work()
+        yield body[9:]
+
+    request, parse = (body, headers), bodies.parse
     if slow == "body":
-        body, pause = [body[:9], body[9:]], 0.15  # before each of two parts
+        request = parts(), headers
     elif slow == "parsing":
-        monkeypatch.setattr(bodies, "parse", lambda *arguments: time.sleep(0.3) or parse(*arguments))
+        monkeypatch.setattr(bodies, "parse", lambda *arguments: work(parse(*arguments)))
     else:
-        monkeypatch.setattr(urls, "download", lambda *_, **__: time.sleep(0.3) or b"x")
-        body, headers = json.dumps({"images": ["http://example.org/"], "text": "a"}).encode(), as_json()[1]
+        monkeypatch.setattr(urls, "download", lambda *_, **__: work(b"x"))
+        request = with_urls()
 
     async def test(send, pool):
+        loop_with_clock(lambda: passed)
+
         async def late(header):
-            await asyncio.sleep(0.3)
+            work()
+            await asyncio.sleep(0.1)
             return {"status": 422, "error": "late", "seconds": {"waited": 0, "decoded": 0, "computed": 0}}
 
         pool._slots[0].worker.answer = late
-        began = time.monotonic()
-        status, _, content = await send("POST", "/v1/detect", body, headers, pause=pause)
-        return status, json.loads(content)["error"], time.monotonic() - began
+        status, _, content = await send("POST", "/v1/detect", *request)
+        return status, json.loads(content)["error"]
 
-    status, error, seconds = with_app(test, timeout=0.5, allow_urls=True)
-    assert (status, "expected an answer within 0.5 s" in error) == (504, True), error
-    assert 0.4 < seconds < 2
+    status, error = with_app(test, {"timeout": 100}, timeout=10, allow_urls=True)
+    assert (status, "expected an answer within 10 s" in error, passed) == (504, True, 12), error
+
+
+def loop_with_clock(passed):
+    """Add seconds to the clock of the running event loop, as if they had passed."""
+    asyncio.get_running_loop().time = lambda: time.monotonic() + passed()
 
 
 def test_many_large_bodies_at_once_are_refused(monkeypatch):
@@ -280,7 +299,7 @@ def test_many_large_bodies_at_once_are_refused(monkeypatch):
         pool._slots[0].worker.answer = wait
         body, headers = form([("image", b"x" * 900), ("text", "a")])
         held = [asyncio.create_task(send("POST", "/v1/detect", body, headers)) for _ in range(2)]
-        await asyncio.sleep(0.1)
+        await settle()
         status, answer_headers, _ = await send("POST", "/v1/detect", body, headers)
         opened.set()
         await asyncio.gather(*held)
@@ -293,44 +312,65 @@ def test_many_large_bodies_at_once_are_refused(monkeypatch):
 def test_slow_bodies_make_room_for_others(monkeypatch):
     """Of three bodies that fill the memory, the largest makes progress. The larger one of the others is ended."""
     monkeypatch.setattr(intake, "HELD", 3)
-    monkeypatch.setattr(intake, "SLOW", 0.5)
+    monkeypatch.setattr(intake, "SLOW", 20)
     monkeypatch.setattr(intake, "STEP", 100)
     request = form([("image", b"x" * 9000), ("text", "a cat.")])
+    passed = 0
 
     async def test(send, pool):
-        statuses = {}
-
-        async def upload(name, parts):
-            waiting = iter(parts)
-
-            async def receive():
-                if (part := next(waiting, None)) is None:
-                    await asyncio.sleep(60)
-                await asyncio.sleep(0.1)
-                return {"type": "http.request", "body": part, "more_body": True}
-
-            async def answered(message):
-                statuses.setdefault(name, message.get("status"))
-
-            await send.app({"type": "http", "method": "POST", "path": "/v1/detect", "query_string": b"", "headers": [],
-                            "root_path": "", "http_version": "1.1"}, receive, answered)
-
-        parts = {"active": [b"x" * 10_000, *[b"x" * 100] * 20], "large": [b"x" * 9900],
-                 "small": [b"x" * 9600, *[b"x"] * 20]}
-        tasks = [asyncio.create_task(upload(*one)) for one in parts.items()]
-        await asyncio.sleep(0.2)
+        nonlocal passed
+        loop_with_clock(lambda: passed)
+        active, large, small = [Upload(send.app, b"x" * size) for size in (10_000, 9900, 9600)]
+        await settle()
         first, headers, content = await send("POST", "/v1/detect", *request)
-        assert (first, headers["retry-after"]) == (503, "1"), content  # no body is slow yet
-        await asyncio.sleep(0.6)
-        second = (await send("POST", "/v1/detect", *request))[0]
-        await asyncio.sleep(0)
-        assert (second, statuses) == (422, {"large": 408})
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        assert (first, headers["retry-after"]) == (503, "20"), content  # no body is slow yet
+        passed = 21
+        active.send(b"x" * 100)
+        small.send(b"x")
+        await settle()
+        assert (await send("POST", "/v1/detect", *request))[0] == 422
+        await settle()
+        assert (active.status, large.status, small.status) == (None, 408, None)
+        for upload in (active, small):
+            upload.task.cancel()
+        await asyncio.gather(active.task, small.task, return_exceptions=True)
         assert (await send("POST", "/v1/detect", *request))[0] == 422
 
     with_app(test, max_bytes=12_000)
+
+
+def test_a_slow_body_whose_last_bytes_exceed_the_memory_is_ended(monkeypatch):
+    monkeypatch.setattr(intake, "HELD", 1)
+    passed = 0
+
+    async def test(send, pool):
+        nonlocal passed
+        loop_with_clock(lambda: passed)
+        large, small = Upload(send.app, b"x" * 700), Upload(send.app, b"x" * 200)
+        await settle()
+        passed = intake.SLOW + 1
+        large.send(b"x" * 200, more_body=False)
+        await settle()
+        assert (large.status, small.status) == (408, None)
+
+    with_app(test, max_bytes=1000)
+
+
+class Upload:
+    """A request whose body begins with some bytes, and goes on with those of `send`."""
+
+    def __init__(self, app, begin):
+        self.status, self._messages = None, asyncio.Queue()
+        self.send(begin)
+        self.task = asyncio.create_task(app({
+            "type": "http", "method": "POST", "path": "/v1/detect", "query_string": b"", "headers": [],
+            "root_path": "", "http_version": "1.1"}, self._messages.get, self._answered))
+
+    def send(self, part, more_body=True):
+        self._messages.put_nowait({"type": "http.request", "body": part, "more_body": more_body})
+
+    async def _answered(self, message):
+        self.status = message.get("status", self.status)
 
 
 def test_a_client_that_leaves_frees_its_place():
@@ -343,7 +383,7 @@ def test_a_client_that_leaves_frees_its_place():
 
         pool._slots[0].worker.answer = wait
         first = asyncio.create_task(send("POST", "/v1/detect", *as_json(text="a cat.")))
-        await asyncio.sleep(0.02)
+        await settle()
         status, _, _ = await send("POST", "/v1/detect", *as_json(text="a cat."), leave=True)
         waiting = pool.waiting
         opened.set()
@@ -365,7 +405,7 @@ def test_a_full_queue_and_a_draining_pool_are_503():
 
         pool._slots[0].worker.answer = wait
         first = asyncio.create_task(send("POST", "/v1/detect", *as_json(text="a cat.")))
-        await asyncio.sleep(0.02)
+        await settle()
         full = await send("POST", "/v1/detect", *as_json(text="a cat."))
         opened.set()
         await first
@@ -654,7 +694,8 @@ def test_downloads_count_as_bytes_of_their_request(monkeypatch):
         held = []
         for _ in range(2):
             held.append(asyncio.create_task(send("POST", "/v1/detect", *with_urls())))
-            await asyncio.sleep(0.1)
+            while pool.busy + pool.waiting < len(held):
+                await asyncio.sleep(0.01)
         assert limits == [10_000 - len(body)] * 2
         full, _, content = await send("POST", "/v1/detect", *with_urls())  # 12,000 of 20,000 bytes are in use
         assert (full, len(limits)) == (503, 2), content
@@ -689,7 +730,7 @@ def test_changed_weights_end_the_worker(monkeypatch):
 
     async def test(send, pool):
         status, _, content = await send("POST", "/v1/detect", *as_json(text="a cat."))
-        await asyncio.sleep(0.01)
+        await settle()
         return status, b"/srv" in content, pool.restarts["died"]
 
     assert with_app(test) == (500, False, 1)

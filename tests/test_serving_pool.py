@@ -6,7 +6,7 @@ import pytest
 import serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import fake_pool, running
+from serving import fake_pool, running, settle
 
 from minigdino import CheckpointError
 from minigdino.serving import pool as pools
@@ -29,12 +29,6 @@ def gate():
         return {"of": header.get("number")}
 
     return opened, answer
-
-
-async def settle():
-    """Let all tasks run until they wait."""
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def run(test):

@@ -114,6 +114,8 @@ class Intake:
                 self._held += len(part)
                 upload.size += len(part)
                 self._make_room()
+                if upload.is_ended:  # by its limit at the next pause only; the body may be complete before
+                    raise TimeoutError
                 if upload.size >= upload.mark + STEP:
                     upload.mark, upload.since = upload.size, time()
         except ClientDisconnect:
