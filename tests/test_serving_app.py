@@ -23,6 +23,7 @@ from minigdino.network import model as network
 from minigdino.serving import app as apps
 from minigdino.serving import bodies, intake, worker
 from minigdino.serving.app import Settings, create
+from minigdino.serving.refusals import Refused
 from minigdino.writing import encoded
 
 PHOTO = picture()
@@ -765,6 +766,26 @@ def test_the_description_names_every_field_and_status():
     assert answer.keys() == documented.keys()
     detection = documented["results"]["items"]["oneOf"][0]["properties"]["detections"]["items"]
     assert answer["results"][0]["detections"][0].keys() == detection["properties"].keys()
+
+
+def test_the_description_states_the_limits_of_bodies():
+    """A body at a limit is accepted, and one beyond it is not."""
+    kinds = json.loads(ask("GET", "/openapi.json")[2])["paths"]["/v1/detect"]["post"]["requestBody"]["content"]
+    fields, parts = (kinds[kind]["schema"]["properties"] for kind in ("application/json", "multipart/form-data"))
+    texts, phrases, images = fields["text"], fields["phrases"], fields["images"]
+    (url,) = (kind for kind in images["items"]["anyOf"] if kind.get("format") == "uri")
+    assert (parts["text"], parts["phrase"]["items"], parts["image"]["maxItems"]) == (
+        texts, phrases["items"], images["maxItems"])
+    assert parts["phrase"]["maxItems"] == phrases["maxItems"]
+    for most, body in (
+            (texts["maxLength"], lambda n: {"images": ["AAAA"], "text": "a" * n}),
+            (phrases["maxItems"], lambda n: {"images": ["AAAA"], "phrases": [str(i) for i in range(n)]}),
+            (phrases["items"]["maxLength"], lambda n: {"images": ["AAAA"], "phrases": ["a" * n]}),
+            (images["maxItems"], lambda n: {"images": ["AAAA"] * n, "text": "a"}),
+            (url["maxLength"], lambda n: {"images": [URL.ljust(n, "a")], "text": "a"})):
+        assert bodies.parse(json.dumps(body(most)).encode(), "application/json", True)
+        with pytest.raises(Refused, match=str(most)):
+            bodies.parse(json.dumps(body(most + 1)).encode(), "application/json", True)
 
 
 def test_the_description_names_the_key_where_it_is_needed():

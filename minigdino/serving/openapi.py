@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..runtime.precision import PRECISIONS
-from .bodies import DRAWN, MAX_IMAGES, MAX_PHRASES, MAX_RESIZED
+from .bodies import DRAWN, MAX_CHARACTERS, MAX_IMAGES, MAX_PHRASES, MAX_RESIZED, MAX_URL
 
 DESCRIPTION = "Open-set object detection: images and a prompt in, boxes with the phrases of the prompt out."
 
@@ -20,8 +20,8 @@ def _number(text, low=0.0, high=1.0, **more):
 SIZE = f"Shortest and longest edge of the resized image, in pixels. Their product is at most {MAX_RESIZED}."
 THRESHOLD = _number("Score that a detection must exceed.", default=0.25)
 COMMON: dict[str, Any] = {  # fields of both kinds of bodies
-    "text": {"type": "string", "minLength": 1, "description": 'The prompt, such as "a cat. a dog."',
-             "examples": ["a cat. a dog."]},
+    "text": {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS,
+             "description": 'The prompt, such as "a cat. a dog."', "examples": ["a cat. a dog."]},
     "text_threshold": _number('Probability that a token must exceed to become part of "phrase".', default=0.25),
     "score": {"enum": ["max", "mean"], "default": "max",
               "description": "Whether the score is the highest probability of a token, or the mean of a phrase."},
@@ -36,12 +36,13 @@ COMMON: dict[str, Any] = {  # fields of both kinds of bodies
              "answer; true for png. For one image."},
     "model": {"type": "string", "description": "Name of the model that is expected; see /v1/models."}}
 PHRASES = {"type": "array", "minItems": 1, "maxItems": MAX_PHRASES, "uniqueItems": True,
-           "items": {"type": "string", "minLength": 1}}
+           "items": {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS}}
+OF_PHRASES = f"Phrases of the prompt, instead of text, of {MAX_CHARACTERS} characters in total"
 FORM = {"type": "object", "required": ["image"], "additionalProperties": False,
         "oneOf": [{"required": ["text"]}, {"required": ["phrase"]}], "properties": {
     "image": {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES,
               "items": {"type": "string", "format": "binary"}, "description": "Image files; repeat the field."},
-    "phrase": {**PHRASES, "description": "Phrases of the prompt, instead of text; repeat the field."},
+    "phrase": {**PHRASES, "description": f"{OF_PHRASES}; repeat the field."},
     "threshold": {"type": "string", "default": "0.25",
                   "description": "Score that a detection must exceed, or JSON with one for each phrase."},
     "size": {"type": "string", "pattern": r"^[1-9]\d*,[1-9]\d*$", "examples": ["800,1333"], "description": SIZE},
@@ -50,9 +51,9 @@ OBJECT = {"type": "object", "required": ["images"], "additionalProperties": Fals
           "oneOf": [{"required": ["text"]}, {"required": ["phrases"]}], "properties": {
     "images": {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES,
                "items": {"anyOf": [{"type": "string", "contentEncoding": "base64", "minLength": 4},
-                                   {"type": "string", "format": "uri", "pattern": "^https?://"}]},
+                                   {"type": "string", "format": "uri", "pattern": "^https?://", "maxLength": MAX_URL}]},
                "description": "Images in base64, or URLs if the server allows them."},
-    "phrases": {**PHRASES, "description": "Phrases of the prompt, instead of text.", "examples": [["a cat", "a dog"]]},
+    "phrases": {**PHRASES, "description": f"{OF_PHRASES}.", "examples": [["a cat", "a dog"]]},
     "threshold": {"oneOf": [THRESHOLD, {"type": "object", "additionalProperties": _number("Threshold of a phrase.")}],
                   "description": "Score that a detection must exceed, or one for each phrase.", "default": 0.25},
     "size": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2,
@@ -77,10 +78,11 @@ ANSWER = {"type": "object", "required": ["model", "version", "results", "seconds
     "warnings": {"type": "array", "items": {"type": "string"}, "description": "Warnings about the prompt."}}}
 REFUSALS = {
     403: "A web page of another origin sent the request.",
-    408: "The request did not arrive in time.",
+    408: "The request did not arrive in time, or too slowly while the memory for requests was full.",
     413: "The request has too many bytes, or an image too many pixels.", 415: "The content type is not supported.",
     422: "A field or an image cannot be used.", 500: "The server failed.",
-    503: "The queue is full, or the server ends. Retry-After states the seconds to wait.",
+    503: "The queue, the memory for requests or the queue for downloads is full, or the server ends. Retry-After "
+         "states the seconds to wait.",
     504: "There was no answer in time."}
 KEYS = {"bearer": {"type": "http", "scheme": "bearer"},
         "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
