@@ -287,17 +287,23 @@ def loop_with_clock(passed):
     asyncio.get_running_loop().time = lambda: time.monotonic() + passed()
 
 
+def closed_worker(pool):
+    """Let the first worker keep its requests until the returned event is set. Its answers have the status 422."""
+    opened = asyncio.Event()
+
+    async def wait(header):
+        await opened.wait()
+        return {"status": 422, "error": "late", "seconds": {"waited": 0, "decoded": 0, "computed": 0}}
+
+    pool._slots[0].worker.answer = wait
+    return opened
+
+
 def test_many_large_bodies_at_once_are_refused(monkeypatch):
     monkeypatch.setattr(intake, "HELD", 2)
 
     async def test(send, pool):
-        opened = asyncio.Event()
-
-        async def wait(header):
-            await opened.wait()
-            return {"status": 422, "error": "late", "seconds": {"waited": 0, "decoded": 0, "computed": 0}}
-
-        pool._slots[0].worker.answer = wait
+        opened = closed_worker(pool)
         body, headers = form([("image", b"x" * 900), ("text", "a")])
         held = [asyncio.create_task(send("POST", "/v1/detect", body, headers)) for _ in range(2)]
         await settle()
@@ -376,13 +382,7 @@ class Upload:
 
 def test_a_client_that_leaves_frees_its_place():
     async def test(send, pool):
-        opened = asyncio.Event()
-
-        async def wait(header):
-            await opened.wait()
-            return {"status": 422, "error": "late", "seconds": {"waited": 0, "decoded": 0, "computed": 0}}
-
-        pool._slots[0].worker.answer = wait
+        opened = closed_worker(pool)
         first = asyncio.create_task(send("POST", "/v1/detect", *as_json(text="a cat.")))
         await settle()
         status, _, _ = await send("POST", "/v1/detect", *as_json(text="a cat."), leave=True)
@@ -398,13 +398,7 @@ def test_a_client_that_leaves_frees_its_place():
 def test_a_full_queue_and_a_draining_pool_are_503():
     async def test(send, pool):
         pool._queue = 0
-        opened = asyncio.Event()
-
-        async def wait(header):
-            await opened.wait()
-            return {"status": 422, "error": "late", "seconds": {"waited": 0, "decoded": 0, "computed": 0}}
-
-        pool._slots[0].worker.answer = wait
+        opened = closed_worker(pool)
         first = asyncio.create_task(send("POST", "/v1/detect", *as_json(text="a cat.")))
         await settle()
         full = await send("POST", "/v1/detect", *as_json(text="a cat."))
@@ -685,13 +679,7 @@ def test_downloads_count_as_bytes_of_their_request(monkeypatch):
     monkeypatch.setattr(intake, "HELD", 2)
 
     async def test(send, pool):
-        opened = asyncio.Event()
-
-        async def wait(header):
-            await opened.wait()
-            return {"status": 422, "error": "late", "seconds": {"waited": 0, "decoded": 0, "computed": 0}}
-
-        pool._slots[0].worker.answer = wait
+        opened = closed_worker(pool)
         held = []
         for _ in range(2):
             held.append(asyncio.create_task(send("POST", "/v1/detect", *with_urls())))
