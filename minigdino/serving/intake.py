@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from .. import urls
 from . import bodies
-from .refusals import LATE, LEFT, Refused
+from .refusals import LATE, LEFT, Refused, busy
 
 HELD = 16  # requests of the largest size that may be in memory before others are refused
 SLOW, STEP = 2.0, 2**16  # a body is slow if its next STEP bytes take more than SLOW seconds
@@ -134,8 +134,7 @@ class Intake:
                       key=lambda one: one.size)
         if sum(one.size for one in slow) < missing:
             seconds = max(self._wait_seconds(), math.ceil(SLOW))
-            raise Refused(503, f"the server is busy: it receives many large images. Try again in {seconds} s",
-                          {"Retry-After": str(seconds)})
+            raise busy("it receives many large images", seconds)
         while missing > 0:
             one = slow.pop()
             missing -= one.size
@@ -167,9 +166,7 @@ class Intake:
     async def _download(self, url, upload):
         """Download an image in a thread."""
         if self._pending >= PENDING:  # without this bound, they would take all connections
-            seconds = self._wait_seconds()
-            raise Refused(503, f"the server is busy: {PENDING} requests wait for downloads. Try again in {seconds} s",
-                          {"Retry-After": str(seconds)})
+            raise busy(f"{PENDING} requests wait for downloads", self._wait_seconds())
         self._pending += 1
         try:
             await self._places.acquire()

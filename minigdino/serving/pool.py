@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from ..detector import IMAGE_CACHE
 from ..errors import Error
 from .messages import Message
-from .refusals import Refused
+from .refusals import Refused, busy
 
 PING = 2.0  # seconds between two checks of an idle worker
 STALE = 3 * PING  # seconds without a sign of life after which an idle worker does not count as ready
@@ -169,9 +169,7 @@ class Pool:
         job.answer.add_done_callback(_retrieve)
         if not self._give(job):
             if len(self._waiting) >= self._queue:
-                seconds = self.wait_seconds()
-                raise Refused(503, f"the server is busy: its queue of {self._queue} requests is full. Try again in "
-                              f"{seconds} s", {"Retry-After": str(seconds)})
+                raise busy(f"its queue of {self._queue} requests is full", self.wait_seconds())
             self._waiting.append(job)
         self._open += 1
         try:

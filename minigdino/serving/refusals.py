@@ -29,3 +29,13 @@ class Refused(Exception):
     def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None):
         super().__init__(text)
         self.status, self.headers = status, dict(headers or {})
+
+
+def busy(cause: str, seconds: int) -> Refused:
+    """Return the refusal of a request that can be sent again later, with the status 503.
+
+    Args:
+        cause: why the server is busy.
+        seconds: seconds after which the client may try again, also in Retry-After.
+    """
+    return Refused(503, f"the server is busy: {cause}. Try again in {seconds} s", {"Retry-After": str(seconds)})
